@@ -1,0 +1,162 @@
+"""What stages hand on, and how it lies on disk: tensors as safetensors, the rest as JSON.
+
+An artifact is a frozen dataclass of JSON values, tensors, dicts of tensors and other artifacts,
+or a frozen pydantic record. No pickle is written or read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+State = Mapping[str, torch.Tensor]
+Row = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Split:
+    """N images: uint8 (N, H, W, C), and their classes, int64 (N,)."""
+
+    images_NHWC: torch.Tensor
+    labels_N: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images in memory; mean and std (of [0, 1] pixels, a channel each) are the training split's.
+
+    `val` is empty when no validation split was asked for. Only `evaluate` reads `test`.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Split
+    val: Split
+    test: Split
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        _, height, width, channels = self.train.images_NHWC.shape
+        return channels, height, width
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a network is built from: registry name, image shape (C, H, W), outputs, options."""
+
+    name: str
+    image_shape: tuple[int, int, int]
+    outputs: int
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network and one row of scalars an epoch."""
+
+    spec: Spec
+    state: dict[str, torch.Tensor]
+    history: tuple[Row, ...]
+
+
+class Teacher(Network):
+    """The large network."""
+
+
+class Student(Network):
+    """The small network that copies of become experts."""
+
+
+class Router(Network):
+    """Image -> cluster logits. The oracle has no weights: it is told the class."""
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The teacher's logits on V augmented views of the N training images: float16 (V, N, C)."""
+
+    train_VNC: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """`of_class[c]` is the cluster of class c; clusters are numbered by their smallest class."""
+
+    of_class: tuple[int, ...]
+    silhouette: dict[str, float]
+
+    @property
+    def k(self) -> int:
+        return max(self.of_class) + 1
+
+    def members(self) -> list[list[int]]:
+        """The classes of each cluster."""
+        return [[c for c, j in enumerate(self.of_class) if j == e] for e in range(self.k)]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A router, k students that share a spec, and the clusters they serve."""
+
+    router: Router
+    students: tuple[Student, ...]
+    clusters: Clusters
+    masked: bool
+    gated: bool
+    history: tuple[Row, ...]
+
+
+ARTIFACTS: dict[str, type[Any]] = {
+    cls.__name__: cls
+    for cls in (
+        Split, Dataset, Spec, Network, Teacher, Student, Router, Logits, Clusters, Mixture,
+    )
+}  # fmt: skip
+
+
+def pack(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Split an artifact into a JSON tree and named tensors; `unpack` is the inverse."""
+    tensors: dict[str, torch.Tensor] = {}
+
+    def tree(value: Any, name: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value.detach().cpu().contiguous()
+            return {"$tensor": name}
+        if is_dataclass(value) and not isinstance(value, type):
+            inner = {f.name: tree(getattr(value, f.name), f"{name}.{f.name}") for f in fields(value)}
+            return {"$type": type(value).__name__, **inner}
+        if isinstance(value, BaseModel):
+            return {"$type": type(value).__name__, "$json": value.model_dump(mode="json")}
+        if isinstance(value, Mapping):
+            return {str(key): tree(inner, f"{name}.{key}") for key, inner in value.items()}
+        if isinstance(value, tuple | list):
+            return [tree(inner, f"{name}.{i}") for i, inner in enumerate(value)]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise TypeError(f"{name}: {type(value).__name__} is neither JSON, a tensor nor an artifact")
+
+    return tree(value, "root"), tensors
+
+
+def unpack(tree: Any, tensors: Mapping[str, torch.Tensor], records: Mapping[str, Any]) -> Any:
+    """Rebuild what `pack` took apart; `records` maps names to pydantic record classes."""
+    if isinstance(tree, list):
+        return tuple(unpack(inner, tensors, records) for inner in tree)
+    if not isinstance(tree, dict):
+        return tree
+    if "$tensor" in tree:
+        return tensors[tree["$tensor"]]
+    if "$json" in tree:
+        return records[tree["$type"]].model_validate(tree["$json"])
+    values = {k: unpack(v, tensors, records) for k, v in tree.items() if k != "$type"}
+    return ARTIFACTS[tree["$type"]](**values) if "$type" in tree else values

@@ -1,0 +1,84 @@
+"""Where a stage computes: device, progress, checkpoint folder. Nothing here enters a key."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from moist.report import Machine
+
+
+class Progress(Protocol):
+    """What a run tells whoever watches it: a terminal, a log, a tracker."""
+
+    def started(self, stage: str, key: str) -> None: ...
+    def advanced(
+        self, stage: str, done: int, total: int, metrics: Mapping[str, float]
+    ) -> None: ...
+    def finished(self, stage: str, key: str, seconds: float) -> None: ...
+    def reused(self, stage: str, key: str, seconds: float) -> None: ...
+    def warned(self, message: str) -> None: ...
+
+
+class Silent:
+    """Tells nobody."""
+
+    def started(self, stage: str, key: str) -> None: ...
+    def advanced(
+        self, stage: str, done: int, total: int, metrics: Mapping[str, float]
+    ) -> None: ...
+    def finished(self, stage: str, key: str, seconds: float) -> None: ...
+    def reused(self, stage: str, key: str, seconds: float) -> None: ...
+    def warned(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Env:
+    """`stage` and `checkpoints` are set by the store for the stage it is about to compute."""
+
+    device: torch.device = field(default_factory=lambda: default_device())
+    progress: Progress = field(default_factory=Silent)
+    stage: str = ""
+    checkpoints: Path | None = None
+
+    def at(self, stage: str, checkpoints: Path) -> Env:
+        return replace(self, stage=stage, checkpoints=checkpoints)
+
+    def advanced(self, done: int, total: int, **metrics: float) -> None:
+        self.progress.advanced(self.stage, done, total, metrics)
+
+    def machine(self) -> Machine:
+        """What a time measured here depends on."""
+        on_gpu = self.device.type == "cuda"
+        return Machine(
+            device=torch.cuda.get_device_name(self.device) if on_gpu else _processor(),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            system=f"{platform.system()} {platform.machine()}",
+        )
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _processor() -> str:
+    """The processor's name, and its core count: virtual machines hide the model."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        fields = dict(
+            (part.strip() for part in line.split(":", 1))
+            for line in cpuinfo.read_text().split("\n\n")[0].splitlines()
+            if ":" in line
+        )
+        name = fields.get("model name", name)
+        if "cpu family" in fields:
+            name += f" (family {fields['cpu family']} model {fields.get('model', '?')})"
+    return f"{name}, {os.cpu_count()} cores"
