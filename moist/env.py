@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from moist.errors import ConfigError
 from moist.report import Machine
 
 
@@ -82,3 +83,22 @@ def _processor() -> str:
         if "cpu family" in fields:
             name += f" (family {fields['cpu family']} model {fields.get('model', '?')})"
     return f"{name}, {os.cpu_count()} cores"
+
+
+def make_env(
+    progress: Progress, device: str | None = None, threads: int | None = None
+) -> Env:
+    """The environment that the command line asked for. Raises ConfigError for no such device."""
+    if threads:
+        torch.set_num_threads(threads)
+    if device is None:
+        return Env(progress=progress)
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).splitlines()[0]
+        raise ConfigError(
+            f"can't compute on `--device {device}`: {said}", "leave --device out, or use cpu"
+        ) from None
+    return Env(place, progress)

@@ -138,3 +138,64 @@ class Report(Measures):
                 "baselines": dict.fromkeys(("teacher", "student", "oracle"), clocks),
             },
         )
+
+
+def measures(evaluation: Evaluation, timings: dict[str, Timing] | None) -> Measures:
+    """One model's row."""
+    return Measures(
+        accuracy=evaluation.accuracy,
+        val_accuracy=evaluation.val_accuracy,
+        loss=evaluation.loss,
+        ece=evaluation.ece,
+        per_class_accuracy=evaluation.per_class,
+        mflops=evaluation.cost.mflops,
+        mmacs=evaluation.cost.mmacs,
+        params=evaluation.cost.params,
+        bytes=evaluation.cost.bytes,
+        latency_ms=timings and {batch: t.median for batch, t in timings.items()},
+        latency_p95_ms=timings and {batch: t.p95 for batch, t in timings.items()},
+        latency_n=timings and {batch: t.n for batch, t in timings.items()},
+    )
+
+
+def assemble(
+    evaluations: dict[str, Evaluation],
+    latencies: Latencies,
+    *,
+    of_class: tuple[int, ...],
+    silhouette: dict[str, float],
+    key: str,
+    stage_seconds: dict[str, float],
+) -> Report:
+    """The report of a run from what its stages measured."""
+    mixture = evaluations["mixture"]
+    routing = mixture.routing
+    assert routing is not None
+    rows = {
+        name: measures(evaluation, latencies.models.get(name))
+        for name, evaluation in evaluations.items()
+    }
+    classes = tuple(mixture.per_class)
+    k = max(of_class) + 1
+    return Report(
+        **rows["mixture"].model_dump(),
+        routing_accuracy=routing.accuracy,
+        per_cluster_accuracy=routing.cluster_accuracy,
+        per_cluster_routing_accuracy=routing.per_cluster,
+        k=k,
+        clusters=tuple(
+            tuple(name for name, j in zip(classes, of_class, strict=True) if j == e)
+            for e in range(k)
+        ),
+        sent=routing.sent,
+        silhouette=silhouette,
+        n_test=mixture.n,
+        n_val=mixture.n_val,
+        baselines=Baselines(
+            teacher=rows["teacher"], student=rows["student"], oracle=rows["oracle"]
+        ),
+        key=key,
+        seconds=sum(stage_seconds.values()),
+        stage_seconds=stage_seconds,
+        machine=latencies.machine,
+    )

@@ -1,0 +1,241 @@
+"""The command line: parse, call one function, print. Nothing here imports torch at start-up."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from moist import config as configs
+from moist import terminal
+from moist.cli_store import cache, data
+from moist.errors import MoistError
+from moist.options import HOME, JSON, OVERRIDES, computing, opened, print_json
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="moist")
+def cli() -> None:
+    """Mixtures of distilled student experts: train, measure, compare.
+
+    \b
+    moist run                                 digits, in about a minute
+    moist run k=4 hidden_width=512            change what is trained
+    moist run @sweeps/sound.yaml data.name=folder data.root=IMAGES
+    moist runs                                all runs so far
+
+    KEY=VALUE (and @FILE of them) changes a run's result; a --flag never does.
+    """
+
+
+@cli.command()
+@OVERRIDES
+@JSON
+@HOME
+@computing
+def run(overrides: tuple[str, ...], as_json: bool, home: Path, **compute: Any) -> None:
+    """Train and measure one MoIST model; stages already stored are reused.
+
+    \b
+    moist run
+    moist run k=auto router=linear temperature=2
+    moist run @sweeps/paper.yaml data.name=folder data.root=IMAGES --json
+    """
+    config = configs.parse(overrides)
+    from moist import runs
+    from moist.pipeline import run as run_pipeline
+
+    with opened(home, **compute) as store:
+        report = run_pipeline(config, store)
+        found = runs.save(
+            home,
+            command=reproducing(config),
+            config=config,
+            report=report,
+            artifacts={call.stage: call.key for call in store.calls},
+        )
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        terminal.print_report(report, found.config, found.command)
+
+
+@cli.command()
+@OVERRIDES
+@JSON
+@HOME
+def plan(overrides: tuple[str, ...], as_json: bool, home: Path) -> None:
+    """Say what `moist run` would compute and what it would reuse; computes nothing.
+
+    \b
+    moist plan temperature=2
+    """
+    config = configs.parse(overrides)
+    from moist.env import make_env
+    from moist.pipeline import stages
+    from moist.store import Plan
+
+    store = Plan(home, make_env(terminal.Watcher()))
+    stages(config, store)
+    if as_json:
+        print_json([call.record() for call in store.calls])
+        return
+    rows = [
+        [
+            call.stage,
+            call.key[: terminal.SHORT],
+            "reuse" if call.reused else "compute",
+            "-" if call.seconds is None else terminal.duration(call.seconds),
+        ]
+        for call in store.calls
+    ]
+    terminal.print_table("", ["stage", "key", "plan", "seconds on record"], rows)
+
+
+@cli.command("config")
+@OVERRIDES
+@click.option("--keys", is_flag=True, help="Every key with its default, bounds and meaning.")
+@JSON
+def show_config(overrides: tuple[str, ...], keys: bool, as_json: bool) -> None:
+    """Print the resolved config, in the form that @FILE reads; or describe the keys.
+
+    \b
+    moist config k=4 > four.yaml && moist run @four.yaml
+    moist config --keys
+    """
+    if keys:
+        described = [{"key": name, **spec} for name, spec in configs.keys().items()]
+        if as_json:
+            print_json(described)
+            return
+        rows = [
+            [row["key"], str(row["default"]), configs.bounds(row), row.get("description", "")]
+            for row in described
+        ]
+        terminal.print_table("", ["key", "default", "values", "meaning"], rows)
+        return
+    flat = configs.flat(configs.parse(overrides))
+    if as_json:
+        print_json([flat])
+        return
+    for name, value in flat.items():
+        click.echo(f"{name}: {'null' if value is None else value}")
+
+
+@cli.command("runs")
+@JSON
+@HOME
+def list_runs(as_json: bool, home: Path) -> None:
+    """List the runs so far, newest first."""
+    from moist import runs
+
+    found = runs.all_runs(home)
+    if as_json:
+        print_json([run.record() for run in found])
+        return
+    rows = [
+        [
+            run.key[: terminal.SHORT],
+            run.created[:16].replace("T", " "),
+            run.config["data.name"],
+            f"{run.report.accuracy:.2%}",
+            "-" if run.report.val_accuracy is None else f"{run.report.val_accuracy:.2%}",
+            f"{run.report.mflops:.2f}",
+            " ".join(shlex.split(run.command)[2:]) or "(defaults)",
+        ]
+        for run in found
+    ]
+    heads = ["run", "created (UTC)", "data", "accuracy", "val accuracy", "MFLOPs", "overrides"]
+    terminal.print_table("", heads, rows)
+
+
+@cli.command()
+@click.argument("run")
+@JSON
+@HOME
+def show(run: str, as_json: bool, home: Path) -> None:
+    """Print a run's report again. RUN is a key, a unique prefix of one, or `last`."""
+    from moist import runs
+
+    found = runs.find(home, run)
+    if as_json:
+        print_json([found.record()])
+    else:
+        terminal.print_report(found.report, found.config, found.command)
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@JSON
+@HOME
+def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> None:
+    """Classify images with a run's model: class, probability, expert, router's confidence.
+
+    \b
+    moist predict last photo.jpg
+    """
+    from moist import runs
+    from moist.predict import predict_images
+
+    with opened(home, quiet=True) as store:
+        predictions = predict_images(store, runs.find(home, run), images)
+    if as_json:
+        print_json(predictions)
+        return
+    rows = [
+        [
+            row["image"],
+            row["class"],
+            f"{row['probability']:.1%}",
+            str(row["expert"]),
+            f"{row['router_confidence']:.1%}",
+        ]
+        for row in predictions
+    ]
+    heads = ["image", "class", "probability", "expert", "router's confidence"]
+    terminal.print_table("", heads, rows)
+
+
+def reproducing(config: configs.Config) -> str:
+    """The exact command that gives this config: every value that is no default."""
+    defaults = configs.flat(configs.Config())
+    changed = {k: v for k, v in configs.flat(config).items() if v != defaults[k]}
+    return shlex.join(["moist", "run", *(f"{k}={v}" for k, v in changed.items())])
+
+
+def main() -> None:
+    """Entry point: every error is said in our words and has its exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.NoSuchOption as error:
+        terminal.fail(f"{error.format_message()}\n{flag_hint(error.option_name)}".strip())
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MoistError as error:
+        terminal.fail(str(error))
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        terminal.fail("interrupted; run the same command again to continue")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def flag_hint(option: str) -> str:
+    """`--k` is no flag: results are changed by KEY=VALUE."""
+    key = option.lstrip("-").replace("-", "_")
+    return f"hint: write `{key}=VALUE`" if key in configs.flat(configs.Config()) else ""
+
+
+cli.add_command(cache)
+cli.add_command(data)

@@ -1,0 +1,123 @@
+"""`moist data` and `moist cache`: what is kept on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moist import config as configs
+from moist import terminal
+from moist.options import HOME, JSON, OVERRIDES, QUIET, opened, print_json
+
+
+@click.group()
+def data() -> None:
+    """Data sets."""
+
+
+@data.command("prepare")
+@click.argument("name")
+@OVERRIDES
+@JSON
+@QUIET
+@HOME
+def prepare_data(
+    name: str, overrides: tuple[str, ...], as_json: bool, quiet: bool, home: Path
+) -> None:
+    """Download, check and decode a data set once; runs then map it into memory.
+
+    \b
+    moist data prepare cifar10
+    moist data prepare folder data.root=IMAGES data.image_size=32
+    """
+    config = configs.parse([f"data.name={name}", *overrides])
+    from moist.data import locate
+    from moist.stages.prepare import prepare
+
+    with opened(home, quiet) as store:
+        source = locate(config.data, home)
+        found = store.call(prepare, source=source, val_fraction=config.data.val_fraction)
+        splits = {split: len(getattr(found.value, split)) for split in ("train", "val", "test")}
+        shape = "x".join(map(str, found.value.image_shape))
+    described = {"name": name, "shape": shape, **splits, "classes": list(source.classes)}
+    if as_json:
+        print_json([{**described, "key": found.key}])
+        return
+    for label, value in described.items():
+        click.echo(f"{label}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+@click.group()
+def cache() -> None:
+    """Stage outputs kept for reuse: list, verify, make room."""
+
+
+@cache.command("ls")
+@JSON
+@HOME
+def list_entries(as_json: bool, home: Path) -> None:
+    """List what is stored, most recently used first."""
+    from moist import store
+
+    found = sorted(store.entries(home), key=lambda entry: entry.last_used, reverse=True)
+    if as_json:
+        print_json([entry.model_dump(mode="json") for entry in found])
+        return
+    rows = [
+        [
+            entry.key[: terminal.SHORT],
+            entry.stage,
+            terminal.size(entry.bytes),
+            terminal.duration(entry.seconds),
+            entry.last_used[:16].replace("T", " "),
+        ]
+        for entry in found
+    ]
+    heads = ["key", "stage", "size", "seconds to compute", "last used (UTC)"]
+    terminal.print_table("", heads, rows)
+    click.echo(f"{len(found)} entries, {terminal.size(sum(entry.bytes for entry in found))}")
+
+
+@cache.command()
+@JSON
+@HOME
+def verify(as_json: bool, home: Path) -> None:
+    """Check every stored byte; damaged entries are set aside and computed again when needed."""
+    from moist import store
+
+    problems = store.verify(home)
+    if as_json:
+        print_json([{"key": key, "problem": problem} for key, problem in problems])
+    else:
+        for key, problem in problems:
+            click.echo(f"{key[: terminal.SHORT]}: {problem}")
+        click.echo(f"{len(store.entries(home))} sound, {len(problems)} damaged")
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+@cache.command()
+@click.option("--max-bytes", default="10GB", show_default=True, help="Keep at most this much.")
+@HOME
+def gc(max_bytes: str, home: Path) -> None:
+    """Delete the least recently used entries beyond --max-bytes, and leftovers of killed runs.
+
+    \b
+    moist cache gc --max-bytes 500MB
+    """
+    from moist import store
+
+    freed = store.gc(home, terminal.parse_size(max_bytes), pinned=set())
+    click.echo(f"freed {terminal.size(freed)}")
+
+
+@cache.command()
+@click.option("--stage", help="Only outputs of this stage.")
+@click.confirmation_option(prompt="Delete stored stage outputs? They can be computed again.")
+@HOME
+def clear(stage: str | None, home: Path) -> None:
+    """Delete all stored stage outputs, or those of one stage. Run records stay."""
+    from moist import store
+
+    click.echo(f"freed {terminal.size(store.clear(home, stage))}")

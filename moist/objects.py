@@ -1,0 +1,401 @@
+"""What stages computed, on disk: one folder a key, whole or not there, and checked when read.
+
+    HOME/objects/ab/ab12../   artifact.json, tensors.safetensors, manifest.json
+         locks/KEY.lock       held while KEY is computed; never deleted, as that splits waiters
+         partial/KEY/         checkpoints of a stage that has not finished
+         tmp/                 objects being written or deleted
+         quarantine/          damaged objects, each with its reason.txt
+
+Knows files only, never what is in them: no torch here, as run records need none.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from moist.errors import StoreError
+from moist.report import Record
+
+DAY = 86_400.0
+MANIFEST = "manifest.json"
+ELSEWHERE = "choose another folder with `--home DIR` or MOIST_HOME"
+SPACE = f"make room (`moist cache gc` drops what was used least recently), or {ELSEWHERE}"
+
+
+class Damaged(StoreError):
+    """An object is not what was stored; the message says which file and why."""
+
+
+class File(Record):
+    bytes: int
+    sha256: str
+
+
+class Manifest(Record):
+    """What an object is, and the checksums that prove it; `recipe` is its stage's inputs."""
+
+    key: str
+    stage: str
+    version: int
+    recipe: dict[str, Any]
+    files: dict[str, File]
+    seconds: float
+    created: str
+    machine: dict[str, Any]
+    moist: str
+    commit: str | None
+    checksum: str = ""
+
+    def text(self) -> bytes:
+        """The only bytes that are this manifest: a checksum over the rest is part of them."""
+        body = self.model_dump(mode="json", exclude={"checksum"})
+        checksum = hashlib.sha256(canonical(body)).hexdigest()
+        signed = {**body, "checksum": checksum}
+        return json.dumps(signed, sort_keys=True, allow_nan=False, indent=1).encode()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored object; times are UTC in ISO format, `seconds` what computing it took."""
+
+    key: str
+    stage: str
+    bytes: int
+    seconds: float
+    created: str
+    last_used: str
+
+
+def canonical(tree: Any) -> bytes:
+    """The one JSON text of a value. Raises ValueError for NaN and infinity."""
+    return json.dumps(tree, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
+
+
+def key_of(stage: str, version: int, recipe: dict[str, Any]) -> str:
+    """What a stage's output is called: 128 bits of the digest of all that decides it."""
+    text = canonical({"stage": stage, "version": version, "inputs": recipe})
+    return hashlib.sha256(text).hexdigest()[:32]
+
+
+def folder_of(home: Path, key: str) -> Path:
+    return home / "objects" / key[:2] / key
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder has reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def now() -> str:
+    return utc(time.time())
+
+
+def utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
+
+
+@contextmanager
+def writing(home: Path, hint: str = SPACE) -> Iterator[None]:
+    """Turn what the disk refuses into a StoreError that says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"can't write in `{home}`: {reason}", hint) from error
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A name in `folder` to write a file under, before it is renamed; gone afterwards."""
+    tmp = folder / f".{uuid4().hex}.tmp"
+    with writing(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield tmp
+        finally:
+            with suppress(OSError):
+                tmp.unlink()
+
+
+def prepare(home: Path) -> None:
+    """Create the home folder. Raises StoreError if it can't be created or written in."""
+    with writing(home, ELSEWHERE):
+        for name in ("objects", "locks", "partial", "tmp"):
+            (home / name).mkdir(parents=True, exist_ok=True)
+            if not os.access(home / name, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextmanager
+def alone(home: Path, key: str, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold `key` against all other processes; calls `waiting` once if one of them holds it.
+
+    The kernel frees the lock when its holder dies, however it dies.
+    """
+    lock = FileLock(home / "locks" / f"{key}.lock")
+    with writing(home, ELSEWHERE):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            waiting()
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def unless_held(home: Path, key: str) -> Iterator[bool]:
+    """Hold `key` if nobody does: True; otherwise False, without waiting."""
+    with writing(home, ELSEWHERE):
+        (home / "locks").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(home / "locks" / f"{key}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            pass
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+def publish(home: Path, fill: Callable[[Path], None], **facts: Any) -> Manifest:
+    """Store the files that `fill` writes: all of them, or nothing.
+
+    An object that is already there is replaced. Raises StoreError when the disk refuses.
+    """
+    tmp = home / "tmp" / uuid4().hex
+    try:
+        with writing(home):
+            tmp.mkdir(parents=True)
+            fill(tmp)
+            files = {
+                path.name: File(bytes=path.stat().st_size, sha256=digest(path))
+                for path in tmp.iterdir()
+            }
+            manifest = Manifest(files=files, created=now(), **facts)
+            (tmp / MANIFEST).write_bytes(manifest.text())
+            for path in (*tmp.iterdir(), tmp):
+                sync(path)
+            _install(home, tmp, folder_of(home, manifest.key))
+        return manifest
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def _install(home: Path, tmp: Path, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        discard(home, folder)
+    try:
+        os.rename(tmp, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        # Where locks don't reach, another machine may be first; its object has the same key.
+    sync(folder.parent)
+
+
+def check(home: Path, key: str) -> Manifest | None:
+    """The manifest of a stored object, every byte of which was verified; None if there is none.
+
+    Raises Damaged when a file is missing, added, or not what was stored.
+    """
+    folder = folder_of(home, key)
+    if not folder.is_dir():
+        return None
+    manifest = read(folder)
+    found = {path.name for path in folder.iterdir()}
+    for name in sorted(found ^ {MANIFEST, *manifest.files}):
+        raise Damaged(f"{name}: {'not part of it' if name in found else 'missing'}")
+    for name, file in manifest.files.items():
+        with _reading(name):
+            if (size := (folder / name).stat().st_size) != file.bytes:
+                raise Damaged(f"{name}: {size} bytes, {file.bytes} were stored")
+            if digest(folder / name) != file.sha256:
+                raise Damaged(f"{name}: checksum differs")
+    return manifest
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest in a folder. Raises Damaged unless it is, byte by byte, what was written."""
+    with _reading(MANIFEST):
+        data = (folder / MANIFEST).read_bytes()
+    try:
+        manifest = Manifest.model_validate(json.loads(data))
+        sound = data == manifest.text()
+    except (ValueError, RecursionError):
+        raise Damaged(f"{MANIFEST}: not readable") from None
+    if not sound:
+        raise Damaged(f"{MANIFEST}: checksum differs")
+    if folder.name != key_of(manifest.stage, manifest.version, manifest.recipe):
+        raise Damaged(f"{MANIFEST}: belongs to another key")
+    return manifest
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """A file that is gone or that the disk can't read is damage; one we may not read isn't."""
+    try:
+        yield
+    except PermissionError as error:
+        raise StoreError(f"can't read `{error.filename}`: {error.strerror}", ELSEWHERE) from error
+    except FileNotFoundError:
+        raise Damaged(f"{name}: missing") from None
+    except OSError as error:
+        raise Damaged(f"{name}: {error.strerror}") from error
+
+
+def quarantine(home: Path, key: str, reason: str) -> Path:
+    """Move an object to where nobody reads it, and say why beside it. Needs the key's lock."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    moved = home / "quarantine" / f"{key}-{stamp}"
+    with writing(home):
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(folder_of(home, key), moved)
+        (moved / "reason.txt").write_text(f"{reason}\n")
+    return moved
+
+
+def discard(home: Path, folder: Path) -> None:
+    """Delete a folder: at once for every reader, even if we are killed halfway."""
+    grave = home / "tmp" / uuid4().hex
+    grave.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(folder, grave)
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def used(home: Path, key: str) -> None:
+    """Note that an object was of use now; a home we may only read stays as it is."""
+    with suppress(OSError):
+        os.utime(folder_of(home, key) / MANIFEST)
+
+
+def entries(home: Path) -> list[Entry]:
+    """Everything stored, least recently used first; what can't be read has stage `(damaged)`."""
+    keys = sorted(path.name for path in (home / "objects").glob("??/*"))
+    found = [entry for key in keys if (entry := _entry(folder_of(home, key)))]
+    return sorted(found, key=lambda entry: entry.last_used)
+
+
+def _entry(folder: Path) -> Entry | None:
+    try:
+        manifest = read(folder)
+    except Damaged:
+        manifest = None
+    try:
+        used_at = (folder / MANIFEST if manifest else folder).stat().st_mtime
+        size = _bytes(folder)
+    except FileNotFoundError:  # deleted by another process
+        return None
+    if manifest is None:
+        return Entry(folder.name, "(damaged)", size, 0.0, "", utc(used_at))
+    return Entry(
+        folder.name, manifest.stage, size, manifest.seconds, manifest.created, utc(used_at)
+    )
+
+
+def verify(home: Path) -> list[tuple[str, str]]:
+    """Key and problem of each damaged object, all of which are put into quarantine.
+
+    What another process is computing is left to it.
+    """
+    problems: list[tuple[str, str]] = []
+    for entry in entries(home):
+        with unless_held(home, entry.key) as free:
+            try:
+                if free:
+                    check(home, entry.key)
+            except Damaged as damage:
+                quarantine(home, entry.key, str(damage))
+                problems.append((entry.key, str(damage)))
+    return problems
+
+
+def gc(home: Path, max_bytes: int, pinned: Collection[str] = ()) -> int:
+    """Delete what was used least recently until `max_bytes` are left; returns the bytes freed.
+
+    Pinned keys, and those being computed, stay. Leftovers of killed processes go after a day.
+    """
+    stored = entries(home)
+    total = sum(entry.bytes for entry in stored)
+    freed = _sweep(home, older_than=DAY)
+    for entry in stored:
+        if total > max_bytes and entry.key not in pinned and _remove(home, entry.key):
+            total -= entry.bytes
+            freed += entry.bytes
+    return freed
+
+
+def clear(home: Path, stage: str | None = None) -> int:
+    """Delete what one stage computed, or everything; returns the bytes freed.
+
+    What is being computed stays.
+    """
+    doomed = [entry for entry in entries(home) if stage in (None, entry.stage)]
+    freed = sum(entry.bytes for entry in doomed if _remove(home, entry.key))
+    return freed + (_sweep(home, older_than=0.0) if stage is None else 0)
+
+
+def _remove(home: Path, key: str) -> bool:
+    with unless_held(home, key) as free, writing(home):
+        if free and (folder := folder_of(home, key)).exists():
+            discard(home, folder)
+            return True
+    return False
+
+
+def _sweep(home: Path, older_than: float) -> int:
+    """Delete quarantined objects and what killed processes left; returns the bytes freed.
+
+    A folder in tmp has no lock to ask for: for a day it belongs to whoever wrote it.
+    """
+    freed = 0
+    for folder in home.glob("partial/*"):
+        with unless_held(home, folder.name) as free:
+            freed += _expire(folder, older_than) if free else 0
+    freed += sum(_expire(folder, older_than) for folder in home.glob("quarantine/*"))
+    return freed + sum(_expire(folder, DAY) for folder in home.glob("tmp/*"))
+
+
+def _expire(folder: Path, older_than: float) -> int:
+    """Delete a folder that nothing was written to for so many seconds."""
+    try:
+        last = max(path.stat().st_mtime for path in (folder, *folder.glob("*")))
+        size = _bytes(folder)
+    except FileNotFoundError:  # its owner is at work
+        return 0
+    if time.time() - last < older_than:
+        return 0
+    shutil.rmtree(folder, ignore_errors=True)
+    return size
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*"))

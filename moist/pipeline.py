@@ -1,0 +1,107 @@
+"""The method, top to bottom: `run(config, store)` trains one MoIST model and measures it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moist.artifacts import Clusters, Dataset, Mixture, Network, Student
+from moist.config import Config
+from moist.data import Source, locate
+from moist.errors import ConfigError
+from moist.report import Evaluation, Latencies, Report, assemble
+from moist.stages.cluster import cluster_classes
+from moist.stages.distill import distill_student
+from moist.stages.evaluate import evaluate
+from moist.stages.joint import train_jointly
+from moist.stages.latency import measure_latency
+from moist.stages.logits import teacher_logits
+from moist.stages.prepare import prepare
+from moist.stages.route import pretrain_router
+from moist.stages.teacher import WeightsFile, load_teacher, train_teacher
+from moist.store import Ref, Store
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the stages of one config hand on, each computed only when its value is asked for."""
+
+    data: Ref[Dataset]
+    student: Ref[Student]
+    clusters: Ref[Clusters]
+    mixture: Ref[Mixture]
+    evaluations: dict[str, Ref[Evaluation]]
+    latencies: Ref[Latencies]
+
+
+def stages(config: Config, store: Store) -> Outputs:
+    """Call every stage of the method. Over a `Plan` nothing is computed, only keys."""
+    c = config
+    source = checked(c, locate(c.data, store.home))
+    common = {"augment": c.augment, "precision": c.precision, "seed": c.seed}
+    em = c.joint.objective == "em"
+
+    data = store.call(prepare, source=source, val_fraction=c.data.val_fraction)
+    if c.teacher.weights:
+        weights = WeightsFile(c.teacher.weights)
+        teacher = store.call(load_teacher, data=data, arch=c.teacher.arch, weights=weights)
+    else:
+        teacher = store.call(train_teacher, data=data, teacher=c.teacher, **common)
+    logits = store.call(
+        teacher_logits, data=data, teacher=teacher, views=c.distill.views, **common
+    )
+    student = store.call(
+        distill_student, data=data, logits=logits, student=c.student, distill=c.distill,
+        hidden_width=c.hidden_width, temperature=c.temperature, **common,
+    )  # fmt: skip
+    clusters = store.call(
+        cluster_classes, data=data, logits=logits, k=c.k, cluster=c.cluster, seed=c.seed
+    )
+    router = store.call(
+        pretrain_router, data=data, clusters=clusters, router=c.router, routing=c.routing, **common
+    )
+    mixture = store.call(
+        train_jointly, data=data, clusters=clusters, router=router, student=student, joint=c.joint,
+        logits=logits if em else None, temperature=c.temperature if em else None, **common,
+    )  # fmt: skip
+
+    def measured(model: Ref[Network] | Ref[Mixture], oracle: bool = False) -> Ref[Evaluation]:
+        return store.call(evaluate, data=data, model=model, oracle=oracle, precision=c.precision)
+
+    evaluations = {
+        "mixture": measured(mixture, oracle=c.router == "oracle"),
+        "oracle": measured(mixture, oracle=True),
+        "student": measured(student),
+        "teacher": measured(teacher),
+    }
+    latencies = store.call(
+        measure_latency, data=data, teacher=teacher, student=student, mixture=mixture,
+        latency=c.latency, precision=c.precision, machine=store.env.machine(),
+    )  # fmt: skip
+    return Outputs(data, student, clusters, mixture, evaluations, latencies)
+
+
+def run(config: Config, store: Store) -> Report:
+    """Train and measure the model that `config` describes; stages already stored are reused."""
+    out = stages(config, store)
+    seconds: dict[str, float] = {}
+    for call in store.calls:
+        seconds[call.stage] = seconds.get(call.stage, 0.0) + call.seconds
+    return assemble(
+        {name: evaluation.value for name, evaluation in out.evaluations.items()},
+        out.latencies.value,
+        of_class=out.clusters.value.of_class,
+        silhouette=out.clusters.value.silhouette,
+        key=out.evaluations["mixture"].key,
+        stage_seconds=seconds,
+    )
+
+
+def checked(config: Config, source: Source) -> Source:
+    """The source, if the config can work on it: what is known before anything trains."""
+    classes = len(source.classes)
+    if config.k != "auto" and config.k > classes:
+        raise ConfigError(
+            f"k={config.k} asks for more clusters than `{source.name}` has classes ({classes})",
+            f"set k between 1 and {classes}",
+        )
+    return source

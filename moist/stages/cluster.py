@@ -1,0 +1,90 @@
+"""Which classes belong together, as the teacher sees them. C classes, V views, N images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moist.artifacts import Clusters, Dataset, Logits
+from moist.config import Cluster
+from moist.env import Env
+from moist.errors import ConfigError
+from moist.stages import stage
+
+Matrix = NDArray[np.float64]
+
+
+@stage(version=1)
+def cluster_classes(
+    env: Env, *, data: Dataset, logits: Logits, k: int | Literal["auto"], cluster: Cluster, seed: int
+) -> Clusters:
+    """k groups of classes; `k=auto` takes the k with the best silhouette of the class means.
+
+    `random` deals the sizes that k-means found to shuffled classes: the control for the question
+    whether the teacher's grouping matters.
+    """
+    mean_CC = class_means(logits, data.train.labels_N, len(data.classes))
+    affinity_CC = confusion(logits, data.train.labels_N, len(data.classes))
+    tried = range(2, len(data.classes)) if k == "auto" else [k]
+    if not tried:
+        raise ConfigError(
+            f"k=auto needs at least 3 classes; `{data.name}` has {len(data.classes)}", "set k=1 or k=2"
+        )
+    found = {n: partition(mean_CC, affinity_CC, n, cluster.method, seed) for n in tried}
+    scores = {n: silhouette(mean_CC, of_class) for n, of_class in found.items()}
+    best = max(found, key=lambda n: (scores[n], -n))
+    return Clusters(found[best], {str(n): score for n, score in scores.items()})
+
+
+def class_means(logits: Logits, labels_N: torch.Tensor, classes: int) -> Matrix:
+    """Mean logits (C, C) of the training images of each class, over all views."""
+    return _per_class(logits.train_VNC.double().mean(0), labels_N, classes)
+
+
+def confusion(logits: Logits, labels_N: torch.Tensor, classes: int) -> Matrix:
+    """The teacher's soft confusion, symmetric: how much probability two classes lend each other."""
+    rows_CC = _per_class(logits.train_VNC.double().softmax(2).mean(0), labels_N, classes)
+    return (rows_CC + rows_CC.T) / 2
+
+
+def _per_class(values_NC: torch.Tensor, labels_N: torch.Tensor, classes: int) -> Matrix:
+    total = torch.zeros(classes, values_NC.shape[1], dtype=torch.float64)
+    total.index_add_(0, labels_N, values_NC)
+    mean: Matrix = (total / torch.bincount(labels_N, minlength=classes)[:, None]).numpy()
+    return mean
+
+
+def partition(
+    mean_CC: Matrix, affinity_CC: Matrix, k: int, method: str, seed: int
+) -> tuple[int, ...]:
+    """The cluster of each class, by the asked method."""
+    from sklearn.cluster import KMeans, SpectralClustering
+
+    if k in (1, len(mean_CC)):
+        return tuple(range(len(mean_CC))) if k > 1 else (0,) * len(mean_CC)
+    if method == "spectral":
+        spectral = SpectralClustering(k, affinity="precomputed", random_state=seed)
+        return relabelled(spectral.fit_predict(affinity_CC).tolist())
+    labels = KMeans(k, n_init=10, random_state=seed).fit_predict(mean_CC)
+    if method == "random":
+        labels = np.random.default_rng(seed).permutation(labels)
+    return relabelled(labels.tolist())
+
+
+def relabelled(labels: Sequence[int]) -> tuple[int, ...]:
+    """Number the clusters by their smallest class, so that equal partitions are equal."""
+    names = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return tuple(names[label] for label in labels)
+
+
+def silhouette(mean_CC: Matrix, of_class: tuple[int, ...]) -> float:
+    """Mean silhouette of the class means; 0 where it is undefined (one cluster, or one a class)."""
+    from sklearn.metrics import silhouette_score
+
+    if not 1 < max(of_class) + 1 < len(of_class):
+        return 0.0
+    return float(silhouette_score(mean_CC, of_class))

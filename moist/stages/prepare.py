@@ -1,0 +1,37 @@
+"""Decode a data set once: every other stage starts from its uint8 tensors."""
+
+from __future__ import annotations
+
+import torch
+
+from moist.artifacts import Dataset, Split
+from moist.data import Source, stratified_split
+from moist.env import Env
+from moist.images import decode, mean_std
+from moist.stages import stage
+
+
+@stage(version=1)
+def prepare(env: Env, *, source: Source, val_fraction: float) -> Dataset:
+    """The data set with its validation split, and the training split's mean and deviation.
+
+    Stored, this is the decoded cache: later runs map the tensors instead of decoding again.
+    Raises DataError for images that can't be used.
+    """
+    images, test = decode(source, env.advanced)
+    train_index, val_index = stratified_split(images.labels_N.numpy(), val_fraction)
+    train = _taken(images, torch.from_numpy(train_index))
+    mean, std = mean_std(train.images_NHWC)
+    return Dataset(
+        name=source.name,
+        classes=source.classes,
+        mean=mean,
+        std=std,
+        train=train,
+        val=_taken(images, torch.from_numpy(val_index)),
+        test=test,
+    )
+
+
+def _taken(split: Split, index: torch.Tensor) -> Split:
+    return Split(split.images_NHWC[index], split.labels_N[index])

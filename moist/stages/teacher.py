@@ -1,0 +1,112 @@
+"""The teacher: trained here, or brought along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import file_digest
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from moist.artifacts import Dataset, Spec, Teacher
+from moist.config import Augment
+from moist.config import Teacher as TeacherConfig
+from moist.env import Env
+from moist.errors import ConfigError
+from moist.fit import fit, passes, seeded
+from moist.measure import validation
+from moist.mixture import module
+from moist.nets import TEACHERS
+from moist.stages import stage
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A trained state dict; its content is its key."""
+
+    path: Path
+
+    @cached_property
+    def key(self) -> str:
+        try:
+            with self.path.open("rb") as file:
+                return file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ConfigError(f"can't read teacher.weights `{self.path}`: {error.strerror}") from None
+
+
+def spec_of(arch: str, data: Dataset) -> Spec:
+    return Spec(arch, data.image_shape, len(data.classes), {})
+
+
+@stage(version=1)
+def train_teacher(
+    env: Env, *, data: Dataset, teacher: TeacherConfig, augment: Augment, precision: str, seed: int
+) -> Teacher:
+    """A teacher trained on the labels."""
+    spec = spec_of(teacher.arch, data)
+    with seeded(seed, "teacher"):
+        fresh = TEACHERS[spec.name](spec.image_shape, spec.outputs).state_dict()
+    net = module(Teacher(spec, fresh, ()), env.device)
+    history = fit(
+        env,
+        net,
+        passes(env, data, augment, teacher.batch_size, seed),
+        lambda batch: F.cross_entropy(net(batch.images_BCHW).float(), batch.labels_B),
+        images=len(data.train),
+        training=teacher,
+        precision=precision,
+        seed=seed,
+        validate=validation(env, net, data, precision),
+    )
+    return Teacher(spec, net.state_dict(), history)
+
+
+@stage(version=1)
+def load_teacher(env: Env, *, data: Dataset, arch: str, weights: WeightsFile) -> Teacher:
+    """A teacher from a state dict, as float32. Raises ConfigError naming what does not fit."""
+    spec = spec_of(arch, data)
+    wanted = TEACHERS[arch](spec.image_shape, spec.outputs).state_dict()
+    found = read_state(weights.path)
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}
+    state = {name: wanted[name] for name in counters} | found
+    differ = [
+        f"`{name}`: the network has {_shape(wanted, name)}, the file {_shape(state, name)}"
+        for name in sorted(wanted.keys() | state.keys())
+        if _shape(wanted, name) != _shape(state, name)
+    ]
+    if differ:
+        rest = f"\n  and {len(differ) - 5} more" if len(differ) > 5 else ""
+        raise ConfigError(
+            f"`{weights.path}` does not fit teacher.arch={arch} on {spec.outputs} classes of"
+            f" {spec.image_shape} images:\n  " + "\n  ".join(differ[:5]) + rest,
+            "choose the teacher.arch and the data set it was trained for",
+        )
+    return Teacher(spec, {name: state[name].to(wanted[name].dtype) for name in wanted}, ())
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors file, or of a .pth read without running any code."""
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"can't read teacher.weights `{path}`: {said}") from None
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ConfigError(
+            f"`{path}` holds no state dict of tensors", "save it with `net.state_dict()`"
+        )
+    return state
+
+
+def _shape(state: dict[str, torch.Tensor], name: str) -> str:
+    return str(tuple(state[name].shape)) if name in state else "no such tensor"

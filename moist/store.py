@@ -1,0 +1,265 @@
+"""Every stage's output, computed once: whoever asks, in parallel too, and checked on each use.
+
+A key is known before anything is computed: it is the digest of the stage's name, its version and
+its inputs, where an output of another stage counts with its own key. On disk: `objects.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from moist import config, objects, runs
+from moist.checkpoint import read_artifact, write_artifact
+from moist.env import Env
+from moist.errors import StoreError
+from moist.objects import Entry, clear, entries, gc, verify
+
+__all__ = [
+    "Call", "Entry", "Plan", "Ref", "Store", "clear", "entries", "find", "gc", "verify",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ref(Generic[T]):
+    """A stage's output: its key, and its value once somebody needs it."""
+
+    key: str
+    stage: str
+    _load: Callable[[], T] = field(repr=False, compare=False)
+    _kept: list[T] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def value(self) -> T:
+        if not self._kept:
+            self._kept.append(self._load())
+        return self._kept[0]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What became of one call: `seconds` is what computing it took, now or when it was stored.
+
+    In a Plan `seconds` is expected, from stored outputs of the stage; nan if there are none.
+    """
+
+    stage: str
+    key: str
+    reused: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage and its inputs. Raises TypeError for inputs that the stage or a key can't take."""
+
+    stage: Callable[..., Any]
+    inputs: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.stage.__name__
+
+    @property
+    def version(self) -> int:
+        found = getattr(self.stage, "version", None)
+        if not isinstance(found, int):
+            raise TypeError(f"`{self.name}` has no version: mark it with `@stage(version=1)`")
+        return found
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The inputs as JSON, the stage's defaults included: a changed default is a new key."""
+        bound = inspect.signature(self.stage).bind(None, **self.inputs)
+        bound.apply_defaults()
+        return {name: encoded(bound.arguments[name], name) for name in [*bound.arguments][1:]}
+
+    @cached_property
+    def key(self) -> str:
+        return objects.key_of(self.name, self.version, self.recipe)
+
+
+class Store:
+    """Calls stages, or hands out what they gave before. `reuse=False` computes all afresh."""
+
+    _writes = True
+
+    def __init__(self, home: Path, env: Env, reuse: bool = True) -> None:
+        self.home = home
+        self.env = env
+        self.reuse = reuse
+        self.calls: list[Call] = []
+        self._sound: dict[str, float] = {}  # keys verified or computed here, and their seconds
+        if self._writes:
+            objects.prepare(home)
+
+    def call(self, stage: Callable[..., T], **inputs: Any) -> Ref[T]:
+        """The output of `stage(env, **inputs)`; a `Ref` among the inputs arrives as its value.
+
+        Computes unless it is stored. Raises what the stage raises, and then stores nothing.
+        """
+        job = Job(stage, inputs)
+        self.calls.append(self._settle(job))
+        return Ref(job.key, job.name, lambda: self._value(job))
+
+    def _settle(self, job: Job) -> Call:
+        """Make sure that the output is stored and sound."""
+        seconds = self._stored(job)
+        if seconds is None:
+            with objects.alone(self.home, job.key, lambda: self._wait(job)):
+                seconds = self._stored(job, alone=True)
+                if seconds is None:
+                    return Call(job.name, job.key, False, self._compute(job))
+        self.env.progress.reused(job.name, job.key, seconds)
+        return Call(job.name, job.key, True, seconds)
+
+    def _stored(self, job: Job, alone: bool = False) -> float | None:
+        """The recorded seconds of a sound object; a damaged one is put away if we are alone.
+
+        Every byte is verified, once a Store. While another process replaces an object it can
+        look damaged; only who holds its lock can tell.
+        """
+        if job.key in self._sound and objects.folder_of(self.home, job.key).is_dir():
+            return self._sound[job.key]
+        if not self.reuse:
+            return None
+        try:
+            manifest = objects.check(self.home, job.key)
+        except objects.Damaged as damage:
+            if alone:
+                self._put_away(job, str(damage))
+            return None
+        if manifest is None:
+            return None
+        objects.used(self.home, job.key)
+        self._sound[job.key] = manifest.seconds
+        return manifest.seconds
+
+    def _compute(self, job: Job) -> float:
+        """Run the stage and store what it gives. Needs the key's lock."""
+        inputs = {name: resolved(value) for name, value in job.inputs.items()}
+        partial = self.home / "partial" / job.key
+        self.env.progress.started(job.name, job.key)
+        start = time.perf_counter()
+        value = job.stage(self.env.at(job.name, partial), **inputs)
+        seconds = time.perf_counter() - start
+        objects.publish(
+            self.home, lambda folder: write_artifact(folder, value), key=job.key, stage=job.name,
+            version=job.version, recipe=job.recipe, seconds=seconds, moist=runs.version(),
+            commit=runs.commit(), machine=self.env.machine().model_dump(mode="json"),
+        )  # fmt: skip
+        shutil.rmtree(partial, ignore_errors=True)
+        self._sound[job.key] = seconds
+        self.env.progress.finished(job.name, job.key, seconds)
+        return seconds
+
+    def _value(self, job: Job) -> Any:
+        """Always what was read from disk, so that a repeated run works with the same values."""
+        folder = objects.folder_of(self.home, job.key)
+        try:
+            return read_artifact(folder)
+        except FileNotFoundError:  # another process cleaned up since
+            self._sound.pop(job.key, None)
+            self._settle(job)
+            return read_artifact(folder)
+
+    def _wait(self, job: Job) -> None:
+        self.env.progress.warned(
+            f"waiting for another process to finish `{job.name}` {job.key[:8]}"
+        )
+
+    def _put_away(self, job: Job, reason: str) -> None:
+        moved = objects.quarantine(self.home, job.key, reason)
+        self.env.progress.warned(
+            f"`{job.name}` {job.key[:8]} is damaged ({reason}); moved to {moved},"
+            " computing it again"
+        )
+
+
+class Plan(Store):
+    """A Store that finds the same keys but computes and writes nothing."""
+
+    _writes = False
+
+    def _settle(self, job: Job) -> Call:
+        seconds = self._sound.get(job.key)
+        reused = seconds is not None
+        if seconds is None and self.reuse:
+            try:
+                manifest = objects.check(self.home, job.key)
+            except objects.Damaged:
+                manifest = None
+            reused = manifest is not None
+            seconds = manifest.seconds if manifest else None
+        if seconds is None:
+            known = self._seconds.get(job.name)
+            seconds = statistics.median(known) if known else math.nan
+        self._sound[job.key] = seconds
+        return Call(job.name, job.key, reused, seconds)
+
+    @cached_property
+    def _seconds(self) -> dict[str, list[float]]:
+        """Recorded seconds of everything stored, by stage."""
+        found: dict[str, list[float]] = {}
+        for entry in entries(self.home):
+            found.setdefault(entry.stage, []).append(entry.seconds)
+        return found
+
+    def _value(self, job: Job) -> Any:
+        raise StoreError(f"`{job.name}` {job.key[:8]} is only planned: it has no value")
+
+
+def encoded(value: Any, name: str) -> Any:
+    """An input as it enters the key. Raises TypeError, naming the input, for what has no JSON."""
+    if isinstance(value, config.Section):
+        return encoded(config.keyed(value), name)
+    if isinstance(key := getattr(value, "key", None), str):
+        return {"ref": key}
+    if isinstance(value, BaseModel):
+        return encoded(value.model_dump(mode="json"), name)
+    if isinstance(value, Mapping) and _plain(value):
+        return {k: encoded(inner, f"{name}.{k}") for k, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [encoded(inner, f"{name}.{i}") for i, inner in enumerate(value)]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise TypeError(f"input `{name}`: {value!r} ({type(value).__name__}) can't be part of a key")
+
+
+def _plain(names: Iterable[Any]) -> bool:
+    """Names JSON keeps apart, and none that reads as a reference to another output."""
+    return all(isinstance(name, str) and name != "ref" for name in names)
+
+
+def resolved(value: Any) -> Any:
+    """An input as the stage gets it: every Ref in it replaced by its value.
+
+    Read anew for each stage, so that none gets what another wrote into its inputs.
+    """
+    if isinstance(value, Ref):
+        return value._load()
+    if isinstance(value, Mapping):
+        return {key: resolved(inner) for key, inner in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(resolved(inner) for inner in value)
+    return value
+
+
+def find(home: Path, prefix: str) -> Entry:
+    """The one stored object whose key starts so. Raises ConfigError, listing candidates."""
+    found = {entry.key: entry for entry in entries(home)}
+    return found[runs.pick(prefix, found, "stored outputs")]
