@@ -133,7 +133,9 @@ def pack(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
             tensors[name] = value.detach().cpu().contiguous()
             return {"$tensor": name}
         if is_dataclass(value) and not isinstance(value, type):
-            inner = {f.name: tree(getattr(value, f.name), f"{name}.{f.name}") for f in fields(value)}
+            inner = {
+                f.name: tree(getattr(value, f.name), f"{name}.{f.name}") for f in fields(value)
+            }
             return {"$type": type(value).__name__, **inner}
         if isinstance(value, BaseModel):
             return {"$type": type(value).__name__, "$json": value.model_dump(mode="json")}
@@ -143,7 +145,9 @@ def pack(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
             return [tree(inner, f"{name}.{i}") for i, inner in enumerate(value)]
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        raise TypeError(f"{name}: {type(value).__name__} is neither JSON, a tensor nor an artifact")
+        raise TypeError(
+            f"{name}: {type(value).__name__} is neither JSON, a tensor nor an artifact"
+        )
 
     return tree(value, "root"), tensors
 

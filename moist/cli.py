@@ -15,6 +15,7 @@ from moist import terminal
 from moist.cli_store import cache, data
 from moist.errors import MoistError
 from moist.options import HOME, JSON, OVERRIDES, computing, opened, print_json
+from moist.overrides import parse
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,7 +36,6 @@ def cli() -> None:
 @cli.command()
 @OVERRIDES
 @JSON
-@HOME
 @computing
 def run(overrides: tuple[str, ...], as_json: bool, home: Path, **compute: Any) -> None:
     """Train and measure one MoIST model; stages already stored are reused.
@@ -45,7 +45,7 @@ def run(overrides: tuple[str, ...], as_json: bool, home: Path, **compute: Any) -
     moist run k=auto router=linear temperature=2
     moist run @sweeps/paper.yaml data.name=folder data.root=IMAGES --json
     """
-    config = configs.parse(overrides)
+    config = parse(overrides)
     from moist import runs
     from moist.pipeline import run as run_pipeline
 
@@ -74,7 +74,7 @@ def plan(overrides: tuple[str, ...], as_json: bool, home: Path) -> None:
     \b
     moist plan temperature=2
     """
-    config = configs.parse(overrides)
+    config = parse(overrides)
     from moist.env import make_env
     from moist.pipeline import stages
     from moist.store import Plan
@@ -93,7 +93,14 @@ def plan(overrides: tuple[str, ...], as_json: bool, home: Path) -> None:
         ]
         for call in store.calls
     ]
-    terminal.print_table("", ["stage", "key", "plan", "seconds on record"], rows)
+    terminal.print_table("", ["stage", "key", "plan", "took before"], rows)
+    todo = [call for call in store.calls if not call.reused]
+    known = sum(call.seconds or 0.0 for call in todo)
+    unknown = sum(call.seconds is None for call in todo)
+    click.echo(
+        f"{len(todo)} of {len(store.calls)} stages to compute, about {terminal.duration(known)}"
+        + (f" and {unknown} stages never timed here" if unknown else "")
+    )
 
 
 @cli.command("config")
@@ -118,7 +125,7 @@ def show_config(overrides: tuple[str, ...], keys: bool, as_json: bool) -> None:
         ]
         terminal.print_table("", ["key", "default", "values", "meaning"], rows)
         return
-    flat = configs.flat(configs.parse(overrides))
+    flat = configs.flat(parse(overrides))
     if as_json:
         print_json([flat])
         return
@@ -215,7 +222,7 @@ def main() -> None:
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.NoSuchOption as error:
-        terminal.fail(f"{error.format_message()}\n{flag_hint(error.option_name)}".strip())
+        terminal.fail(f"{error.format_message()}{flag_hint(error.option_name, sys.argv)}")
         sys.exit(2)
     except click.ClickException as error:
         error.show()
@@ -231,10 +238,15 @@ def main() -> None:
         sys.exit(1)
 
 
-def flag_hint(option: str) -> str:
-    """`--k` is no flag: results are changed by KEY=VALUE."""
+def flag_hint(option: str, argv: list[str]) -> str:
+    """`--k 3` is no flag: results are changed by KEY=VALUE."""
     key = option.lstrip("-").replace("-", "_")
-    return f"hint: write `{key}=VALUE`" if key in configs.flat(configs.Config()) else ""
+    if key not in configs.flat(configs.Config()):
+        return ""
+    given = [word for word in argv if word == option or word.startswith(f"{option}=")]
+    after = argv[argv.index(given[0]) + 1 :][:1] if given == [option] else []
+    value = given[0].partition("=")[2] if given and not after else "".join(after)
+    return f"\nhint: write `{key}={value or 'VALUE'}`"
 
 
 cli.add_command(cache)

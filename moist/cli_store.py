@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from moist import config as configs
 from moist import terminal
 from moist.options import HOME, JSON, OVERRIDES, QUIET, opened, print_json
+from moist.overrides import parse
 
 
 @click.group()
@@ -31,7 +31,7 @@ def prepare_data(
     moist data prepare cifar10
     moist data prepare folder data.root=IMAGES data.image_size=32
     """
-    config = configs.parse([f"data.name={name}", *overrides])
+    config = parse([f"data.name={name}", *overrides])
     from moist.data import locate
     from moist.stages.prepare import prepare
 

@@ -74,20 +74,16 @@ def _processor() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        fields = dict(
-            (part.strip() for part in line.split(":", 1))
-            for line in cpuinfo.read_text().split("\n\n")[0].splitlines()
-            if ":" in line
-        )
+        lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
+        pairs = [line.partition(":") for line in lines]
+        fields = {label.strip(): value.strip() for label, _, value in pairs}
         name = fields.get("model name", name)
         if "cpu family" in fields:
             name += f" (family {fields['cpu family']} model {fields.get('model', '?')})"
     return f"{name}, {os.cpu_count()} cores"
 
 
-def make_env(
-    progress: Progress, device: str | None = None, threads: int | None = None
-) -> Env:
+def make_env(progress: Progress, device: str | None = None, threads: int | None = None) -> Env:
     """The environment that the command line asked for. Raises ConfigError for no such device."""
     if threads:
         torch.set_num_threads(threads)

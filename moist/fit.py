@@ -38,7 +38,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def passes(
     env: Env, data: Dataset, augment: Augment, batch_size: int, seed: int, views: int | None = None
 ) -> Epoch:
-    """Epoch -> shuffled batches of the training split: a fresh view each epoch, or `views` in turn."""
+    """Epoch -> its shuffled batches: a fresh view each epoch, or `views` of them in turn."""
     return lambda epoch: batches(
         data.train,
         mean=data.mean,

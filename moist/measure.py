@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -150,7 +151,7 @@ def _attention_flops(inputs: list[object], outputs: list[object]) -> int:
 
     *batch, tokens, depth = get_shape(inputs[0])
     *_, keys, _ = get_shape(inputs[1])
-    return 2 * int(np.prod(batch)) * tokens * keys * depth
+    return 2 * math.prod(batch) * int(tokens) * int(keys) * int(depth)
 
 
 def cost(module: nn.Module, image_shape: Shape) -> Cost:

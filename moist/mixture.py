@@ -75,7 +75,7 @@ class MoIST(nn.Module):
 
     def dispatch(self, x_BCHW: torch.Tensor, expert_B: torch.Tensor) -> torch.Tensor:
         """The logits (B, C) of each image's expert: images grouped, one forward an expert."""
-        used = expert_B.unique().tolist()
+        used = torch.unique(expert_B).tolist()
         if len(used) == 1:
             return self.expert(used[0], x_BCHW)
         out_BC = x_BCHW.new_empty(len(x_BCHW), self.member_EC.shape[1], dtype=torch.float32)

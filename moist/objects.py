@@ -19,7 +19,6 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,8 +68,7 @@ class Manifest(Record):
         return json.dumps(signed, sort_keys=True, allow_nan=False, indent=1).encode()
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Record):
     """One stored object; times are UTC in ISO format, `seconds` what computing it took."""
 
     key: str
@@ -315,10 +313,13 @@ def _entry(folder: Path) -> Entry | None:
     except FileNotFoundError:  # deleted by another process
         return None
     if manifest is None:
-        return Entry(folder.name, "(damaged)", size, 0.0, "", utc(used_at))
+        stage, seconds, created = "(damaged)", 0.0, ""
+    else:
+        stage, seconds, created = manifest.stage, manifest.seconds, manifest.created
     return Entry(
-        folder.name, manifest.stage, size, manifest.seconds, manifest.created, utc(used_at)
-    )
+        key=folder.name, stage=stage, bytes=size, seconds=seconds, created=created,
+        last_used=utc(used_at),
+    )  # fmt: skip
 
 
 def verify(home: Path) -> list[tuple[str, str]]:

@@ -85,7 +85,7 @@ def run(config: Config, store: Store) -> Report:
     out = stages(config, store)
     seconds: dict[str, float] = {}
     for call in store.calls:
-        seconds[call.stage] = seconds.get(call.stage, 0.0) + call.seconds
+        seconds[call.stage] = seconds.get(call.stage, 0.0) + (call.seconds or 0.0)
     return assemble(
         {name: evaluation.value for name, evaluation in out.evaluations.items()},
         out.latencies.value,

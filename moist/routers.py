@@ -113,7 +113,8 @@ ROUTERS: dict[str, Callable[..., nn.Module]] = {
 
 def router_options(router: str, routing: Routing) -> dict[str, Any]:
     """The options of `routing` that this router takes."""
-    return {
+    options: dict[str, dict[str, Any]] = {
         "cnn": {"hidden_width": routing.hidden_width, "dropout": routing.dropout},
         "linear": {"widths": routing.widths, "dropout": routing.dropout},
-    }.get(router, {})
+    }
+    return options.get(router, {})

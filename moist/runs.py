@@ -33,6 +33,9 @@ class Run(Record):
     report: Report
     artifacts: dict[str, str]
 
+    def record(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
 
 def save(
     home: Path, *, command: str, config: Config, report: Report, artifacts: Mapping[str, str]

@@ -12,7 +12,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -30,19 +30,20 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
-class Ref(Generic[T]):
+class Ref(Generic[T_co]):
     """A stage's output: its key, and its value once somebody needs it."""
 
     key: str
     stage: str
-    _load: Callable[[], T] = field(repr=False, compare=False)
-    _kept: list[T] = field(default_factory=list, repr=False, compare=False)
+    _load: Callable[[], T_co] = field(repr=False, compare=False)
+    _kept: list[T_co] = field(default_factory=list, repr=False, compare=False)
 
     @property
-    def value(self) -> T:
+    def value(self) -> T_co:
         if not self._kept:
             self._kept.append(self._load())
         return self._kept[0]
@@ -52,13 +53,16 @@ class Ref(Generic[T]):
 class Call:
     """What became of one call: `seconds` is what computing it took, now or when it was stored.
 
-    In a Plan `seconds` is expected, from stored outputs of the stage; nan if there are none.
+    In a Plan `seconds` is expected, from stored outputs of the stage; None if there are none.
     """
 
     stage: str
     key: str
     reused: bool
-    seconds: float
+    seconds: float | None
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,19 @@ class Store:
         job = Job(stage, inputs)
         self.calls.append(self._settle(job))
         return Ref(job.key, job.name, lambda: self._value(job))
+
+    def load(self, key: str) -> Any:
+        """A stored output, by its whole key. Raises StoreError if it is gone or damaged."""
+        try:
+            manifest = objects.check(self.home, key)
+        except objects.Damaged as damage:
+            raise StoreError(
+                f"stored output `{key}` is damaged ({damage})", "run again to compute it anew"
+            ) from None
+        if manifest is None:
+            raise StoreError(f"no stored output `{key}`", "run again to compute it anew")
+        objects.used(self.home, key)
+        return read_artifact(objects.folder_of(self.home, key))
 
     def _settle(self, job: Job) -> Call:
         """Make sure that the output is stored and sound."""
@@ -193,21 +210,27 @@ class Plan(Store):
 
     _writes = False
 
+    def __init__(self, home: Path, env: Env, reuse: bool = True) -> None:
+        super().__init__(home, env, reuse)
+        self._planned: dict[str, float | None] = {}
+
     def _settle(self, job: Job) -> Call:
-        seconds = self._sound.get(job.key)
-        reused = seconds is not None
-        if seconds is None and self.reuse:
-            try:
-                manifest = objects.check(self.home, job.key)
-            except objects.Damaged:
-                manifest = None
-            reused = manifest is not None
-            seconds = manifest.seconds if manifest else None
-        if seconds is None:
+        reused = job.key in self._planned
+        if not reused:
+            recorded = self._recorded(job)
+            reused = recorded is not None
             known = self._seconds.get(job.name)
-            seconds = statistics.median(known) if known else math.nan
-        self._sound[job.key] = seconds
-        return Call(job.name, job.key, reused, seconds)
+            expected = statistics.median(known) if known else None
+            self._planned[job.key] = recorded if reused else expected
+        return Call(job.name, job.key, reused, self._planned[job.key])
+
+    def _recorded(self, job: Job) -> float | None:
+        """What a sound stored output took; None if a Store would compute it."""
+        try:
+            manifest = objects.check(self.home, job.key) if self.reuse else None
+        except objects.Damaged:
+            return None
+        return manifest.seconds if manifest else None
 
     @cached_property
     def _seconds(self) -> dict[str, list[float]]:

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -87,98 +89,103 @@ class Watcher:
         self._stop()
 
 
-def print_report(report: Report, config: Mapping[str, Any], command: str) -> None:
-    """The run's table with what it has to beat, its clusters, and the command that repeats it."""
+def console() -> Console:
+    """Standard output; as wide as it takes when nobody's terminal limits it."""
     out = Console(highlight=False)
-    out.print(models_table(report, config))
-    out.print(clusters_table(report))
-    upper = report.baselines.oracle.accuracy
-    out.print(
-        f"routing accuracy {report.routing_accuracy:.2%}; with a perfect router (told the class:"
-        f" an upper bound) these students reach {upper:.2%}"
-    )
-    out.print(
-        f"n = {report.n_test} test images, {report.n_val} validation; {report.machine.device},"
-        f" {report.machine.threads} threads, torch {report.machine.torch}"
-    )
-    print(f"run {report.key[:SHORT]}  repeat it with: {command}")
-
-
-def models_table(report: Report, config: Mapping[str, Any]) -> Table:
-    table = Table(
-        title=f"{config['data.name']}: MoIST beside what it is made of", title_justify="left"
-    )
-    table.add_column("model")
-    for head in (
-        "accuracy\n% test", "accuracy\n% val", "loss\nnats", "ECE\n%", "MFLOPs\nan image",
-        "MMACs\nan image", "params\nM", "ms a call\nbatch 1 (p95)", "ms a call\nbatch 256 (p95)",
-    ):  # fmt: skip
-        table.add_column(head, justify="right")
-    name = f"MoIST k={report.k}, {config['router']} router"
-    if config["router"] == "oracle":
-        name += " (upper bound)"
-    for label, row in (
-        (name, report),
-        ("single student", report.baselines.student),
-        (f"teacher {config['teacher.arch']}", report.baselines.teacher),
-    ):
-        table.add_row(label, *_cells(row))
-    return table
-
-
-def _cells(row: Measures) -> list[str]:
-    def milliseconds(batch: str) -> str:
-        if row.latency_ms is None or row.latency_p95_ms is None:
-            return "-"
-        return f"{row.latency_ms[batch]:.3g} ({row.latency_p95_ms[batch]:.3g})"
-
-    return [
-        f"{row.accuracy:.2%}".rstrip("%"),
-        "-" if row.val_accuracy is None else f"{row.val_accuracy:.2%}".rstrip("%"),
-        f"{row.loss:.4f}",
-        f"{row.ece * 100:.2f}",
-        f"{row.mflops:.2f}",
-        f"{row.mmacs:.2f}",
-        f"{row.params / 1e6:.3f}",
-        milliseconds("batch_1"),
-        milliseconds("batch_256"),
-    ]
-
-
-def clusters_table(report: Report) -> Table:
-    """Which classes each student gets, and how it fares with them (the paper's Fig. 2)."""
-    table = Table(title="students", title_justify="left")
-    table.add_column("student")
-    table.add_column("its classes")
-    for head in ("test images\nreceived", "of its own\n%", "routed here\n%", "accuracy\n%"):
-        table.add_column(head, justify="right")
-    for j, classes in enumerate(report.clusters):
-        got = sum(counts[j] for counts in report.sent.values())
-        own = sum(report.sent[name][j] for name in classes)
-        table.add_row(
-            str(j),
-            ", ".join(classes),
-            str(got),
-            f"{100 * own / got:.2f}" if got else "-",
-            f"{100 * report.per_cluster_routing_accuracy[j]:.2f}",
-            f"{100 * report.per_cluster_accuracy[j]:.2f}",
-        )
-    return table
+    return out if out.is_terminal else Console(highlight=False, width=400)
 
 
 def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table; heads that end in a unit or a count are right-aligned."""
-    table = Table(title=title or None, title_justify="left")
+    """A table; columns of numbers are right-aligned."""
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for index, head in enumerate(heads):
-        numeric = index > 0 and all(_number(row[index]) for row in rows)
-        table.add_column(head, justify="right" if numeric else "left")
+        numeric = all(row[index][:1].isdigit() or row[index] == "-" for row in rows)
+        table.add_column(head, justify="right" if numeric and index else "left")
     for row in rows:
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+        table.add_row(*map(escape, row))
+    console().print(table)
 
 
-def _number(text: str) -> bool:
-    return text[:1].isdigit() or text[:1] in "-"
+def print_report(report: Report, config: Mapping[str, Any], command: str) -> None:
+    """The run beside what it has to beat, its students, and the command that repeats it."""
+    print_models(report, config)
+    print_times(report, config)
+    print_students(report)
+    print(
+        f"routing accuracy {report.routing_accuracy:.2%}; told each image's cluster (an upper"
+        f" bound), the students reach {report.baselines.oracle.accuracy:.2%}"
+    )
+    machine = report.machine
+    print(f"n = {report.n_test} test and {report.n_val} validation images")
+    print(f"{machine.device}; {machine.threads} threads, torch {machine.torch}")
+    print(f"run {report.key[:SHORT]}; repeat it with\n  {command}")
+
+
+def models(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
+    """The rows of the tables, by name."""
+    bound = " (told the class)" if config["router"] == "oracle" else ""
+    return {
+        f"MoIST k={report.k}, {config['router']} router{bound}": report,
+        "single student": report.baselines.student,
+        f"teacher {config['teacher.arch']}": report.baselines.teacher,
+    }
+
+
+def print_models(report: Report, config: Mapping[str, Any]) -> None:
+    heads = [
+        config["data.name"], "test %", "val %", "loss", "ECE %", "MFLOPs", "MMACs", "params M", "MB",
+    ]  # fmt: skip
+    rows = [
+        [
+            name,
+            f"{100 * row.accuracy:.2f}",
+            "-" if row.val_accuracy is None else f"{100 * row.val_accuracy:.2f}",
+            f"{row.loss:.4f}",
+            f"{100 * row.ece:.2f}",
+            f"{row.mflops:.2f}",
+            f"{row.mmacs:.2f}",
+            f"{row.params / 1e6:.3f}",
+            f"{row.bytes / 1e6:.2f}",
+        ]
+        for name, row in models(report, config).items()
+    ]
+    print_table("accuracy, and cost an image (a multiply-add is one)", heads, rows)
+
+
+def print_times(report: Report, config: Mapping[str, Any]) -> None:
+    """Milliseconds a call, and how many times faster than the teacher in the same call."""
+    teacher = report.baselines.teacher.latency_ms or {}
+    rows = []
+    for name, row in models(report, config).items():
+        cells = [name]
+        for batch, median in (row.latency_ms or {}).items():
+            p95 = (row.latency_p95_ms or {})[batch]
+            count = (row.latency_n or {})[batch]
+            cells += [f"{median:.3g}", f"{p95:.3g}", f"{teacher[batch] / median:.1f}", str(count)]
+        rows.append(cells)
+    heads = [
+        f"{head}{size}" for size in (1, 256) for head in ("batch ", "p95 ", "x teacher ", "n ")
+    ]
+    print_table("milliseconds a call (median), beside the teacher", ["", *heads], rows)
+
+
+def print_students(report: Report) -> None:
+    """Which classes each student gets, and how it fares with them (the paper's Fig. 2)."""
+    rows = []
+    for j, classes in enumerate(report.clusters):
+        got = sum(counts[j] for counts in report.sent.values())
+        own = sum(report.sent[name][j] for name in classes)
+        rows.append(
+            [
+                f"{j}: {', '.join(classes)}",
+                str(got),
+                f"{100 * own / got:.2f}" if got else "-",
+                f"{100 * report.per_cluster_routing_accuracy[j]:.2f}",
+                f"{100 * report.per_cluster_accuracy[j]:.2f}",
+            ]
+        )
+    heads = ["student and its classes", "images got", "own %", "found %", "accuracy %"]
+    print_table("students on the test images", heads, rows)
 
 
 def fail(message: str) -> None:

@@ -281,7 +281,7 @@ def test_a_plan_knows_the_cost_of_what_was_computed_before_and_has_no_values(tmp
     ref = plan.call(logits, seed=5)
     plan.call(doubled, source=ref)
     assert plan.calls[0].seconds == recorded
-    assert plan.calls[1].seconds != plan.calls[1].seconds  # nan: never computed
+    assert plan.calls[1].record()["seconds"] is None  # never computed
     with pytest.raises(StoreError, match="only planned"):
         _ = ref.value
 
@@ -304,6 +304,17 @@ def test_a_value_deleted_by_another_process_is_computed_again_when_needed(tmp_pa
     clear(tmp_path / "home")
     assert len(ref.value.train_VNC) == 6
     assert times(log) == 2
+
+
+def test_a_stored_output_is_loaded_by_key_if_it_is_sound(tmp_path):
+    store = Store(tmp_path, env())
+    ref = store.call(logits, seed=0)
+    assert torch.equal(store.load(ref.key).train_VNC, ref.value.train_VNC)
+    flip(stored(tmp_path, ref) / "tensors.safetensors", -1)
+    with pytest.raises(StoreError, match="checksum differs"):
+        store.load(ref.key)
+    with pytest.raises(StoreError, match="no stored output `0123`"):
+        store.load("0123")
 
 
 # damage
@@ -395,7 +406,7 @@ def test_a_stage_that_raises_stores_nothing(tmp_path, error):
 def test_a_value_that_is_no_artifact_is_refused_and_not_stored(tmp_path):
     @stage(version=1)
     def odd(env, *, n):
-        return Told() if n else objects.Entry("k", "s", 1, 0.0, "", "")
+        return Told() if n else Job(odd, {})
 
     for n in (0, 1):
         with pytest.raises(TypeError):

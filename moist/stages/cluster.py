@@ -20,7 +20,13 @@ Matrix = NDArray[np.float64]
 
 @stage(version=1)
 def cluster_classes(
-    env: Env, *, data: Dataset, logits: Logits, k: int | Literal["auto"], cluster: Cluster, seed: int
+    env: Env,
+    *,
+    data: Dataset,
+    logits: Logits,
+    k: int | Literal["auto"],
+    cluster: Cluster,
+    seed: int,
 ) -> Clusters:
     """k groups of classes; `k=auto` takes the k with the best silhouette of the class means.
 
@@ -32,7 +38,8 @@ def cluster_classes(
     tried = range(2, len(data.classes)) if k == "auto" else [k]
     if not tried:
         raise ConfigError(
-            f"k=auto needs at least 3 classes; `{data.name}` has {len(data.classes)}", "set k=1 or k=2"
+            f"k=auto needs at least 3 classes; `{data.name}` has {len(data.classes)}",
+            "set k=1 or k=2",
         )
     found = {n: partition(mean_CC, affinity_CC, n, cluster.method, seed) for n in tried}
     scores = {n: silhouette(mean_CC, of_class) for n, of_class in found.items()}
@@ -46,7 +53,7 @@ def class_means(logits: Logits, labels_N: torch.Tensor, classes: int) -> Matrix:
 
 
 def confusion(logits: Logits, labels_N: torch.Tensor, classes: int) -> Matrix:
-    """The teacher's soft confusion, symmetric: how much probability two classes lend each other."""
+    """The teacher's soft confusion (C, C): how much probability two classes lend each other."""
     rows_CC = _per_class(logits.train_VNC.double().softmax(2).mean(0), labels_N, classes)
     return (rows_CC + rows_CC.T) / 2
 
@@ -82,7 +89,7 @@ def relabelled(labels: Sequence[int]) -> tuple[int, ...]:
 
 
 def silhouette(mean_CC: Matrix, of_class: tuple[int, ...]) -> float:
-    """Mean silhouette of the class means; 0 where it is undefined (one cluster, or one a class)."""
+    """Mean silhouette of the class means; 0 where undefined: one cluster, or one a class."""
     from sklearn.metrics import silhouette_score
 
     if not 1 < max(of_class) + 1 < len(of_class):

@@ -54,7 +54,7 @@ def _one_view(
     drawn = draw(len(data.train), augment, data.image_shape[1:], seed, view).to(env.device)
     parts = []
     with torch.inference_mode(), autocast(env.device, precision):
-        for rows in torch.arange(len(data.train)).split(BATCH):
+        for rows in torch.split(torch.arange(len(data.train)), BATCH):
             images = data.train.images_NHWC[rows].to(env.device)
             x_BCHW = render(images, drawn[rows.to(env.device)], augment, data.mean, data.std)
             parts.append(net(x_BCHW).half().cpu())

@@ -34,7 +34,9 @@ class WeightsFile:
             with self.path.open("rb") as file:
                 return file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise ConfigError(f"can't read teacher.weights `{self.path}`: {error.strerror}") from None
+            raise ConfigError(
+                f"can't read teacher.weights `{self.path}`: {error.strerror}"
+            ) from None
 
 
 def spec_of(arch: str, data: Dataset) -> Spec:
