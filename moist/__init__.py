@@ -1,1 +1,33 @@
-"""MoIST."""
+"""moist: mixtures of distilled student experts (MoIST), trained, measured and compared.
+
+The public names are imported on first use, so that `import moist` and `moist --help` are instant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moist.config import Config
+    from moist.overrides import parse
+    from moist.pipeline import run
+    from moist.report import Report
+    from moist.store import Store
+
+__all__ = ["Config", "Report", "Store", "parse", "run"]
+
+_HOMES = {
+    "Config": "moist.config",
+    "Report": "moist.report",
+    "Store": "moist.store",
+    "parse": "moist.overrides",
+    "run": "moist.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module `moist` has no `{name}`; it has {', '.join(__all__)}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

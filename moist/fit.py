@@ -110,7 +110,7 @@ def fit(
             mean_loss = _one_epoch(
                 env, module, optimizer, epoch_batches(epoch), loss,
                 training=training, precision=precision, begin=epoch / horizon,
-                length=images / horizon,
+                length=images * horizon,
             )  # fmt: skip
         if not math.isfinite(mean_loss):
             raise StageError(
@@ -179,7 +179,19 @@ def _resume(
         return 0, ()
     done, state = found
     module.load_state_dict(state["module"])
-    slots = {int(index): slot for index, slot in state["optimizer"].items()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    slots = {
+        int(index): {name: _laid_out(value, parameters[int(index)]) for name, value in slot.items()}
+        for index, slot in state["optimizer"].items()
+    }
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
     return done, state["rows"]
+
+
+def _laid_out(value: Any, parameter: torch.Tensor) -> Any:
+    """An optimizer's value, its elements in the memory order of its parameter: fused optimizers
+    walk both in memory order, and a checkpoint stores no channels_last."""
+    if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype).detach().copy_(value)
+    return value
