@@ -125,11 +125,17 @@ ARTIFACTS: dict[str, type[Any]] = {
 
 
 def pack(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Split an artifact into a JSON tree and named tensors; `unpack` is the inverse."""
+    """Split an artifact into a JSON tree and named tensors; `unpack` is the inverse.
+
+    Raises TypeError for what would not come back: other values, dict keys that aren't text, and
+    two tensors of one name.
+    """
     tensors: dict[str, torch.Tensor] = {}
 
     def tree(value: Any, name: str) -> Any:
         if isinstance(value, torch.Tensor):
+            if name in tensors:
+                raise TypeError(f"{name}: two tensors have this name")
             tensors[name] = value.detach().cpu().contiguous()
             return {"$tensor": name}
         if is_dataclass(value) and not isinstance(value, type):
@@ -140,7 +146,9 @@ def pack(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
         if isinstance(value, BaseModel):
             return {"$type": type(value).__name__, "$json": value.model_dump(mode="json")}
         if isinstance(value, Mapping):
-            return {str(key): tree(inner, f"{name}.{key}") for key, inner in value.items()}
+            if odd := [key for key in value if not isinstance(key, str)]:
+                raise TypeError(f"{name}: the key {odd[0]!r} is no text")
+            return {key: tree(inner, f"{name}.{key}") for key, inner in value.items()}
         if isinstance(value, tuple | list):
             return [tree(inner, f"{name}.{i}") for i, inner in enumerate(value)]
         if value is None or isinstance(value, bool | int | float | str):

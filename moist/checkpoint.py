@@ -34,8 +34,8 @@ RECORDS = {
 def save(folder: Path | None, state: Any, step: int) -> None:
     """Store a state of tensors, JSON values, rows and dicts of these, in place of older ones.
 
-    Keys of dicts come back as text, lists as tuples. No folder: nothing is stored. Raises
-    StoreError when the disk refuses; the previous checkpoint is still there then.
+    Lists come back as tuples. No folder: nothing is stored. Raises StoreError when the disk
+    refuses; the previous checkpoint is still there then.
     """
     if folder is None:
         return

@@ -12,6 +12,7 @@ import click
 
 from moist import config as configs
 from moist import terminal
+from moist.cli_bench import bench
 from moist.cli_store import cache, data
 from moist.errors import MoistError
 from moist.options import HOME, JSON, OVERRIDES, computing, opened, print_json
@@ -95,12 +96,11 @@ def plan(overrides: tuple[str, ...], as_json: bool, home: Path) -> None:
     ]
     terminal.print_table("", ["stage", "key", "plan", "took before"], rows)
     todo = [call for call in store.calls if not call.reused]
-    known = sum(call.seconds or 0.0 for call in todo)
-    unknown = sum(call.seconds is None for call in todo)
-    click.echo(
-        f"{len(todo)} of {len(store.calls)} stages to compute, about {terminal.duration(known)}"
-        + (f" and {unknown} stages never timed here" if unknown else "")
-    )
+    known = [call.seconds for call in todo if call.seconds is not None]
+    said = [f"{len(todo)} of {len(store.calls)} stages to compute"]
+    said += [f"about {terminal.duration(sum(known))}"] if known else []
+    said += [f"{len(todo) - len(known)} never timed here"] if len(known) < len(todo) else []
+    click.echo(", ".join(said))
 
 
 @cli.command("config")
@@ -218,9 +218,7 @@ def reproducing(config: configs.Config) -> str:
 def main() -> None:
     """Entry point: every error is said in our words and has its exit code."""
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
+        sys.exit(cli.main(standalone_mode=False))
     except click.NoSuchOption as error:
         terminal.fail(f"{error.format_message()}{flag_hint(error.option_name, sys.argv)}")
         sys.exit(2)
@@ -230,7 +228,10 @@ def main() -> None:
     except MoistError as error:
         terminal.fail(str(error))
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except click.Abort as abort:
+        if abort.__cause__ is None:  # a question answered with no
+            terminal.fail("stopped; nothing was changed")
+            sys.exit(1)
         terminal.fail("interrupted; run the same command again to continue")
         sys.exit(130)
     except BrokenPipeError:
@@ -249,5 +250,6 @@ def flag_hint(option: str, argv: list[str]) -> str:
     return f"\nhint: write `{key}={value or 'VALUE'}`"
 
 
+cli.add_command(bench)
 cli.add_command(cache)
 cli.add_command(data)

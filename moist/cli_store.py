@@ -58,9 +58,9 @@ def cache() -> None:
 @HOME
 def list_entries(as_json: bool, home: Path) -> None:
     """List what is stored, most recently used first."""
-    from moist import store
+    from moist import cache as kept
 
-    found = sorted(store.entries(home), key=lambda entry: entry.last_used, reverse=True)
+    found = sorted(kept.entries(home), key=lambda entry: entry.last_used, reverse=True)
     if as_json:
         print_json([entry.model_dump(mode="json") for entry in found])
         return
@@ -84,15 +84,15 @@ def list_entries(as_json: bool, home: Path) -> None:
 @HOME
 def verify(as_json: bool, home: Path) -> None:
     """Check every stored byte; damaged entries are set aside and computed again when needed."""
-    from moist import store
+    from moist import cache as kept
 
-    problems = store.verify(home)
+    problems = kept.verify(home)
     if as_json:
         print_json([{"key": key, "problem": problem} for key, problem in problems])
     else:
         for key, problem in problems:
             click.echo(f"{key[: terminal.SHORT]}: {problem}")
-        click.echo(f"{len(store.entries(home))} sound, {len(problems)} damaged")
+        click.echo(f"{len(kept.entries(home))} sound, {len(problems)} damaged")
     if problems:
         raise click.exceptions.Exit(1)
 
@@ -106,9 +106,9 @@ def gc(max_bytes: str, home: Path) -> None:
     \b
     moist cache gc --max-bytes 500MB
     """
-    from moist import store
+    from moist import cache as kept
 
-    freed = store.gc(home, terminal.parse_size(max_bytes), pinned=set())
+    freed = kept.gc(home, terminal.parse_size(max_bytes), pinned=set())
     click.echo(f"freed {terminal.size(freed)}")
 
 
@@ -118,6 +118,6 @@ def gc(max_bytes: str, home: Path) -> None:
 @HOME
 def clear(stage: str | None, home: Path) -> None:
     """Delete all stored stage outputs, or those of one stage. Run records stay."""
-    from moist import store
+    from moist import cache as kept
 
-    click.echo(f"freed {terminal.size(store.clear(home, stage))}")
+    click.echo(f"freed {terminal.size(kept.clear(home, stage))}")

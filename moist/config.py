@@ -96,7 +96,9 @@ class Training(Section):
     @model_validator(mode="after")
     def _horizon_covers_the_epochs(self) -> Training:
         if self.horizon is not None and self.horizon < self.epochs:
-            raise ValueError(f"horizon={self.horizon} is shorter than epochs={self.epochs}")
+            raise ValueError(
+                f"`.horizon={self.horizon}` is shorter than `.epochs={self.epochs}`"
+            )
         return self
 
 
@@ -107,8 +109,9 @@ class Teacher(Training):
         description="trained state dict (.safetensors, .pth) to use instead of training",
         json_schema_extra=WHERE,
     )
-    epochs: Epochs = Field(15, description="passes over the training images")
-    lr: float = Field(2e-3, gt=0, le=10, description="peak learning rate")
+    epochs: Epochs = Field(12, description="passes over the training images")
+    batch_size: int = Field(128, ge=1, le=65536, description="images a step")
+    lr: float = Field(4e-3, gt=0, le=10, description="peak learning rate")
     schedule: Literal["constant", "cosine", "one_cycle"] = Field(
         "one_cycle", description="learning rate over the steps"
     )
@@ -122,7 +125,7 @@ class Student(Section):
     @model_validator(mode="after")
     def _two_convolutions(self) -> Student:
         if len(self.channels) != 2:
-            raise ValueError(f"channels needs two widths, found {len(self.channels)}")
+            raise ValueError(f"`.channels` needs two widths, found {len(self.channels)}")
         return self
 
 
@@ -172,8 +175,8 @@ class Joint(Training):
     def _masked_students_need_their_own_classes(self) -> Joint:
         if self.mask_students and self.objective in {"students_only", "switch"}:
             raise ValueError(
-                f"objective={self.objective} shows a student images of any class, which a masked"
-                " softmax gives no probability; set joint.mask_students=false"
+                f"`.objective={self.objective}` shows a student images of any class, which a"
+                " masked softmax gives no probability; set `.mask_students=false`"
             )
         return self
 
@@ -216,7 +219,7 @@ class Config(Section):
     def _oracle_has_nothing_to_train(self) -> Config:
         if self.router == "oracle" and self.joint.objective in {"em", "switch"}:
             raise ValueError(
-                f"router=oracle has no weights for joint.objective={self.joint.objective};"
+                f"`router=oracle` has no weights for `joint.objective={self.joint.objective}`;"
                 " use hierarchical or students_only"
             )
         return self
@@ -249,6 +252,8 @@ def keyed(section: Section) -> dict[str, Any]:
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get("keyed") is False:
             del values[name]
+        elif isinstance(inner := getattr(section, name), Section):
+            values[name] = keyed(inner)
     return values
 
 
@@ -268,6 +273,8 @@ def keys() -> dict[str, dict[str, Any]]:
 
 def bounds(spec: dict[str, Any]) -> str:
     """The values that a key of `keys()` admits, for people: `a | b`, `1 to 1000`, `text`."""
+    if "items" in spec:
+        return f"{bounds(spec['items'])}, comma-separated"
     if "anyOf" in spec:
         return " | ".join(bounds(one) for one in spec["anyOf"])
     if "enum" in spec:
@@ -278,7 +285,7 @@ def bounds(spec: dict[str, Any]) -> str:
     high = spec.get("maximum", spec.get("exclusiveMaximum"))
     if low is None:
         kind = str(spec["type"])
-        named = {"boolean": "true | false", "array": "8,16,...", "null": "none", "string": "text"}
+        named = {"boolean": "true | false", "null": "none", "string": "text"}
         return named.get(kind, kind)
     above = "above " if "exclusiveMinimum" in spec else ""
     return f"{above}{low} to {'below ' if 'exclusiveMaximum' in spec else ''}{high}"

@@ -181,7 +181,9 @@ def _resume(
     module.load_state_dict(state["module"])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     slots = {
-        int(index): {name: _laid_out(value, parameters[int(index)]) for name, value in slot.items()}
+        int(index): {
+            name: _laid_out(value, parameters[int(index)]) for name, value in slot.items()
+        }
         for index, slot in state["optimizer"].items()
     }
     groups = optimizer.state_dict()["param_groups"]

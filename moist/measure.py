@@ -42,9 +42,11 @@ def inference(module: nn.Module, device: torch.device, precision: str) -> Iterat
     """Evaluation mode, no gradients, and the run's arithmetic."""
     was_training = module.training
     module.eval()
-    with torch.inference_mode(), autocast(device, precision):
-        yield
-    module.train(was_training)
+    try:
+        with torch.inference_mode(), autocast(device, precision):
+            yield
+    finally:
+        module.train(was_training)
 
 
 def classify(
@@ -141,8 +143,10 @@ def _plain_encoder_layers() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     logging.getLogger("fvcore").setLevel(logging.ERROR)
-    yield
-    torch.backends.mha.set_fastpath_enabled(fast)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _attention_flops(inputs: list[object], outputs: list[object]) -> int:

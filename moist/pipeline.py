@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from moist.artifacts import Clusters, Dataset, Mixture, Network, Student
+from moist.artifacts import Clusters, Dataset, Logits, Mixture, Network, Student
 from moist.config import Config
 from moist.data import Source, locate
 from moist.errors import ConfigError
@@ -20,6 +21,12 @@ from moist.stages.route import pretrain_router
 from moist.stages.teacher import WeightsFile, load_teacher, train_teacher
 from moist.store import Ref, Store
 
+SIDES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "svhn": 32}
+"""Pixels a side of the images as they come; a folder's are known once they are decoded."""
+
+SMALLEST = 4
+"""Pixels a side that two 2x2 poolings leave something of."""
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -33,22 +40,30 @@ class Outputs:
     latencies: Ref[Latencies]
 
 
-def stages(config: Config, store: Store) -> Outputs:
-    """Call every stage of the method. Over a `Plan` nothing is computed, only keys."""
+def taught(
+    config: Config, store: Store
+) -> tuple[Ref[Dataset], Ref[Network], Ref[Logits], dict[str, Any]]:
+    """The data, the teacher, its logits, and the inputs that every training stage takes."""
     c = config
     source = checked(c, locate(c.data, store.home))
     common = {"augment": c.augment, "precision": c.precision, "seed": c.seed}
-    em = c.joint.objective == "em"
-
     data = store.call(prepare, source=source, val_fraction=c.data.val_fraction)
     if c.teacher.weights:
-        weights = WeightsFile(c.teacher.weights)
+        weights = WeightsFile(c.teacher.weights.expanduser())
         teacher = store.call(load_teacher, data=data, arch=c.teacher.arch, weights=weights)
     else:
         teacher = store.call(train_teacher, data=data, teacher=c.teacher, **common)
     logits = store.call(
         teacher_logits, data=data, teacher=teacher, views=c.distill.views, **common
     )
+    return data, teacher, logits, common
+
+
+def stages(config: Config, store: Store) -> Outputs:
+    """Call every stage of the method. Over a `Plan` nothing is computed, only keys."""
+    c = config
+    data, teacher, logits, common = taught(c, store)
+    em = c.joint.objective == "em"
     student = store.call(
         distill_student, data=data, logits=logits, student=c.student, distill=c.distill,
         hidden_width=c.hidden_width, temperature=c.temperature, **common,
@@ -82,9 +97,10 @@ def stages(config: Config, store: Store) -> Outputs:
 
 def run(config: Config, store: Store) -> Report:
     """Train and measure the model that `config` describes; stages already stored are reused."""
+    before = len(store.calls)
     out = stages(config, store)
     seconds: dict[str, float] = {}
-    for call in store.calls:
+    for call in {call.key: call for call in store.calls[before:]}.values():
         seconds[call.stage] = seconds.get(call.stage, 0.0) + (call.seconds or 0.0)
     return assemble(
         {name: evaluation.value for name, evaluation in out.evaluations.items()},
@@ -98,10 +114,22 @@ def run(config: Config, store: Store) -> Report:
 
 def checked(config: Config, source: Source) -> Source:
     """The source, if the config can work on it: what is known before anything trains."""
-    classes = len(source.classes)
+    classes, side = len(source.classes), config.data.image_size or SIDES.get(source.name)
     if config.k != "auto" and config.k > classes:
         raise ConfigError(
-            f"k={config.k} asks for more clusters than `{source.name}` has classes ({classes})",
+            f"`k={config.k}` asks for more clusters than `{source.name}` has classes ({classes})",
             f"set k between 1 and {classes}",
+        )
+    if config.k == "auto" and classes < 3:
+        raise ConfigError(f"`k=auto` needs 3 or more classes, found {classes}", "set k=1 or k=2")
+    if side is not None and side < SMALLEST:
+        raise ConfigError(
+            f"`data.image_size={side}` leaves nothing after two poolings",
+            f"set it to {SMALLEST} or more",
+        )
+    if side is not None and config.augment.shift >= side:
+        raise ConfigError(
+            f"`augment.shift={config.augment.shift}` is too far for {side}x{side} images",
+            f"reflection reaches `augment.shift={side - 1}` at most",
         )
     return source

@@ -7,27 +7,20 @@ its inputs, where an output of another stage counts with its own key. On disk: `
 from __future__ import annotations
 
 import inspect
-import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel
-
-from moist import config, objects, runs
+from moist import cache, objects, runs
 from moist.checkpoint import read_artifact, write_artifact
 from moist.env import Env
 from moist.errors import StoreError
-from moist.objects import Entry, clear, entries, gc, verify
-
-__all__ = [
-    "Call", "Entry", "Plan", "Ref", "Store", "clear", "entries", "find", "gc", "verify",
-]  # fmt: skip
+from moist.recipe import encoded, key_of
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -92,7 +85,7 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        return objects.key_of(self.name, self.version, self.recipe)
+        return key_of(self.name, self.version, self.recipe)
 
 
 class Store:
@@ -236,36 +229,12 @@ class Plan(Store):
     def _seconds(self) -> dict[str, list[float]]:
         """Recorded seconds of everything stored, by stage."""
         found: dict[str, list[float]] = {}
-        for entry in entries(self.home):
+        for entry in cache.entries(self.home):
             found.setdefault(entry.stage, []).append(entry.seconds)
         return found
 
     def _value(self, job: Job) -> Any:
         raise StoreError(f"`{job.name}` {job.key[:8]} is only planned: it has no value")
-
-
-def encoded(value: Any, name: str) -> Any:
-    """An input as it enters the key. Raises TypeError, naming the input, for what has no JSON."""
-    if isinstance(value, config.Section):
-        return encoded(config.keyed(value), name)
-    if isinstance(key := getattr(value, "key", None), str):
-        return {"ref": key}
-    if isinstance(value, BaseModel):
-        return encoded(value.model_dump(mode="json"), name)
-    if isinstance(value, Mapping) and _plain(value):
-        return {k: encoded(inner, f"{name}.{k}") for k, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return [encoded(inner, f"{name}.{i}") for i, inner in enumerate(value)]
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    raise TypeError(f"input `{name}`: {value!r} ({type(value).__name__}) can't be part of a key")
-
-
-def _plain(names: Iterable[Any]) -> bool:
-    """Names JSON keeps apart, and none that reads as a reference to another output."""
-    return all(isinstance(name, str) and name != "ref" for name in names)
 
 
 def resolved(value: Any) -> Any:
@@ -280,9 +249,3 @@ def resolved(value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(resolved(inner) for inner in value)
     return value
-
-
-def find(home: Path, prefix: str) -> Entry:
-    """The one stored object whose key starts so. Raises ConfigError, listing candidates."""
-    found = {entry.key: entry for entry in entries(home)}
-    return found[runs.pick(prefix, found, "stored outputs")]

@@ -10,7 +10,14 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from moist.errors import ConfigError
@@ -39,22 +46,25 @@ def size(count: float) -> str:
 
 
 class Watcher:
-    """Progress of a run: a bar a stage on a terminal, else a line a stage."""
+    """Progress of a run: a bar a stage on a terminal, else a line a stage.
+
+    `quiet` tells nothing but warnings.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = Console(stderr=True, highlight=False)
+        self.quiet = quiet
         self.bars: Progress | None = None
         self.task: TaskID | None = None
-        self.saved = 0.0
-        self.reused_stages = 0
 
     def started(self, stage: str, key: str) -> None:
-        if not self.console.is_terminal:
+        if self.quiet or not self.console.is_terminal:
             return
         self.bars = Progress(
             TextColumn("{task.description:<18}"),
             BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[said]}"),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[said]}"),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
@@ -70,15 +80,17 @@ class Watcher:
 
     def finished(self, stage: str, key: str, seconds: float) -> None:
         self._stop()
-        self.console.print(f"{stage:<18} {key[:SHORT]}  computed in {duration(seconds)}")
+        self._line(f"{stage:<18} {key[:SHORT]}  computed in {duration(seconds)}")
 
     def reused(self, stage: str, key: str, seconds: float) -> None:
-        self.saved += seconds
-        self.reused_stages += 1
-        self.console.print(f"{stage:<18} {key[:SHORT]}  reused, {duration(seconds)} saved")
+        self._line(f"{stage:<18} {key[:SHORT]}  reused, {duration(seconds)} saved")
 
     def warned(self, message: str) -> None:
-        self.console.print(f"warning: {message}", style="yellow", markup=False)
+        self.console.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+
+    def _line(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(text, markup=False)
 
     def _stop(self) -> None:
         if self.bars is not None:
@@ -133,7 +145,8 @@ def models(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
 
 def print_models(report: Report, config: Mapping[str, Any]) -> None:
     heads = [
-        config["data.name"], "test %", "val %", "loss", "ECE %", "MFLOPs", "MMACs", "params M", "MB",
+        config["data.name"], "test %", "val %", "loss", "ECE %",
+        "MFLOPs", "MMACs", "params M", "MB",
     ]  # fmt: skip
     rows = [
         [
@@ -189,7 +202,8 @@ def print_students(report: Report) -> None:
 
 
 def fail(message: str) -> None:
-    Console(stderr=True, highlight=False).print(f"error: {message}", style="red", markup=False)
+    err = Console(stderr=True, highlight=False)
+    err.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
 
 
 def note(message: str) -> None:

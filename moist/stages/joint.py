@@ -11,7 +11,7 @@ from moist.artifacts import Clusters, Dataset, Logits, Mixture, Router, Student
 from moist.augment import Batch
 from moist.config import Augment, Joint
 from moist.env import Env
-from moist.fit import fit, passes
+from moist.fit import autocast, fit, passes
 from moist.losses import balance, divergence, free_energy
 from moist.measure import validation
 from moist.mixture import MoIST, duplicate, module
@@ -118,7 +118,8 @@ def teacher_prior(net: MoIST, logits: Logits, temperature: float) -> Prior:
 
     def prior(batch: Batch) -> torch.Tensor:
         teacher_BC = taught_VNC[batch.view, batch.index_B].float()
-        return F.softmax(teacher_BC / temperature, 1) @ member_CE
+        with autocast(teacher_BC.device, "float32"):  # a bf16 product no longer sums to 1
+            return F.softmax(teacher_BC / temperature, 1) @ member_CE
 
     return prior
 
