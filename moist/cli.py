@@ -137,7 +137,11 @@ def show_config(overrides: tuple[str, ...], keys: bool, as_json: bool) -> None:
 @JSON
 @HOME
 def list_runs(as_json: bool, home: Path) -> None:
-    """List the runs so far, newest first."""
+    """List the runs so far, newest first.
+
+    \b
+    moist runs --json
+    """
     from moist import runs
 
     found = runs.all_runs(home)
@@ -165,7 +169,11 @@ def list_runs(as_json: bool, home: Path) -> None:
 @JSON
 @HOME
 def show(run: str, as_json: bool, home: Path) -> None:
-    """Print a run's report again. RUN is a key, a unique prefix of one, or `last`."""
+    """Print a run's report again. RUN is a key, a unique prefix of one, or `last`.
+
+    \b
+    moist show last
+    """
     from moist import runs
 
     found = runs.find(home, run)
@@ -246,6 +254,7 @@ def flag_hint(option: str, argv: list[str]) -> str:
         return ""
     given = [word for word in argv if word == option or word.startswith(f"{option}=")]
     after = argv[argv.index(given[0]) + 1 :][:1] if given == [option] else []
+    after = [word for word in after if not word.startswith("--")]
     value = given[0].partition("=")[2] if given and not after else "".join(after)
     return f"\nhint: write `{key}={value or 'VALUE'}`"
 

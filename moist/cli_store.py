@@ -57,7 +57,11 @@ def cache() -> None:
 @JSON
 @HOME
 def list_entries(as_json: bool, home: Path) -> None:
-    """List what is stored, most recently used first."""
+    """List what is stored, most recently used first.
+
+    \b
+    moist cache ls --json
+    """
     from moist import cache as kept
 
     found = sorted(kept.entries(home), key=lambda entry: entry.last_used, reverse=True)
@@ -83,7 +87,11 @@ def list_entries(as_json: bool, home: Path) -> None:
 @JSON
 @HOME
 def verify(as_json: bool, home: Path) -> None:
-    """Check every stored byte; damaged entries are set aside and computed again when needed."""
+    """Check every stored byte; damaged entries are set aside and computed again when needed.
+
+    \b
+    moist cache verify
+    """
     from moist import cache as kept
 
     problems = kept.verify(home)
@@ -117,7 +125,11 @@ def gc(max_bytes: str, home: Path) -> None:
 @click.confirmation_option(prompt="Delete stored stage outputs? They can be computed again.")
 @HOME
 def clear(stage: str | None, home: Path) -> None:
-    """Delete all stored stage outputs, or those of one stage. Run records stay."""
+    """Delete all stored stage outputs, or those of one stage. Run records stay.
+
+    \b
+    moist cache clear --stage teacher_logits
+    """
     from moist import cache as kept
 
     click.echo(f"freed {terminal.size(kept.clear(home, stage))}")

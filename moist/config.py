@@ -53,6 +53,8 @@ class Section(BaseModel):
 
 
 class Data(Section):
+    """Which images, and how they are split."""
+
     name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "svhn", "folder"] = Field(
         "digits", description="data set; `folder` reads ROOT/{train,test}/<class>/*"
     )
@@ -70,6 +72,8 @@ class Data(Section):
 
 
 class Augment(Section):
+    """How training images vary."""
+
     flip: bool = Field(False, description="mirror half of the training images")
     shift: int = Field(1, ge=0, le=16, description="largest shift in pixels, reflect-padded")
     cutout: int = Field(0, ge=0, le=64, description="side in pixels of an erased square; 0: none")
@@ -96,13 +100,13 @@ class Training(Section):
     @model_validator(mode="after")
     def _horizon_covers_the_epochs(self) -> Training:
         if self.horizon is not None and self.horizon < self.epochs:
-            raise ValueError(
-                f"`.horizon={self.horizon}` is shorter than `.epochs={self.epochs}`"
-            )
+            raise ValueError(f"`.horizon={self.horizon}` is shorter than `.epochs={self.epochs}`")
         return self
 
 
 class Teacher(Training):
+    """The large network that is distilled."""
+
     arch: Literal["resnet18", "resnet8"] = Field("resnet18", description="teacher network")
     weights: OptionalPath = Field(
         None,
@@ -118,6 +122,8 @@ class Teacher(Training):
 
 
 class Student(Section):
+    """The small network that copies of become experts; its width is `hidden_width`."""
+
     arch: Literal["cnn"] = Field("cnn", description="student network")
     channels: Widths = Field((32, 64), description="filters of the two convolutions")
     batch_norm: bool = Field(False, description="batch norm after each convolution")
@@ -130,6 +136,8 @@ class Student(Section):
 
 
 class Distill(Training):
+    """How the student learns from the teacher."""
+
     epochs: Epochs = Field(30, description="passes over the training images")
     alpha: Fraction = Field(0.7, description="weight of the soft loss; 0 trains on labels alone")
     views: int = Field(
@@ -141,6 +149,8 @@ class Distill(Training):
 
 
 class Cluster(Section):
+    """How classes are grouped into `k` clusters."""
+
     method: Literal["kmeans", "spectral", "random"] = Field(
         "kmeans",
         description="kmeans: class-mean logits; spectral: teacher's confusion; random: control",
@@ -148,6 +158,8 @@ class Cluster(Section):
 
 
 class Routing(Training):
+    """How the router is built and pretrained."""
+
     epochs: Epochs = Field(30, description="passes over the training images")
     widths: Widths = Field((128, 64), description="hidden widths of the linear router")
     hidden_width: int = Field(128, ge=1, le=65536, description="hidden width of the cnn router")
@@ -155,6 +167,8 @@ class Routing(Training):
 
 
 class Joint(Training):
+    """How router and students are trained together."""
+
     objective: Literal["hierarchical", "students_only", "em", "switch"] = Field(
         "hierarchical", description="what router and students minimize together"
     )
@@ -182,6 +196,8 @@ class Joint(Training):
 
 
 class Latency(Section):
+    """How long is measured how long a call takes."""
+
     repeats: int = Field(100, ge=10, le=100_000, description="timed calls of each model")
     seconds: float = Field(
         4.0, gt=0, le=3600, description="time after which a batch size stops early (10 at least)"

@@ -68,6 +68,7 @@ def schedule_factor(schedule: str, progress: float) -> float:
 
 
 def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The update rule asked for, over the parameters that aren't frozen."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     if training.optimizer == "adamw":
         return torch.optim.AdamW(

@@ -155,7 +155,7 @@ def _attention_flops(inputs: list[object], outputs: list[object]) -> int:
 
     *batch, tokens, depth = get_shape(inputs[0])
     *_, keys, _ = get_shape(inputs[1])
-    return 2 * math.prod(batch) * int(tokens) * int(keys) * int(depth)
+    return 2 * math.prod(int(n) for n in batch) * int(tokens) * int(keys) * int(depth)
 
 
 def cost(module: nn.Module, image_shape: Shape) -> Cost:

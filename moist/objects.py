@@ -41,6 +41,8 @@ class Damaged(StoreError):
 
 
 class File(Record):
+    """One file of an object, as it was stored."""
+
     bytes: int
     sha256: str
 

@@ -58,6 +58,7 @@ class Watcher:
         self.task: TaskID | None = None
 
     def started(self, stage: str, key: str) -> None:
+        """Show a bar, on a terminal."""
         if self.quiet or not self.console.is_terminal:
             return
         self.bars = Progress(
@@ -144,6 +145,7 @@ def models(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
 
 
 def print_models(report: Report, config: Mapping[str, Any]) -> None:
+    """What each model gets right, and what an image costs it."""
     heads = [
         config["data.name"], "test %", "val %", "loss", "ECE %",
         "MFLOPs", "MMACs", "params M", "MB",

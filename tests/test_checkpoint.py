@@ -107,6 +107,24 @@ def test_an_object_from_another_moist_says_so(tmp_path):
         checkpoint.read_artifact(tmp_path)
 
 
+ONE = torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"a.b": ONE, "a": {"b": ONE}}, r"root\.a\.b: two tensors have this name"),
+        ({"a.0": ONE, "a": (ONE,)}, r"root\.a\.0: two tensors have this name"),
+        ({"x": {1: ONE}}, r"root\.x: the key 1 is no text"),
+        ({None: 2}, "root: the key None is no text"),
+        ({"x": {1, 2}}, r"root\.x: set is neither"),
+    ],
+)
+def test_what_would_not_come_back_is_refused(value, said):
+    with pytest.raises(TypeError, match=said):
+        artifacts.pack(value)
+
+
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 STATES = st.recursive(
     st.none() | st.booleans() | st.integers() | FLOATS | st.text(st.characters(codec="utf-8"))

@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moist import artifacts, checkpoint, objects, report
-from moist.config import Cluster, Teacher
+from moist.cache import clear, entries, gc, verify
+from moist.config import Cluster, Config, Teacher
 from moist.env import Env, Silent
-from moist.errors import ConfigError, StoreError
+from moist.errors import StoreError
 from moist.stages import stage
-from moist.store import Job, Plan, Ref, Store, clear, entries, find, gc, verify
+from moist.store import Job, Plan, Ref, Store
 
 SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 120.0
@@ -150,6 +151,12 @@ def test_what_only_says_where_stays_out_of_the_key(tmp_path):
     here, there = Teacher(weights=tmp_path / "a"), Teacher(weights=tmp_path / "b")
     assert Job(anything, {"a": here}).key == Job(anything, {"a": there}).key
     assert Job(anything, {"a": here}).key != Job(anything, {"a": Teacher(epochs=9)}).key
+
+
+def test_what_only_says_where_stays_out_of_the_key_of_a_nested_section_too(tmp_path):
+    here, there = (Config(teacher=Teacher(weights=tmp_path / name)) for name in "ab")
+    assert Job(anything, {"a": here}).key == Job(anything, {"a": there}).key
+    assert Job(anything, {"a": here}).key != Job(anything, {"a": Config(k=9)}).key
 
 
 def test_sections_records_references_and_keyed_files_enter_the_key():
@@ -601,16 +608,6 @@ def test_verify_names_damaged_objects_and_puts_them_away(tmp_path):
     )
     assert {entry.key for entry in entries(tmp_path)} == {keys[0], keys[3]}
     assert verify(tmp_path) == []
-
-
-def test_find_takes_a_prefix_and_lists_candidates(tmp_path):
-    keys = filled(tmp_path, 20)
-    assert find(tmp_path, keys[3]).key == keys[3]
-    shared = next(a[0] for a in keys if sum(a[0] == b[0] for b in keys) > 1)
-    with pytest.raises(ConfigError, match=f"`{shared}"):
-        find(tmp_path, shared)
-    with pytest.raises(ConfigError, match="no stored outputs"):
-        find(tmp_path, "nope")
 
 
 def test_a_manifest_says_how_its_object_came_about(tmp_path):

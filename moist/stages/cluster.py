@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moist.artifacts import Clusters, Dataset, Logits
 from moist.config import Cluster
 from moist.env import Env
-from moist.errors import ConfigError
+from moist.errors import ConfigError, StageError
 from moist.stages import stage
 
 Matrix = NDArray[np.float64]
@@ -42,6 +42,13 @@ def cluster_classes(
             "set k=1 or k=2",
         )
     found = {n: partition(mean_CC, affinity_CC, n, cluster.method, seed) for n in tried}
+    for n, of_class in found.items():
+        if max(of_class) + 1 < n:
+            raise StageError(
+                f"`cluster.method={cluster.method}` finds no {n} clusters: the teacher answers the"
+                " same to several classes",
+                "train the teacher longer, or with another `teacher.lr`",
+            )
     scores = {n: silhouette(mean_CC, of_class) for n, of_class in found.items()}
     best = max(found, key=lambda n: (scores[n], -n))
     return Clusters(found[best], {str(n): score for n, score in scores.items()})

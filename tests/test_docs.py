@@ -1,0 +1,122 @@
+"""What is written is true: sweep files, the README's commands, and a docstring for all."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from moist.cli import cli
+from moist.config import flat
+from moist.overrides import parse
+
+ROOT = Path(__file__).parents[1]
+SWEEPS = sorted((ROOT / "sweeps").glob("*"))
+MODULES = sorted((ROOT / "moist").rglob("*.py"))
+README = (ROOT / "README.md").read_text()
+HELP = "\n".join(path.read_text() for path in ROOT.glob("moist/cli*.py"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
+def test_a_sweep_file_says_its_question_cost_and_expected_answer(path):
+    text = path.read_text()
+    comment = text[: text.index("\nprogram:")]
+    assert all(line.startswith("#") for line in comment.splitlines())
+    places = [comment.find(word) for word in ("Question:", "Cost:", "Expect")]
+    assert -1 not in places and places == sorted(places)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
+def test_a_sweep_file_is_a_sweep_of_known_keys(path):
+    sweep = yaml.safe_load(path.read_text())
+    assert sweep["program"] == "moist" and sweep["method"] in {"grid", "random", "bayes"}
+    assert sweep["command"] == ["${env}", "moist", "run", "${args_no_hyphens}"]
+    assert sweep["parameters"].keys() <= flat(parse([])).keys()
+    single = {name: spec for name, spec in sweep["parameters"].items() if "value" in spec}
+    config = parse([f"{name}={spec['value']}" for name, spec in single.items()])
+    if len(single) == len(sweep["parameters"]):
+        assert parse([f"@{path}"]) == config
+
+
+def commands(text: str) -> list[str]:
+    """Each `moist ...` in a text, one command a line, without what surrounds it."""
+    found = []
+    for line in text.splitlines():
+        for part in re.split(r"&&|\|\|", line.partition("  #")[0]):
+            words = part.split(">")[0].strip().removeprefix("uv run ").strip()
+            found += [words] if re.match(r"moist(\s|$)", words) else []
+    return found
+
+
+def blocks(text: str) -> str:
+    return "\n".join(re.findall(r"```(?:sh|bash|console|text)?\n(.*?)```", text, re.DOTALL))
+
+
+def in_help() -> list[str]:
+    """The examples in docstrings of commands, without the words on what they do."""
+    examples = re.findall(r"\\b\n(.*?)(?:\n\n|\"\"\")", HELP, re.DOTALL)
+    return [re.split(r"\s{3,}", c)[0] for c in commands("\n".join(examples))]
+
+
+def understood(command: str) -> None:
+    """Parse a command as the terminal would, and its overrides; execute nothing."""
+    context, words = cli.make_context("moist", shlex.split(command)[1:]), None
+    node: click.Command = cli
+    while isinstance(node, click.Group):
+        name, node, words = node.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
+        context = node.make_context(name, words, parent=context)
+    overrides = context.params.get("overrides", ())
+    files = [word for word in overrides if word.startswith("@sweeps/")]
+    assert all((ROOT / file[1:]).exists() for file in files), command
+    parse([f"@{ROOT / word[1:]}" if word in files else word for word in overrides
+           if word in files or not word.startswith("@")])  # fmt: skip
+
+
+def test_the_readme_shows_commands():
+    assert len(commands(blocks(README))) >= 5
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(commands(blocks(README))))
+def test_a_command_of_the_readme_is_understood(command):
+    understood(command)
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(in_help()))
+def test_an_example_of_the_help_is_understood(command):
+    understood(command)
+
+
+def test_the_readme_links_only_to_what_is_there():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+    for code in re.findall(r"`((?:moist|sweeps|tests|analysis)/[\w/.]*)`", README):
+        assert (ROOT / code).exists(), code
+
+
+def public(tree: ast.AST) -> list[ast.AST]:
+    """The module, and the classes, functions and methods that others may use."""
+    found = [tree]
+    for node in getattr(tree, "body", []):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            found += public(node) if isinstance(node, ast.ClassDef) else [node]
+    return found
+
+
+def obvious(node: ast.AST) -> bool:
+    """A function of a few lines, whose name and signature say it all."""
+    return isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno < 8
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_public_has_a_docstring(path):
+    bare = [
+        getattr(node, "name", path.name)
+        for node in public(ast.parse(path.read_text()))
+        if not ast.get_docstring(node) and not obvious(node)
+    ]
+    assert bare == []

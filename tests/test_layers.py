@@ -1,0 +1,82 @@
+"""Imports only point downward; what must answer at once never imports torch."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "moist"
+LAYERS = [
+    "errors config report artifacts env",
+    "overrides recipe data public fingerprint images augment nets routers losses objects"
+    " checkpoint",
+    "mixture fit measure",
+    "stages",
+    "store cache runs",
+    "pipeline predict bench",
+    "terminal",
+    "cli cli_store cli_bench options",
+    "__init__",
+]
+LAYER = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
+AT_ONCE = (
+    "config errors report runs cli terminal options cli_store cli_bench overrides recipe cache"
+    " objects"
+).split()
+READS_TEST = {"stages/evaluate.py", "stages/prepare.py", "data.py", "images.py", "cli_store.py"}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of moist that a file names in an import, wherever in the file it stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    parts = [name.split(".") for name in found]
+    return {second for first, second, *_ in (p for p in parts if len(p) > 1) if first == "moist"}
+
+
+GRAPH = {
+    name: set.union(*map(imports, [*ROOT.glob(f"{name}.py"), *ROOT.glob(f"{name}/*.py")])) - {name}
+    for name in LAYER
+}
+
+
+def test_every_module_has_a_layer_and_every_layer_its_modules():
+    assert {path.stem for path in ROOT.iterdir() if path.suffix == ".py"} | {"stages"} == set(
+        LAYER
+    )
+
+
+def test_imports_point_downward_and_never_round():
+    upward = [f"{a} -> {b}" for a in GRAPH for b in GRAPH[a] if LAYER[b] > LAYER[a]]
+    assert upward == []
+    list(TopologicalSorter(GRAPH).static_order())
+
+
+def test_no_stage_imports_another():
+    names = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
+    for path in (ROOT / "stages").glob("*.py"):
+        assert not any(f"moist.stages.{name}" in path.read_text() for name in names), path
+
+
+def test_only_evaluation_reads_the_test_split():
+    for path in ROOT.rglob("*.py"):
+        reads = [
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute) and node.attr == "test"
+        ]
+        assert not reads or str(path.relative_to(ROOT)) in READS_TEST, path
+
+
+@pytest.mark.parametrize("heavy", ["torch", "sklearn", "pandas", "wandb"])
+def test_what_answers_at_once_imports_nothing_heavy(heavy):
+    modules = ", ".join(f"moist.{name}" for name in AT_ONCE)
+    code = f"import sys, {modules}; sys.exit('{heavy}' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

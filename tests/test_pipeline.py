@@ -1,0 +1,409 @@
+"""The whole method: which key depends on what, and a run that computes what its plan said."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from moist import cache, objects
+from moist.config import Config, choices, flat, keys
+from moist.config import Joint as JointConfig
+from moist.env import Env, Silent
+from moist.errors import ConfigError, StageError
+from moist.overrides import parse
+from moist.pipeline import run, stages
+from moist.report import Report
+from moist.store import Plan, Store
+
+SWEEPS = Path(__file__).parents[1] / "sweeps"
+TINY = [
+    f"@{SWEEPS / 'tiny.yaml'}",
+    *(f"{section}.epochs=1" for section in ("teacher", "distill", "routing", "joint")),
+    "distill.views=2", "latency.repeats=10", "latency.seconds=0.01",
+]  # fmt: skip
+
+LABELS = (
+    "prepare", "teacher", "logits", "student", "clusters", "router", "mixture",
+    "mixture measured", "oracle measured", "student measured", "teacher measured", "latency",
+)  # fmt: skip
+
+MIXTURE = {"mixture", "mixture measured", "oracle measured", "latency"}
+ROUTER = {"router"} | MIXTURE
+CLUSTERS = {"clusters"} | ROUTER
+STUDENT = {"student", "student measured"} | MIXTURE
+LOGITS = {"logits"} | STUDENT | CLUSTERS
+TEACHER = {"teacher", "teacher measured"} | LOGITS
+ALL = {"prepare"} | TEACHER
+
+CHANGES = {
+    "data.root": set[str](),  # digits have none; what it holds counts, not where
+    "data": ALL,
+    "augment": TEACHER,
+    "precision": TEACHER,
+    "seed": TEACHER,
+    "teacher": TEACHER,
+    "distill.views": LOGITS,
+    "distill": STUDENT,
+    "student": STUDENT,
+    "hidden_width": STUDENT,
+    "temperature": STUDENT,
+    "cluster": CLUSTERS,
+    "k": CLUSTERS,
+    "router": ROUTER,
+    "routing": ROUTER,
+    "joint": MIXTURE,
+    "latency": {"latency"},
+}
+"""Key, or section, to what is computed anew when it changes: what takes it, and what follows."""
+
+OTHER = {
+    "data.root": "/elsewhere", "data.image_size": "16", "data.val_fraction": "0.2", "k": "4",
+    "augment.shift": "2", "precision": "float32", "teacher.arch": "resnet18",
+    "student.channels": "16,16", "cluster.method": "random", "router": "cnn",
+    "routing.widths": "32", "joint.objective": "em", "seed": "1",
+}  # fmt: skip
+
+
+class Told(Silent):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warned(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def env(progress: Silent | None = None) -> Env:
+    return Env(torch.device("cpu"), progress or Silent())
+
+
+def tiny(*overrides: str) -> Config:
+    return parse([*TINY, *overrides])
+
+
+def ran(home: Path, *overrides: str, progress: Silent | None = None) -> tuple[Report, list[str]]:
+    """The report, and the stages that were computed for it."""
+    store = Store(home, env(progress))
+    report = run(tiny(*overrides), store)
+    return report, [call.stage for call in store.calls if not call.reused]
+
+
+def planned(home: Path, *overrides: str) -> dict[str, str]:
+    """Key by label."""
+    plan = Plan(home, env())
+    stages(tiny(*overrides), plan)
+    return dict(zip(LABELS, [call.key for call in plan.calls], strict=True))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for all tests that only add to it, with the tiny run in it."""
+    home = tmp_path_factory.mktemp("home")
+    ran(home)
+    return home
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes of eight training and three test images, 8x8 in colour, told by their hue."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 3)):
+        for c, name in enumerate(("blue", "green", "red")):
+            place = tmp_path / "images" / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 60, (8, 8, 3), dtype=np.uint8)
+                pixels[..., 2 - c] += 180
+                Image.fromarray(pixels).save(place / f"{i}.png")
+    return tmp_path / "images"
+
+
+# keys
+
+
+def another(key: str) -> str:
+    """An admissible value of a key that is not the tiny config's."""
+    if key in OTHER:
+        return OTHER[key]
+    spec, now = keys()[key], flat(tiny())[key]
+    for one in (spec, *spec.get("anyOf", [])):
+        if "enum" in one:
+            return next(str(value) for value in one["enum"] if value != now)
+        if one.get("type") == "boolean":
+            return str(not now)
+        if one.get("type") == "integer":
+            return str(11 if now is None else now + 1)
+        if one.get("type") == "number":
+            return str((now + one.get("minimum", one.get("exclusiveMinimum"))) / 2 or 0.5)
+    raise AssertionError(key)
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in keys() if key not in {"data.name", "teacher.weights", "student.arch"}]
+)
+def test_a_key_changes_the_stages_that_take_it_and_all_that_follow(tmp_path, key):
+    before, after = planned(tmp_path), planned(tmp_path, f"{key}={another(key)}")
+    expected = CHANGES[key] if key in CHANGES else CHANGES[key.partition(".")[0]]
+    assert {label for label in LABELS if before[label] != after[label]} == expected
+
+
+def test_the_table_of_changes_covers_every_key():
+    assert {key for key in CHANGES if key not in keys()} == {
+        name for name in Config.model_fields if name not in keys()
+    }
+
+
+def test_the_same_config_has_the_same_keys_wherever_it_runs(tmp_path, home):
+    assert planned(tmp_path) == planned(home) == planned(tmp_path / "elsewhere")
+
+
+def test_a_folder_of_images_is_known_by_its_content_and_not_by_its_place(tmp_path, folder):
+    def keys_of(place: Path) -> dict[str, str]:
+        return planned(tmp_path / "home", "data.name=folder", f"data.root={place}")
+
+    first = keys_of(folder)
+    moved = folder.rename(tmp_path / "moved")
+    assert keys_of(moved) == first
+    picture = moved / "train" / "red" / "0.png"
+    picture.write_bytes((moved / "train" / "red" / "1.png").read_bytes())
+    assert {label for label in LABELS if keys_of(moved)[label] != first[label]} == ALL
+
+
+def test_only_em_depends_on_the_temperature_in_joint_training(home):
+    """Its student depends on it too, so the manifest has to say."""
+    for objective in ("em", "hierarchical"):
+        ran(home, f"joint.objective={objective}")
+        key = planned(home, f"joint.objective={objective}")["mixture"]
+        recipe = objects.read(objects.folder_of(home, key)).recipe
+        em = objective == "em"
+        assert (recipe["temperature"], recipe["logits"] is None) == (4.0 if em else None, not em)
+
+
+def test_behind_an_oracle_the_mixture_is_measured_once(tmp_path):
+    oracle = planned(tmp_path, "router=oracle")
+    assert oracle["mixture measured"] == oracle["oracle measured"]
+
+
+def test_weights_from_a_file_are_known_by_their_content(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (planned(tmp_path / "home", f"teacher.weights={tmp_path / name}") for name in "abc")
+    assert a == b != c
+    assert {label for label in LABELS if a[label] != c[label]} == TEACHER
+    slower = planned(tmp_path / "home", f"teacher.weights={tmp_path / 'a'}", "teacher.lr=1")
+    assert slower == a  # training options of a teacher that isn't trained decide nothing
+
+
+# a run
+
+
+def test_a_plan_predicts_what_a_run_computes_and_writes_nothing(tmp_path):
+    changes = ((), ("temperature=2",), ("router=oracle",), ("router=oracle", "seed=1"))
+    for overrides in changes:
+        plan = Plan(tmp_path / "home", env())
+        stages(tiny(*overrides), plan)
+        if not overrides:
+            assert not (tmp_path / "home").exists()
+        store = Store(tmp_path / "home", env())
+        run(tiny(*overrides), store)
+        expected = [(call.stage, call.key, call.reused) for call in plan.calls]
+        assert [(call.stage, call.key, call.reused) for call in store.calls] == expected
+
+
+def test_a_second_run_computes_nothing_and_reports_the_same(home):
+    first, _ = ran(home)
+    second, computed = ran(home)
+    assert computed == [] and second == first
+
+
+def test_one_seed_gives_one_report_in_every_home_and_another_seed_another(tmp_path, home):
+    report, _ = ran(home)
+    again, computed = ran(tmp_path)
+    assert len(computed) == len(LABELS)
+    assert again.timeless() == report.timeless()
+    other, computed = ran(tmp_path, "seed=1")
+    assert len(computed) == len(LABELS) - 1  # the data set has no seed
+    assert (
+        other.loss != report.loss and other.baselines.teacher.loss != report.baselines.teacher.loss
+    )
+
+
+def test_another_temperature_computes_the_student_and_what_follows(home):
+    _, computed = ran(home, "temperature=2")
+    assert computed == [
+        "distill_student", "train_jointly", "evaluate", "evaluate", "evaluate", "measure_latency",
+    ]  # fmt: skip
+
+
+def test_a_report_adds_up(home):
+    report, _ = ran(home)
+    assert report.n_test == 360 and report.n_val == 142
+    assert sum(sum(row) for row in report.sent.values()) == report.n_test
+    assert (
+        sorted(sum(report.clusters, ())) == list(report.per_class_accuracy) == list("0123456789")
+    )
+    assert report.k == len(report.clusters) == len(report.per_cluster_accuracy) == 2
+    assert report.silhouette.keys() == {"2"}
+    assert report.seconds == sum(report.stage_seconds.values())
+    assert report.stage_seconds.keys() == {entry.stage for entry in cache.entries(home)}
+    for row in (report, report.baselines.teacher, report.baselines.student):
+        assert 0 <= row.accuracy <= 1 and row.mflops > 0
+        assert row.latency_n == {"batch_1": 10, "batch_256": 10}
+        assert all(row.latency_p95_ms[b] >= row.latency_ms[b] > 0 for b in row.latency_n)
+    assert report.baselines.oracle.latency_ms is None
+    assert report.mflops > report.baselines.student.mflops  # the router counts
+    assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_seconds_of_one_run_count_each_stage_once(home):
+    """Even if a store serves several runs, and two stages are one computation."""
+    store = Store(home, env())
+    first = run(tiny("router=oracle"), store)
+    again = run(tiny("router=oracle"), store)
+    once = {call.key: call.seconds for call in store.calls}
+    assert first.seconds == again.seconds == pytest.approx(sum(once.values()))
+
+
+# what can't work is said before anything is computed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["k=11"], r"`k=11` .* than `digits` has classes \(10\)\nhint: set k between 1 and 10"),
+        (["augment.shift=8"], "`augment.shift=8` is too far for 8x8 images\nhint: .*shift=7"),
+        (["data.image_size=12", "augment.shift=12"], "too far for 12x12 images"),
+        (["data.image_size=3"], "`data.image_size=3` leaves nothing after two poolings"),
+        (["data.name=folder"], "needs `data.root`"),
+    ],
+)
+def test_a_request_that_can_not_work_computes_nothing(tmp_path, overrides, said):
+    config = tiny(*overrides)
+    for store in (Plan(tmp_path, env()), Store(tmp_path, env())):
+        with pytest.raises(ConfigError, match=f"(?s){said}"):
+            run(config, store)
+    assert cache.entries(tmp_path) == []
+
+
+def test_k_auto_needs_three_classes(tmp_path, folder):
+    for split in ("train", "test"):
+        (folder / split / "red").rename(tmp_path / split)
+    with pytest.raises(ConfigError, match="`k=auto` needs 3 or more classes, found 2"):
+        ran(tmp_path / "home", "data.name=folder", f"data.root={folder}", "k=auto")
+    assert cache.entries(tmp_path / "home") == []
+
+
+def test_weights_that_are_not_there_are_refused_before_anything_trains(tmp_path):
+    with pytest.raises(ConfigError, match=r"can't read teacher.weights `/nowhere.pth`"):
+        ran(tmp_path, "teacher.weights=/nowhere.pth")
+    assert {entry.stage for entry in cache.entries(tmp_path)} <= {"prepare"}
+
+
+def test_weights_that_do_not_fit_are_refused_by_tensor(tmp_path):
+    save_file({"fc.weight": torch.ones(3, 64)}, tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match=r"does not fit teacher.arch=resnet8 on 10 classes"):
+        ran(tmp_path / "home", f"teacher.weights={tmp_path / 'w.safetensors'}")
+    assert [entry.stage for entry in cache.entries(tmp_path / "home")] == ["prepare"]
+
+
+# damage
+
+FILES = {
+    "prepare": "tensors.safetensors", "train_teacher": "tensors.safetensors",
+    "teacher_logits": "artifact.json", "distill_student": "tensors.safetensors",
+    "cluster_classes": "artifact.json", "pretrain_router": "manifest.json",
+    "train_jointly": "tensors.safetensors", "evaluate": "artifact.json",
+    "measure_latency": "artifact.json",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", FILES)
+def test_a_damaged_output_is_told_computed_again_and_gives_the_same_report(home, stage):
+    report, _ = ran(home)
+    store = Store(home, env())
+    stages(tiny(), store)
+    key = {call.stage: call.key for call in store.calls}[stage]
+    path = objects.folder_of(home, key) / FILES[stage]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    told = Told()
+    again, computed = ran(home, progress=told)
+    assert computed == [stage]
+    assert len(told.warnings) == 1 and f"`{stage}` {key[:8]} is damaged" in told.warnings[0]
+    assert again.timeless() == report.timeless()
+    assert ran(home, progress=told)[1] == [] and len(told.warnings) == 1
+
+
+# variants
+
+
+@pytest.mark.parametrize("objective", choices(JointConfig, "objective"))
+@pytest.mark.parametrize("router", choices(Config, "router"))
+def test_every_objective_trains_behind_every_router(home, objective, router):
+    overrides = [f"router={router}", f"joint.objective={objective}", "joint.mask_students=false"]
+    if router == "oracle" and objective in {"em", "switch"}:
+        with pytest.raises(ConfigError):
+            tiny(*overrides)
+        return
+    report, _ = ran(home, *overrides)
+    assert 0 < report.accuracy < 1 and report.loss > 0
+    if router == "oracle":
+        assert report.routing_accuracy == 1 and report.accuracy == report.baselines.oracle.accuracy
+
+
+VARIANTS: dict[str, Callable[[Report], bool]] = {
+    "k=1": lambda r: r.k == 1 and r.routing_accuracy == 1,
+    "k=10": lambda r: r.k == 10 and all(len(names) == 1 for names in r.clusters),
+    "k=auto": lambda r: r.k == int(max(r.silhouette, key=lambda n: r.silhouette[n])),
+    "cluster.method=spectral": lambda r: r.k == 2,
+    "cluster.method=random": lambda r: r.k == 2,
+    "student.batch_norm=true": lambda r: r.accuracy > 0,
+    "precision=float32": lambda r: r.accuracy > 0,
+    "teacher.optimizer=sgd": lambda r: r.accuracy > 0,
+    "data.val_fraction=0": lambda r: r.val_accuracy is None and r.n_val == 0,
+    "augment.shift=0": lambda r: r.accuracy > 0,
+    "data.image_size=12": lambda r: r.accuracy > 0,
+}
+
+
+@pytest.mark.parametrize("override", VARIANTS)
+def test_a_variant_runs_and_reports_what_it_should(home, override):
+    report, computed = ran(home, override)
+    assert computed and VARIANTS[override](report)
+    assert (report.baselines.teacher.val_accuracy is None) == (report.n_val == 0)
+
+
+def test_a_folder_of_images_trains_end_to_end(tmp_path, folder):
+    data = ["data.name=folder", f"data.root={folder}", "k=2", "teacher.batch_size=4"]
+    report, computed = ran(tmp_path / "home", *data)
+    assert len(computed) == len(LABELS)
+    assert (report.n_test, report.n_val) == (9, 3)
+    assert sorted(sum(report.clusters, ())) == ["blue", "green", "red"]
+    with pytest.raises(ConfigError, match=r"augment\.shift=9"):
+        ran(tmp_path / "home", *data, "augment.shift=9")
+
+
+def test_a_teacher_from_a_file_is_the_teacher_that_was_saved(tmp_path, home):
+    report, _ = ran(home)
+    teacher = Store(home, env()).load(planned(home)["teacher"])
+    save_file(teacher.state, tmp_path / "w.safetensors")
+    torch.save(dict(teacher.state), tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        loaded, computed = ran(home, f"teacher.weights={tmp_path / name}")
+        assert computed[0] == "load_teacher" and "train_teacher" not in computed
+        assert loaded.timeless()["baselines"] == report.timeless()["baselines"]
+        assert loaded.accuracy == report.accuracy
+
+
+def test_training_that_diverges_is_an_error_and_is_not_stored(home):
+    before = len(cache.entries(home))
+    with pytest.raises(StageError, match="`train_teacher` diverged: the loss is nan"):
+        ran(home, "teacher.lr=10", "teacher.optimizer=sgd", "teacher.momentum=0.99",
+            "teacher.weight_decay=1", "teacher.schedule=constant", "teacher.epochs=3")  # fmt: skip
+    assert len(cache.entries(home)) == before
