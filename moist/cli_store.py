@@ -128,7 +128,7 @@ def clear(stage: str | None, home: Path) -> None:
     """Delete all stored stage outputs, or those of one stage. Run records stay.
 
     \b
-    moist cache clear --stage teacher_logits
+    moist cache clear --stage teacher_logits --yes
     """
     from moist import cache as kept
 

@@ -231,7 +231,10 @@ def test_all_wrong_values_are_said_at_once():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["teacher.horizon=3"], "`teacher.horizon=3` is shorter than `teacher.epochs=15`"),
+        (
+            ["teacher.horizon=3", "teacher.epochs=15"],
+            "`teacher.horizon=3` is shorter than `teacher.epochs=15`",
+        ),
         (["joint.horizon=1", "joint.epochs=2"], "`joint.horizon=1` is shorter than `joint.ep"),
         (["student.channels=8"], "`student.channels` needs two widths, found 1"),
         (["joint.objective=switch"], "`joint.objective=switch` .*; set `joint.mask_stude"),
