@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from moist import config as configs
-from moist import terminal
+from moist import schema, terminal
 from moist.cli_bench import bench
 from moist.cli_store import cache, data
 from moist.errors import MoistError
@@ -57,7 +57,7 @@ def run(overrides: tuple[str, ...], as_json: bool, home: Path, **compute: Any) -
             command=reproducing(config),
             config=config,
             report=report,
-            artifacts={call.stage: call.key for call in store.calls},
+            artifacts=store.keys(),
         )
     if as_json:
         print_json(report.model_dump(mode="json"))
@@ -115,12 +115,12 @@ def show_config(overrides: tuple[str, ...], keys: bool, as_json: bool) -> None:
     moist config --keys
     """
     if keys:
-        described = [{"key": name, **spec} for name, spec in configs.keys().items()]
+        described = [{"key": name, **spec} for name, spec in schema.keys().items()]
         if as_json:
             print_json(described)
             return
         rows = [
-            [row["key"], str(row["default"]), configs.bounds(row), row.get("description", "")]
+            [row["key"], str(row["default"]), schema.bounds(row), row.get("description", "")]
             for row in described
         ]
         terminal.print_table("", ["key", "default", "values", "meaning"], rows)

@@ -19,13 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moist import config
-from moist.errors import DataError
+from moist.errors import ConfigError, DataError
 from moist.fingerprint import File, fingerprint, read, sha, stated
 from moist.public import DIGITS, PUBLIC, public_files
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 LAYOUT = "the layout is `ROOT/train/<class>/*.png` and `ROOT/test/<class>/*.png`"
 SPLITS = ("train", "test")
+SMALLEST = 4
+"""Pixels a side that two 2x2 poolings leave something of."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Source:
     image_size: int | None
     classes: tuple[str, ...]
     key: str
+    side: int | None = None
+    """Pixels a side, where known before decoding."""
 
 
 def locate(data: config.Data, home: Path) -> Source:
@@ -48,18 +52,41 @@ def locate(data: config.Data, home: Path) -> Source:
     Raises DataError when they are missing, unreadable or not laid out as classes.
     """
     root: Path | None = None
+    side: int | None = None
     if data.name == "digits":
-        classes, content = DIGITS, sha(read(_digits_file()))
+        classes, side, content = DIGITS, 8, sha(read(_digits_file()))
     elif data.name == "folder":
         root = _given_root(data)
         classes, files = _survey(root)
         content = fingerprint(root, files, home)
     else:
         root = _expanded(data.root or home / "data" / "downloads" / data.name)
-        classes = PUBLIC[data.name].classes
+        classes, side = PUBLIC[data.name].classes, PUBLIC[data.name].side
         content = fingerprint(root, public_files(data.name, root), home)
     key = sha(json.dumps([data.name, content, data.image_size]).encode())
-    return Source(data.name, root, data.image_size, classes, key)
+    return Source(data.name, root, data.image_size, classes, key, data.image_size or side)
+
+
+def check(asked: config.Config, source: Source) -> None:
+    """Raise ConfigError for what can't work on these data, before anything is computed."""
+    classes, side, shift = len(source.classes), source.side, asked.augment.shift
+    if asked.k != "auto" and asked.k > classes:
+        raise ConfigError(
+            f"`k={asked.k}` asks for more clusters than `{source.name}` has classes ({classes})",
+            f"set k between 1 and {classes}",
+        )
+    if asked.k == "auto" and classes < 3:
+        raise ConfigError(f"`k=auto` needs 3 or more classes, found {classes}", "set k=1 or k=2")
+    if side is not None and side < SMALLEST:
+        raise ConfigError(
+            f"`data.image_size={side}` leaves nothing after two poolings",
+            f"set it to {SMALLEST} or more",
+        )
+    if side is not None and shift >= side:
+        raise ConfigError(
+            f"`augment.shift={shift}` is too far for {side}x{side} images",
+            f"reflection reaches `augment.shift={side - 1}` at most",
+        )
 
 
 def images_in(folder: Path) -> list[os.DirEntry[str]]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Student, Teacher
+from moist.config import Student
 
 Shape = tuple[int, int, int]
 
@@ -103,10 +103,6 @@ class CNN(nn.Module):
 
 TEACHERS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet8": ResNet8}
 STUDENTS: dict[str, Callable[..., nn.Module]] = {"cnn": CNN}
-
-
-def teacher_options(teacher: Teacher) -> dict[str, Any]:
-    return {}
 
 
 def student_options(student: Student, hidden_width: int) -> dict[str, Any]:

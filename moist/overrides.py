@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from moist.config import Config, bounds, flat, keys, sections
+from moist.config import Config, flat, sections
 from moist.errors import ConfigError
+from moist.schema import bounds, keys
 
 
 def parse(overrides: Iterable[str]) -> Config:

@@ -7,8 +7,8 @@ from typing import Any
 
 from moist.artifacts import Clusters, Dataset, Logits, Mixture, Network, Student
 from moist.config import Config
-from moist.data import Source, locate
-from moist.errors import ConfigError
+from moist.data import check, locate
+from moist.recipe import encoded, key_of
 from moist.report import Evaluation, Latencies, Report, assemble
 from moist.stages.cluster import cluster_classes
 from moist.stages.distill import distill_student
@@ -20,12 +20,6 @@ from moist.stages.prepare import prepare
 from moist.stages.route import pretrain_router
 from moist.stages.teacher import WeightsFile, load_teacher, train_teacher
 from moist.store import Ref, Store
-
-SIDES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "svhn": 32}
-"""Pixels a side of the images as they come; a folder's are known once they are decoded."""
-
-SMALLEST = 4
-"""Pixels a side that two 2x2 poolings leave something of."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +39,12 @@ def taught(
 ) -> tuple[Ref[Dataset], Ref[Network], Ref[Logits], dict[str, Any]]:
     """The data, the teacher, its logits, and the inputs that every training stage takes."""
     c = config
-    source = checked(c, locate(c.data, store.home))
+    source = locate(c.data, store.home)
+    check(c, source)
+    weights = WeightsFile(c.teacher.weights.expanduser()) if c.teacher.weights else None
     common = {"augment": c.augment, "precision": c.precision, "seed": c.seed}
     data = store.call(prepare, source=source, val_fraction=c.data.val_fraction)
-    if c.teacher.weights:
-        weights = WeightsFile(c.teacher.weights.expanduser())
+    if weights:
         teacher = store.call(load_teacher, data=data, arch=c.teacher.arch, weights=weights)
     else:
         teacher = store.call(train_teacher, data=data, teacher=c.teacher, **common)
@@ -107,29 +102,8 @@ def run(config: Config, store: Store) -> Report:
         out.latencies.value,
         of_class=out.clusters.value.of_class,
         silhouette=out.clusters.value.silhouette,
-        key=out.evaluations["mixture"].key,
+        key=key_of(
+            "run", 1, encoded({"models": out.evaluations, "latency": config.latency}, "run")
+        ),
         stage_seconds=seconds,
     )
-
-
-def checked(config: Config, source: Source) -> Source:
-    """The source, if the config can work on it: what is known before anything trains."""
-    classes, side = len(source.classes), config.data.image_size or SIDES.get(source.name)
-    if config.k != "auto" and config.k > classes:
-        raise ConfigError(
-            f"`k={config.k}` asks for more clusters than `{source.name}` has classes ({classes})",
-            f"set k between 1 and {classes}",
-        )
-    if config.k == "auto" and classes < 3:
-        raise ConfigError(f"`k=auto` needs 3 or more classes, found {classes}", "set k=1 or k=2")
-    if side is not None and side < SMALLEST:
-        raise ConfigError(
-            f"`data.image_size={side}` leaves nothing after two poolings",
-            f"set it to {SMALLEST} or more",
-        )
-    if side is not None and config.augment.shift >= side:
-        raise ConfigError(
-            f"`augment.shift={config.augment.shift}` is too far for {side}x{side} images",
-            f"reflection reaches `augment.shift={side - 1}` at most",
-        )
-    return source

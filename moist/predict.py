@@ -23,8 +23,8 @@ def predict_images(store: Store, run: Run, paths: Sequence[Path]) -> list[dict[s
     """
     import torch
 
-    data: Dataset = store.load(run.artifacts["prepare"])
-    mixture: Mixture = store.load(run.artifacts["train_jointly"])
+    data: Dataset = store.load(run.artifacts["prepare"][0])
+    mixture: Mixture = store.load(run.artifacts["train_jointly"][0])
     net = module(mixture, store.env.device)
     assert isinstance(net, MoIST)
     images_BHWC = torch.stack([read_image(path, data.image_shape) for path in paths])

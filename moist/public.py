@@ -22,6 +22,7 @@ class Public:
     """A data set that torchvision downloads: its class there, the files it reads, its classes."""
 
     builder: str
+    side: int
     files: tuple[str, ...]
     classes: tuple[str, ...]
 
@@ -29,6 +30,7 @@ class Public:
 PUBLIC = {
     "cifar10": Public(
         "CIFAR10",
+        32,
         (
             *(f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)),
             "cifar-10-batches-py/test_batch",
@@ -38,6 +40,7 @@ PUBLIC = {
     ),
     "cifar100": Public(
         "CIFAR100",
+        32,
         tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta")),
         tuple(
             """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
@@ -53,6 +56,7 @@ PUBLIC = {
     ),
     "fashion_mnist": Public(
         "FashionMNIST",
+        28,
         tuple(
             f"FashionMNIST/raw/{part}-{kind}"
             for part in ("train", "t10k")
@@ -63,7 +67,7 @@ PUBLIC = {
             "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
         ),
     ),
-    "svhn": Public("SVHN", ("train_32x32.mat", "test_32x32.mat"), DIGITS),
+    "svhn": Public("SVHN", 32, ("train_32x32.mat", "test_32x32.mat"), DIGITS),
 }  # fmt: skip
 
 

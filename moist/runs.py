@@ -23,7 +23,7 @@ PER_CLASS = {"per_class_accuracy", "sent", "silhouette"}
 
 
 class Run(Record):
-    """A finished run: `config` by dotted names, `artifacts` the key of each stage's output."""
+    """A finished run: `config` by dotted names, `artifacts` the keys of each stage's outputs."""
 
     key: str
     created: str
@@ -31,14 +31,19 @@ class Run(Record):
     moist: str
     config: dict[str, Any]
     report: Report
-    artifacts: dict[str, str]
+    artifacts: dict[str, tuple[str, ...]]
 
     def record(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 
 
 def save(
-    home: Path, *, command: str, config: Config, report: Report, artifacts: Mapping[str, str]
+    home: Path,
+    *,
+    command: str,
+    config: Config,
+    report: Report,
+    artifacts: Mapping[str, tuple[str, ...]],
 ) -> Run:
     """Record a run under its report's key, in place of an earlier one with that key."""
     run = Run(

@@ -124,6 +124,14 @@ class Store:
         objects.used(self.home, key)
         return read_artifact(objects.folder_of(self.home, key))
 
+    def keys(self) -> dict[str, tuple[str, ...]]:
+        """The keys of all outputs called for, by stage, in order."""
+        stages = dict.fromkeys(call.stage for call in self.calls)
+        return {
+            stage: tuple(dict.fromkeys(call.key for call in self.calls if call.stage == stage))
+            for stage in stages
+        }
+
     def _settle(self, job: Job) -> Call:
         """Make sure that the output is stored and sound."""
         seconds = self._stored(job)

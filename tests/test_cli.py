@@ -20,9 +20,10 @@ from PIL import Image
 
 from moist import objects
 from moist.cli import cli, main
-from moist.config import Config, flat, keys
+from moist.config import Config, flat
 from moist.overrides import parse
 from moist.report import Report
+from moist.schema import keys
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 TINY = [
@@ -97,7 +98,7 @@ def test_a_run_says_on_stderr_what_was_reused_and_on_stdout_what_it_found(home, 
 
 def test_quiet_says_nothing_on_stderr_but_warnings(home, capsys):
     assert Said(capsys, "run", *TINY, "--home", home, "--quiet").err == ""
-    key = Said(capsys, "runs", "--json", "--home", home).json[0]["artifacts"]["cluster_classes"]
+    key = Said(capsys, "runs", "--json", "--home", home).json[0]["artifacts"]["cluster_classes"][0]
     (objects.folder_of(home, key) / "artifact.json").write_text("{}")
     said = Said(capsys, "run", *TINY, "--home", home, "--quiet")
     assert said.code == 0 and said.err.startswith("warning: `cluster_classes`")

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moist.artifacts import Clusters, Dataset, Logits, Split
-from moist.config import Cluster, choices
+from moist.config import Cluster
 from moist.env import Env
 from moist.errors import ConfigError, StageError
+from moist.schema import choices
 from moist.stages.cluster import (
     class_means,
     cluster_classes,

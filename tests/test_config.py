@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from moist import config as configs
-from moist.config import Config, Joint, Section, Teacher, bounds, flat, keyed, keys, sections
+from moist.config import Config, Joint, Section, Teacher, flat, keyed, sections
 from moist.errors import ConfigError
 from moist.overrides import build, parse
+from moist.schema import bounds, choices, keys
 
 SPECS = keys()
 WHERE = {"data.root", "teacher.weights"}
@@ -332,4 +332,4 @@ def test_no_two_keys_of_a_section_share_a_meaning():
 
 
 def test_choices_are_the_names_a_field_admits():
-    assert configs.choices(Joint, "objective") == ("hierarchical", "students_only", "em", "switch")
+    assert choices(Joint, "objective") == ("hierarchical", "students_only", "em", "switch")

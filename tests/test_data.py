@@ -19,6 +19,7 @@ from moist.env import Env, Silent
 from moist.errors import DataError
 from moist.images import STD_FLOOR, mean_std, read_image
 from moist.public import PUBLIC
+from moist.schema import choices
 from moist.stages.prepare import prepare
 
 
@@ -143,7 +144,7 @@ def test_a_memo_with_one_wrong_digit_is_computed_again(root: Path) -> None:
 
 
 def test_every_data_set_of_the_config_has_classes_before_anything_is_decoded() -> None:
-    names = set(config.choices(config.Data, "name"))
+    names = set(choices(config.Data, "name"))
     assert names == {"digits", "folder", *PUBLIC}
     assert [len(set(PUBLIC[name].classes)) for name in sorted(PUBLIC)] == [10, 100, 10, 10]
     assert PUBLIC["cifar100"].classes == tuple(sorted(PUBLIC["cifar100"].classes))

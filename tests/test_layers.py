@@ -10,9 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "moist"
 LAYERS = [
-    "errors config report artifacts env",
-    "overrides recipe data public fingerprint images augment nets routers losses objects"
-    " checkpoint",
+    "errors config schema overrides report artifacts env",
+    "recipe data public fingerprint images augment nets routers losses objects checkpoint",
     "mixture fit measure",
     "stages",
     "store cache runs",
@@ -23,8 +22,8 @@ LAYERS = [
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 AT_ONCE = (
-    "config errors report runs cli terminal options cli_store cli_bench overrides recipe cache"
-    " objects"
+    "config errors report runs cli terminal options cli_store cli_bench overrides schema recipe"
+    " cache objects"
 ).split()
 READS_TEST = {"stages/evaluate.py", "stages/prepare.py", "data.py", "images.py", "cli_store.py"}
 

@@ -10,13 +10,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from moist import cache, objects
-from moist.config import Config, choices, flat, keys
+from moist.config import Config, flat
 from moist.config import Joint as JointConfig
 from moist.env import Env, Silent
 from moist.errors import ConfigError, StageError
 from moist.overrides import parse
 from moist.pipeline import run, stages
 from moist.report import Report
+from moist.schema import choices, keys
 from moist.store import Plan, Store
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from moist import checkpoint, config
+from moist import checkpoint, config, schema
 from moist.artifacts import Network, Router, Spec, Student, Teacher
 from moist.fit import schedule_factor
 from moist.mixture import module
-from moist.nets import STUDENTS, TEACHERS, student_options, teacher_options
+from moist.nets import STUDENTS, TEACHERS, student_options
 from moist.routers import ROUTERS, OracleRouter, router_options
 from moist.stages.joint import OBJECTIVES
 
 SHAPES = [(3, 32, 32), (1, 8, 8), (3, 30, 45)]
 
 NETWORKS = [
-    *((Teacher, name, teacher_options(config.Teacher())) for name in TEACHERS),
+    *((Teacher, name, {}) for name in TEACHERS),
     *((Student, name, student_options(config.Student(), 16)) for name in STUDENTS),
     *((Student, name, student_options(config.Student(batch_norm=True), 16)) for name in STUDENTS),
     *(
@@ -55,15 +55,15 @@ def images(shape: tuple[int, int, int]) -> torch.Tensor:
 def test_the_config_admits_exactly_the_names_that_are_implemented(
     section: type[config.Section], field: str, registry: dict[str, object]
 ) -> None:
-    assert sorted(config.choices(section, field)) == sorted(registry)
+    assert sorted(schema.choices(section, field)) == sorted(registry)
 
 
 def test_no_two_schedules_of_the_config_are_the_same() -> None:
     curves = {
         tuple(schedule_factor(name, step / 8) for step in range(9))
-        for name in config.choices(config.Training, "schedule")
+        for name in schema.choices(config.Training, "schedule")
     }
-    assert len(curves) == len(config.choices(config.Training, "schedule"))
+    assert len(curves) == len(schema.choices(config.Training, "schedule"))
 
 
 @every_shape

@@ -31,7 +31,7 @@ def report(key: str, k: int = 2) -> Report:
 def save(home, key, **config):
     return runs.save(
         home, command=f"moist run seed={key}", config=Config(**config), report=report(key),
-        artifacts={"train_teacher": "ab12"},
+        artifacts={"train_teacher": ("ab12",)},
     )  # fmt: skip
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from hashlib import file_digest
 from pathlib import Path
 
@@ -27,12 +26,12 @@ class WeightsFile:
     """A trained state dict; its content is its key."""
 
     path: Path
+    key: str = field(init=False)
 
-    @cached_property
-    def key(self) -> str:
+    def __post_init__(self) -> None:
         try:
             with self.path.open("rb") as file:
-                return file_digest(file, "sha256").hexdigest()
+                object.__setattr__(self, "key", file_digest(file, "sha256").hexdigest())
         except OSError as error:
             raise ConfigError(
                 f"can't read teacher.weights `{self.path}`: {error.strerror}"

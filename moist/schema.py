@@ -1,0 +1,46 @@
+"""The config described: what every key means, and which values it admits."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from moist.config import Config, Section, flat, sections
+
+
+def keys() -> dict[str, dict[str, Any]]:
+    """Default, choices or bounds, and description of every key, by dotted name."""
+    schema = Config.model_json_schema()
+    found: dict[str, dict[str, Any]] = {}
+    defaults = flat(Config())
+    for name, spec in schema["properties"].items():
+        if name in sections():
+            inner = schema["$defs"][sections()[name].__name__]["properties"]
+            found |= {f"{name}.{leaf}": sub for leaf, sub in inner.items()}
+        else:
+            found[name] = spec
+    return {name: {**spec, "default": defaults[name]} for name, spec in found.items()}
+
+
+def bounds(spec: dict[str, Any]) -> str:
+    """The values that a key of `keys()` admits, for people: `a | b`, `1 to 1000`, `text`."""
+    if "items" in spec:
+        return f"{bounds(spec['items'])}, comma-separated"
+    if "anyOf" in spec:
+        return " | ".join(bounds(one) for one in spec["anyOf"])
+    if "enum" in spec:
+        return " | ".join(map(str, spec["enum"]))
+    if "const" in spec:
+        return str(spec["const"])
+    low = spec.get("minimum", spec.get("exclusiveMinimum"))
+    high = spec.get("maximum", spec.get("exclusiveMaximum"))
+    if low is None:
+        kind = str(spec["type"])
+        named = {"boolean": "true | false", "null": "none", "string": "text"}
+        return named.get(kind, kind)
+    above = "above " if "exclusiveMinimum" in spec else ""
+    return f"{above}{low} to {'below ' if 'exclusiveMaximum' in spec else ''}{high}"
+
+
+def choices(section: type[Section], field: str) -> tuple[str, ...]:
+    """The names a `Literal` field admits: what the registries must implement."""
+    return tuple(get_args(section.model_fields[field].annotation))
