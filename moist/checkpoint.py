@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from moist import objects, report
 from moist.artifacts import pack, unpack
+from moist.env import SPENT
 from moist.errors import StoreError
 
 NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.safetensors")
@@ -47,12 +48,13 @@ def save(folder: Path | None, state: Any, step: int) -> None:
         os.rename(tmp, folder / name)
         objects.sync(folder)
     for path in folder.iterdir():
-        if path.name != name:
+        if path.name not in {name, SPENT}:
             path.unlink()
 
 
-def load(folder: Path | None) -> tuple[int, Any] | None:
-    """The step and state of the newest whole checkpoint; damaged ones are deleted on the way."""
+def load(folder: Path | None, warned: Callable[[str], None]) -> tuple[int, Any] | None:
+    """The step and state of the newest whole checkpoint; `warned` is told of damaged ones, which
+    are deleted."""
     if folder is None or not folder.is_dir():
         return None
     found = [match for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
@@ -60,6 +62,7 @@ def load(folder: Path | None) -> tuple[int, Any] | None:
         path = folder / match[0]
         if objects.digest(path)[:16] == match[2]:
             return int(match[1]), _read(path)
+        warned(f"checkpoint `{path}` is damaged; going on without it")
         path.unlink()
     return None
 

@@ -15,7 +15,16 @@ from moist import schema, terminal
 from moist.cli_bench import bench
 from moist.cli_store import cache, data
 from moist.errors import MoistError
-from moist.options import HOME, JSON, OVERRIDES, computing, opened, print_json
+from moist.options import (
+    DEVICE,
+    HOME,
+    JSON,
+    OVERRIDES,
+    THREADS,
+    computing,
+    opened,
+    print_json,
+)
 from moist.overrides import parse
 
 
@@ -69,7 +78,15 @@ def run(overrides: tuple[str, ...], as_json: bool, home: Path, **compute: Any) -
 @OVERRIDES
 @JSON
 @HOME
-def plan(overrides: tuple[str, ...], as_json: bool, home: Path) -> None:
+@THREADS
+@DEVICE
+def plan(
+    overrides: tuple[str, ...],
+    as_json: bool,
+    home: Path,
+    threads: int | None,
+    device: str | None,
+) -> None:
     """Say what `moist run` would compute and what it would reuse; computes nothing.
 
     \b
@@ -80,7 +97,7 @@ def plan(overrides: tuple[str, ...], as_json: bool, home: Path) -> None:
     from moist.pipeline import stages
     from moist.store import Plan
 
-    store = Plan(home, make_env(terminal.Watcher()))
+    store = Plan(home, make_env(terminal.Watcher(), device, threads))
     stages(config, store)
     if as_json:
         print_json([call.record() for call in store.calls])
@@ -153,7 +170,7 @@ def list_runs(as_json: bool, home: Path) -> None:
             run.key[: terminal.SHORT],
             run.created[:16].replace("T", " "),
             run.config["data.name"],
-            f"{run.report.accuracy:.2%}",
+            f"{run.report.accuracy:.2%}" + (" (told)" if run.report.upper_bound else ""),
             "-" if run.report.val_accuracy is None else f"{run.report.val_accuracy:.2%}",
             f"{run.report.mflops:.2f}",
             " ".join(shlex.split(run.command)[2:]) or "(defaults)",

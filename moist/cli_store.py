@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from moist import terminal
+from moist.errors import ConfigError
 from moist.options import HOME, JSON, OVERRIDES, QUIET, opened, print_json
 from moist.overrides import parse
 
@@ -132,4 +133,10 @@ def clear(stage: str | None, home: Path) -> None:
     """
     from moist import cache as kept
 
+    stages = sorted({entry.stage for entry in kept.entries(home)})
+    if stage is not None and stage not in stages:
+        raise ConfigError(
+            f"nothing of a stage `{stage}` is stored",
+            f"there is: {', '.join(stages) or 'nothing'}",
+        )
     click.echo(f"freed {terminal.size(kept.clear(home, stage))}")

@@ -83,7 +83,7 @@ class Training(Section):
     """How one network is trained."""
 
     epochs: Epochs = Field(20, description="passes over the training images")
-    batch_size: int = Field(64, ge=1, le=65536, description="images a step")
+    batch_size: int = Field(64, ge=2, le=65536, description="images a step")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
     lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
     weight_decay: float = Field(0.01, ge=0, le=1, description="decay of the weights")
@@ -98,9 +98,11 @@ class Training(Section):
     )
 
     @model_validator(mode="after")
-    def _horizon_covers_the_epochs(self) -> Training:
+    def _schedule_and_momentum_fit(self) -> Training:
         if self.horizon is not None and self.horizon < self.epochs:
             raise ValueError(f"`.horizon={self.horizon}` is shorter than `.epochs={self.epochs}`")
+        if self.nesterov and not self.momentum:
+            raise ValueError("`.nesterov=true` needs a `.momentum` above 0")
         return self
 
 
@@ -114,7 +116,7 @@ class Teacher(Training):
         json_schema_extra=WHERE,
     )
     epochs: Epochs = Field(12, description="passes over the training images")
-    batch_size: int = Field(128, ge=1, le=65536, description="images a step")
+    batch_size: int = Field(128, ge=2, le=65536, description="images a step")
     lr: float = Field(4e-3, gt=0, le=10, description="peak learning rate")
     schedule: Literal["constant", "cosine", "one_cycle"] = Field(
         "one_cycle", description="learning rate over the steps"

@@ -46,10 +46,11 @@ class Source:
     """Pixels a side, where known before decoding."""
 
 
-def locate(data: config.Data, home: Path) -> Source:
+def locate(data: config.Data, home: Path, fetch: bool = True) -> Source:
     """Find the raw files, downloading a public set that isn't there, and digest their content.
 
-    Raises DataError when they are missing, unreadable or not laid out as classes.
+    Raises DataError when they are missing (with `fetch=False`: not downloaded yet), unreadable or
+    not laid out as classes.
     """
     root: Path | None = None
     side: int | None = None
@@ -62,7 +63,7 @@ def locate(data: config.Data, home: Path) -> Source:
     else:
         root = _expanded(data.root or home / "data" / "downloads" / data.name)
         classes, side = PUBLIC[data.name].classes, PUBLIC[data.name].side
-        content = fingerprint(root, public_files(data.name, root), home)
+        content = fingerprint(root, public_files(data.name, root, fetch), home)
     key = sha(json.dumps([data.name, content, data.image_size]).encode())
     return Source(data.name, root, data.image_size, classes, key, data.image_size or side)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,9 @@ import torch
 
 from moist.errors import ConfigError
 from moist.report import Machine
+
+SPENT = "seconds"
+"""The file beside a checkpoint that says how long its stage has taken."""
 
 
 class Progress(Protocol):
@@ -41,18 +45,37 @@ class Silent:
 
 @dataclass(frozen=True)
 class Env:
-    """`stage` and `checkpoints` are set by the store for the stage it is about to compute."""
+    """`stage`, `checkpoints` and `began` are set by the store for the stage it computes.
+
+    `began` is the clock's reading when the stage began, less what earlier, killed attempts took.
+    """
 
     device: torch.device = field(default_factory=lambda: default_device())
     progress: Progress = field(default_factory=Silent)
     stage: str = ""
     checkpoints: Path | None = None
+    began: float = 0.0
+
+    def __post_init__(self) -> None:
+        # `precision=float32` means it: no TensorFloat-32 in convolutions or products.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
     def at(self, stage: str, checkpoints: Path) -> Env:
-        return replace(self, stage=stage, checkpoints=checkpoints)
+        """This environment for one stage; what a killed attempt took is found beside its state."""
+        began = time.perf_counter() - _spent(checkpoints)
+        return replace(self, stage=stage, checkpoints=checkpoints, began=began)
+
+    def seconds(self) -> float:
+        """What the stage has taken so far, killed attempts included."""
+        return time.perf_counter() - self.began
 
     def advanced(self, done: int, total: int, **metrics: float) -> None:
         self.progress.advanced(self.stage, done, total, metrics)
+        if self.checkpoints is not None and self.checkpoints.is_dir():
+            tmp = self.checkpoints / f"{SPENT}.tmp"
+            tmp.write_text(repr(self.seconds()))
+            os.replace(tmp, self.checkpoints / SPENT)
 
     def machine(self) -> Machine:
         """What a time measured here depends on."""
@@ -63,6 +86,14 @@ class Env:
             torch=torch.__version__,
             system=f"{platform.system()} {platform.machine()}",
         )
+
+
+def _spent(checkpoints: Path) -> float:
+    """What killed attempts took; only a time on record hangs on it, so a damaged one is 0."""
+    try:
+        return float((checkpoints / SPENT).read_text())
+    except (OSError, ValueError):
+        return 0.0
 
 
 def default_device() -> torch.device:

@@ -24,8 +24,9 @@ Loss = Callable[[Batch], torch.Tensor]
 
 @contextmanager
 def seeded(seed: int, *parts: object) -> Iterator[None]:
-    """Draw torch's random numbers from a stream of their own; leave the global one untouched."""
-    with torch.random.fork_rng():
+    """Draw torch's random numbers from a stream of their own; leave the global ones untouched."""
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if started else ()):
         torch.manual_seed(derive(seed, *parts))
         yield
 
@@ -175,7 +176,7 @@ def _resume(
     env: Env, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, tuple[Row, ...]]:
     """Load the newest checkpoint of this stage, if there is one: epochs done, and their rows."""
-    found = checkpoint.load(env.checkpoints)
+    found = checkpoint.load(env.checkpoints, env.progress.warned)
     if found is None:
         return 0, ()
     done, state = found

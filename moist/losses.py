@@ -19,8 +19,6 @@ def distillation(
     T^2 keeps the gradient of the soft term at the same scale whatever the temperature.
     """
     hard = F.cross_entropy(student_BC, labels_B)
-    if alpha == 0:
-        return hard
     soft = F.kl_div(
         F.log_softmax(student_BC / temperature, 1),
         F.log_softmax(teacher_BC / temperature, 1),

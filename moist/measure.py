@@ -142,10 +142,13 @@ def _plain_encoder_layers() -> Iterator[None]:
     """Trace transformer layers as the linear layers they are, not as one fused operator."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    log = logging.getLogger("fvcore")
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        log.setLevel(level)
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
@@ -169,7 +172,7 @@ def cost(module: nn.Module, image_shape: Shape) -> Cost:
         parts = [module.students[0]]
         parts += [] if isinstance(module.router, OracleRouter) else [module.router]
     counts = [count_flops(part, image_shape) for part in parts]
-    tensors = [*module.parameters(), *module.buffers()]
+    tensors = module.state_dict().values()
     return Cost(
         flops=sum(sum(count.values()) for count in counts),
         macs=sum(n for count in counts for op, n in count.items() if op not in NOT_MACS),

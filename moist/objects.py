@@ -47,7 +47,20 @@ class File(Record):
     sha256: str
 
 
-class Manifest(Record):
+class Signed(Record):
+    """A record that proves itself: the one text that it is ends in a checksum over the rest."""
+
+    checksum: str = ""
+
+    def text(self) -> bytes:
+        """The only bytes that are this record."""
+        body = self.model_dump(mode="json", exclude={"checksum"})
+        checksum = hashlib.sha256(canonical(body)).hexdigest()
+        signed = {**body, "checksum": checksum}
+        return json.dumps(signed, sort_keys=True, allow_nan=False, indent=1).encode()
+
+
+class Manifest(Signed):
     """What an object is, and the checksums that prove it; `recipe` is its stage's inputs."""
 
     key: str
@@ -60,14 +73,6 @@ class Manifest(Record):
     machine: dict[str, Any]
     moist: str
     commit: str | None
-    checksum: str = ""
-
-    def text(self) -> bytes:
-        """The only bytes that are this manifest: a checksum over the rest is part of them."""
-        body = self.model_dump(mode="json", exclude={"checksum"})
-        checksum = hashlib.sha256(canonical(body)).hexdigest()
-        signed = {**body, "checksum": checksum}
-        return json.dumps(signed, sort_keys=True, allow_nan=False, indent=1).encode()
 
 
 def folder_of(home: Path, key: str) -> Path:

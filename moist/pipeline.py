@@ -39,7 +39,7 @@ def taught(
 ) -> tuple[Ref[Dataset], Ref[Network], Ref[Logits], dict[str, Any]]:
     """The data, the teacher, its logits, and the inputs that every training stage takes."""
     c = config
-    source = locate(c.data, store.home)
+    source = locate(c.data, store.home, fetch=store.writes)
     check(c, source)
     weights = WeightsFile(c.teacher.weights.expanduser()) if c.teacher.weights else None
     common = {"augment": c.augment, "precision": c.precision, "seed": c.seed}
@@ -100,6 +100,7 @@ def run(config: Config, store: Store) -> Report:
     return assemble(
         {name: evaluation.value for name, evaluation in out.evaluations.items()},
         out.latencies.value,
+        upper_bound=config.router == "oracle",
         of_class=out.clusters.value.of_class,
         silhouette=out.clusters.value.silhouette,
         key=key_of(

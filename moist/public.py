@@ -71,10 +71,17 @@ PUBLIC = {
 }  # fmt: skip
 
 
-def public_files(name: str, root: Path) -> list[File]:
-    """The raw files of a public set below a root, downloaded there if one is missing."""
+def public_files(name: str, root: Path, fetch: bool = True) -> list[File]:
+    """The raw files of a public set below a root, downloaded there if one is missing.
+
+    Raises DataError when that fails, or isn't wanted.
+    """
     files = PUBLIC[name].files
     if not all(os.path.isfile(root / file) for file in files):  # False too where it can't look
+        if not fetch:
+            raise DataError(
+                f"`{name}` is not in `{root}` yet", f"`moist data prepare {name}` downloads it"
+            )
         _download(name, root)
     return [stated(file, root / file) for file in files]
 

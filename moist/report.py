@@ -111,8 +111,9 @@ class Baselines(Record):
 
 
 class Report(Measures):
-    """What `moist run` found about one config."""
+    """What `moist run` found about one config; an `upper_bound` was told each image's class."""
 
+    upper_bound: bool
     routing_accuracy: float
     per_cluster_accuracy: tuple[float, ...]
     per_cluster_routing_accuracy: tuple[float, ...]
@@ -162,6 +163,7 @@ def assemble(
     evaluations: dict[str, Evaluation],
     latencies: Latencies,
     *,
+    upper_bound: bool,
     of_class: tuple[int, ...],
     silhouette: dict[str, float],
     key: str,
@@ -179,6 +181,7 @@ def assemble(
     k = max(of_class) + 1
     return Report(
         **rows["mixture"].model_dump(),
+        upper_bound=upper_bound,
         routing_accuracy=routing.accuracy,
         per_cluster_accuracy=routing.cluster_accuracy,
         per_cluster_routing_accuracy=routing.per_cluster,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from moist.config import Config, flat
 from moist.errors import ConfigError
-from moist.objects import now, scratch, sync
-from moist.report import Record, Report
+from moist.objects import Signed, now, scratch, sync
+from moist.report import Report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PER_CLASS = {"per_class_accuracy", "sent", "silhouette"}
 
 
-class Run(Record):
+class Run(Signed):
     """A finished run: `config` by dotted names, `artifacts` the keys of each stage's outputs."""
 
     key: str
@@ -34,7 +34,9 @@ class Run(Record):
     artifacts: dict[str, tuple[str, ...]]
 
     def record(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        """The report, and beside it what made it, as JSON values."""
+        made = self.model_dump(mode="json", exclude={"report", "checksum"})
+        return {**self.report.model_dump(mode="json"), **made}
 
 
 def save(
@@ -52,7 +54,7 @@ def save(
     )  # fmt: skip
     folder = home / "runs"
     with scratch(folder) as tmp:
-        tmp.write_text(run.model_dump_json(indent=1) + "\n")
+        tmp.write_bytes(run.text())
         sync(tmp)
         os.rename(tmp, folder / f"{run.key}.json")
         sync(folder)
@@ -68,9 +70,12 @@ def all_runs(home: Path, warned: Callable[[str], None] = _say) -> list[Run]:
     found = []
     for path in (home / "runs").glob("[!.]*.json"):
         try:
-            run = Run.model_validate_json(path.read_bytes())
+            text = path.read_bytes()
+            run = Run.model_validate_json(text)
             if run.key != path.stem:
                 raise ValueError(f"it is the record of run `{run.key}`")
+            if run.text() != text:
+                raise ValueError("its checksum differs")
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             warned(f"skipped run record `{path}`, which can't be read: {reason}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import shutil
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -91,7 +90,7 @@ class Job:
 class Store:
     """Calls stages, or hands out what they gave before. `reuse=False` computes all afresh."""
 
-    _writes = True
+    writes = True
 
     def __init__(self, home: Path, env: Env, reuse: bool = True) -> None:
         self.home = home
@@ -99,7 +98,7 @@ class Store:
         self.reuse = reuse
         self.calls: list[Call] = []
         self._sound: dict[str, float] = {}  # keys verified or computed here, and their seconds
-        if self._writes:
+        if self.writes:
             objects.prepare(home)
 
     def call(self, stage: Callable[..., T], **inputs: Any) -> Ref[T]:
@@ -170,9 +169,9 @@ class Store:
         inputs = {name: resolved(value) for name, value in job.inputs.items()}
         partial = self.home / "partial" / job.key
         self.env.progress.started(job.name, job.key)
-        start = time.perf_counter()
-        value = job.stage(self.env.at(job.name, partial), **inputs)
-        seconds = time.perf_counter() - start
+        env = self.env.at(job.name, partial)
+        value = job.stage(env, **inputs)
+        seconds = env.seconds()
         objects.publish(
             self.home, lambda folder: write_artifact(folder, value), key=job.key, stage=job.name,
             version=job.version, recipe=job.recipe, seconds=seconds, moist=runs.version(),
@@ -209,7 +208,7 @@ class Store:
 class Plan(Store):
     """A Store that finds the same keys but computes and writes nothing."""
 
-    _writes = False
+    writes = False
 
     def __init__(self, home: Path, env: Env, reuse: bool = True) -> None:
         super().__init__(home, env, reuse)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -124,12 +123,17 @@ def print_report(report: Report, config: Mapping[str, Any], command: str) -> Non
     print_models(report, config)
     print_times(report, config)
     print_students(report)
+    print_classes(report)
     print(
         f"routing accuracy {report.routing_accuracy:.2%}; told each image's cluster (an upper"
         f" bound), the students reach {report.baselines.oracle.accuracy:.2%}"
     )
     machine = report.machine
     print(f"n = {report.n_test} test and {report.n_val} validation images")
+    if config["teacher.weights"] and report.n_val:
+        print("the teacher was brought along: it may have been trained on the validation images")
+    stages = ", ".join(f"{name} {duration(s)}" for name, s in report.stage_seconds.items())
+    print(f"{duration(report.seconds)} to compute: {stages}")
     print(f"{machine.device}; {machine.threads} threads, torch {machine.torch}")
     print(f"run {report.key[:SHORT]}; repeat it with\n  {command}")
 
@@ -203,13 +207,33 @@ def print_students(report: Report) -> None:
     print_table("students on the test images", heads, rows)
 
 
+MOST_CLASSES = 20
+"""More classes than this are left to `--json`."""
+
+
+def print_classes(report: Report) -> None:
+    """Accuracy on each class, and how many of its test images each student got."""
+    if len(report.sent) > MOST_CLASSES:
+        print(f"({len(report.sent)} classes: each one's figures are in --json)")
+        return
+    rows = [
+        [
+            f"{name}",
+            f"{100 * report.per_class_accuracy[name]:.2f}",
+            f"{100 * report.baselines.student.per_class_accuracy[name]:.2f}",
+            f"{100 * report.baselines.teacher.per_class_accuracy[name]:.2f}",
+            *map(str, counts),
+        ]
+        for name, counts in report.sent.items()
+    ]
+    heads = ["class", "MoIST %", "single student %", "teacher %"]
+    heads += [f"to student {j}" for j in range(report.k)]
+    print_table("classes of the test images, and the students that got them", heads, rows)
+
+
 def fail(message: str) -> None:
     err = Console(stderr=True, highlight=False)
     err.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
-
-
-def note(message: str) -> None:
-    print(message, file=sys.stderr)
 
 
 def parse_size(text: str) -> int:

@@ -30,8 +30,8 @@ def cluster_classes(
 ) -> Clusters:
     """k groups of classes; `k=auto` takes the k with the best silhouette of the class means.
 
-    `random` deals the sizes that k-means found to shuffled classes: the control for the question
-    whether the teacher's grouping matters.
+    `random` deals the sizes that k-means found, k=auto included, to shuffled classes: the control
+    for the question whether the teacher's grouping matters.
     """
     mean_CC = class_means(logits, data.train.labels_N, len(data.classes))
     affinity_CC = confusion(logits, data.train.labels_N, len(data.classes))
@@ -41,7 +41,8 @@ def cluster_classes(
             f"k=auto needs at least 3 classes; `{data.name}` has {len(data.classes)}",
             "set k=1 or k=2",
         )
-    found = {n: partition(mean_CC, affinity_CC, n, cluster.method, seed) for n in tried}
+    method = "kmeans" if cluster.method == "random" else cluster.method
+    found = {n: partition(mean_CC, affinity_CC, n, method, seed) for n in tried}
     for n, of_class in found.items():
         if max(of_class) + 1 < n:
             raise StageError(
@@ -51,6 +52,9 @@ def cluster_classes(
             )
     scores = {n: silhouette(mean_CC, of_class) for n, of_class in found.items()}
     best = max(found, key=lambda n: (scores[n], -n))
+    if cluster.method == "random":
+        found[best] = partition(mean_CC, affinity_CC, best, "random", seed)
+        scores = {best: silhouette(mean_CC, found[best])}
     return Clusters(found[best], {str(n): score for n, score in scores.items()})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 from moist.artifacts import Dataset, Logits, Spec, Student
 from moist.augment import Batch
@@ -43,8 +44,10 @@ def distill_student(
     taught_VNC = logits.train_VNC.to(env.device)
 
     def loss(batch: Batch) -> torch.Tensor:
-        teacher_BC = taught_VNC[batch.view, batch.index_B].float()
         student_BC = net(batch.images_BCHW).float()
+        if distill.alpha == 0:
+            return F.cross_entropy(student_BC, batch.labels_B)
+        teacher_BC = taught_VNC[batch.view, batch.index_B].float()
         return distillation(
             student_BC, teacher_BC, batch.labels_B, alpha=distill.alpha, temperature=temperature
         )

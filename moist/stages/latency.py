@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from moist.artifacts import Dataset, Mixture, Student, Teacher
+from moist.artifacts import Dataset, Mixture, Split, Student, Teacher
 from moist.augment import plain_batches
 from moist.config import Latency
 from moist.env import Env
@@ -58,7 +58,7 @@ def measure_latency(
 def _some_images(env: Env, data: Dataset, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`size` training images spread over the split, and their labels."""
     rows = torch.linspace(0, len(data.train) - 1, size).long()
-    split = type(data.train)(data.train.images_NHWC[rows], data.train.labels_N[rows])
+    split = Split(data.train.images_NHWC[rows], data.train.labels_N[rows])
     batch = next(
         plain_batches(split, mean=data.mean, std=data.std, batch_size=size, device=env.device)
     )

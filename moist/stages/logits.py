@@ -32,7 +32,7 @@ def teacher_logits(
     View v of an image is the very tensor that a student sees in epochs v, v + views, ...
     """
     net = module(teacher, env.device).eval()
-    found = checkpoint.load(env.checkpoints)
+    found = checkpoint.load(env.checkpoints, env.progress.warned)
     done: list[torch.Tensor] = list(found[1]) if found else []
     for view in range(len(done), views):
         done.append(_one_view(env, net, data, augment, view, precision, seed))
