@@ -99,10 +99,6 @@ class Clusters:
     def k(self) -> int:
         return max(self.of_class) + 1
 
-    def members(self) -> list[list[int]]:
-        """The classes of each cluster."""
-        return [[c for c, j in enumerate(self.of_class) if j == e] for e in range(self.k)]
-
 
 @dataclass(frozen=True)
 class Mixture:

@@ -52,13 +52,13 @@ def save(
         key=report.key, created=now(), command=command, moist=version(),
         config=flat(config), report=report, artifacts=dict(artifacts),
     )  # fmt: skip
-    folder = home / "runs"
+    text, folder = run.text(), home / "runs"
     with scratch(folder) as tmp:
-        tmp.write_bytes(run.text())
+        tmp.write_bytes(text)
         sync(tmp)
         os.rename(tmp, folder / f"{run.key}.json")
         sync(folder)
-    return run
+    return Run.model_validate_json(text)
 
 
 def _say(message: str) -> None:

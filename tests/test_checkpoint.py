@@ -140,7 +140,7 @@ STATES = st.recursive(
 def test_a_checkpoint_comes_back_bit_by_bit(tmp_path_factory, state, step):
     folder = tmp_path_factory.mktemp("checkpoints")
     checkpoint.save(folder, state, step)
-    found = checkpoint.load(folder)
+    found = checkpoint.load(folder, print)
     assert found is not None and found[0] == step and same(found[1], state)
 
 
@@ -150,7 +150,7 @@ def test_the_newest_checkpoint_replaces_older_ones(tmp_path):
         checkpoint.save(folder, {"x": torch.ones(step)}, step)
     (path,) = folder.iterdir()
     assert path.name.startswith("step-000010-")
-    step, state = checkpoint.load(folder) or (0, None)
+    step, state = checkpoint.load(folder, print) or (0, None)
     assert step == 10 and len(state["x"]) == 10
 
 
@@ -167,32 +167,34 @@ def two(folder: Path) -> tuple[Path, Path]:
 
 def test_a_damaged_checkpoint_is_deleted_and_an_older_whole_one_used(tmp_path):
     older, newer = two(tmp_path)
-    assert checkpoint.load(tmp_path) == (10, {"step": 10})
+    assert checkpoint.load(tmp_path, print) == (10, {"step": 10})
     data = bytearray(newer.read_bytes())
     data[-3] ^= 1
     newer.write_bytes(data)
-    assert checkpoint.load(tmp_path) == (9, {"step": 9})
-    assert not newer.exists()
+    told: list[str] = []
+    assert checkpoint.load(tmp_path, told.append) == (9, {"step": 9})
+    assert not newer.exists() and newer.name in told.pop() and not told
     os.truncate(older, 20)
-    assert checkpoint.load(tmp_path) is None
+    assert checkpoint.load(tmp_path, told.append) is None
+    assert older.name in told.pop()
 
 
 def test_unfinished_and_foreign_files_are_no_checkpoints(tmp_path):
     (tmp_path / "0123.tmp").write_bytes(b"half")
     (tmp_path / "step-000001-short.safetensors").write_bytes(b"half")
-    assert checkpoint.load(tmp_path) is None
+    assert checkpoint.load(tmp_path, print) is None
     checkpoint.save(tmp_path, (1.5,), 3)
     assert len(list(tmp_path.iterdir())) == 1
-    assert checkpoint.load(tmp_path) == (3, (1.5,))
+    assert checkpoint.load(tmp_path, print) == (3, (1.5,))
 
 
 def test_without_a_folder_nothing_is_stored():
     checkpoint.save(None, {"x": 1}, 1)
-    assert checkpoint.load(None) is None
+    assert checkpoint.load(None, print) is None
 
 
 def test_a_folder_that_was_never_made_holds_nothing(tmp_path):
-    assert checkpoint.load(tmp_path / "nowhere") is None
+    assert checkpoint.load(tmp_path / "nowhere", print) is None
 
 
 def test_a_checkpoint_that_cannot_be_written_is_an_error(tmp_path):

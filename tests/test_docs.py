@@ -120,3 +120,8 @@ def test_what_is_public_has_a_docstring(path):
         if not ast.get_docstring(node) and not obvious(node)
     ]
     assert bare == []
+
+
+def test_the_readme_has_its_figures_and_the_log_its_dated_entries():
+    assert "@@" not in README
+    assert re.search(r"^## \d{4}-\d\d-\d\d", (ROOT / "analysis" / "LOG.md").read_text(), re.M)

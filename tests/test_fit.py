@@ -102,7 +102,7 @@ def test_a_killed_run_ends_as_an_unbroken_one_bit_for_bit(
 def test_a_resumed_run_repeats_no_finished_epoch(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, UPDATES[0], stop_at=2 * STEPS + 1)
-    found = checkpoint.load(tmp_path)
+    found = checkpoint.load(tmp_path, print)
     assert found is not None and found[0] == 2
     with pytest.raises(KeyboardInterrupt):  # two epochs are left
         trained(tmp_path, UPDATES[0], stop_at=2 * STEPS - 1)
@@ -271,7 +271,7 @@ def test_a_loss_that_is_not_finite_fails_with_the_learning_rate_and_stores_nothi
     assert message.startswith("`route` diverged: the loss is ")
     assert message.endswith(" in epoch 1")
     assert hint == "hint: lower the learning rate (it is 0.125)"
-    assert checkpoint.load(tmp_path) is None
+    assert checkpoint.load(tmp_path, print) is None
 
 
 def test_a_trained_module_is_left_ready_to_evaluate_and_a_frozen_part_is_not_trained() -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from moist.artifacts import Clusters, Dataset, Logits, Mixture, Router, Spec, Split, Student
 from moist.augment import Batch
 from moist.config import Augment, Joint
-from moist.env import Env
+from moist.env import Env, Silent
 from moist.errors import StageError
 from moist.mixture import MoIST, duplicate, module
 from moist.nets import STUDENTS
@@ -276,7 +276,7 @@ def test_an_oracle_lets_the_students_train(objective: str) -> None:
 
 @pytest.mark.parametrize("objective", ALL)
 def test_a_killed_stage_goes_on_to_the_same_mixture(objective: str, tmp_path: Path) -> None:
-    class Stops:
+    class Stops(Silent):
         """Progress of someone who interrupts after the first epoch."""
 
         def advanced(self, *told: object) -> None:

@@ -488,7 +488,10 @@ def test_two_processes_compute_each_key_exactly_once(tmp_path):
 @stage(version=1)
 def stepping(env: Env, *, steps: int, log: str, stop_at: int) -> artifacts.Clusters:
     """Counts with a checkpoint a step; the first attempt stops halfway, for ever."""
-    done, state = checkpoint.load(env.checkpoints) or (0, {"sum": torch.zeros(1), "seen": ()})
+    done, state = checkpoint.load(env.checkpoints, print) or (
+        0,
+        {"sum": torch.zeros(1), "seen": ()},
+    )
     for step in range(done, steps):
         note(log)
         state = {"sum": state["sum"] + step, "seen": (*state["seen"], step)}

@@ -14,7 +14,7 @@ from moist.artifacts import Dataset, Split, Teacher
 from moist.augment import batches
 from moist.config import Augment
 from moist.config import Teacher as TeacherConfig
-from moist.env import Env
+from moist.env import Env, Silent
 from moist.errors import ConfigError
 from moist.mixture import module
 from moist.nets import TEACHERS
@@ -266,7 +266,7 @@ def test_the_logits_of_a_view_are_the_teachers_on_the_images_that_a_student_sees
 
 
 def test_logits_of_a_killed_stage_go_on_from_the_last_whole_view(tmp_path: Path) -> None:
-    class Stops:
+    class Stops(Silent):
         """Progress of someone who interrupts after the first view."""
 
         def advanced(self, *told: object) -> None:
@@ -274,6 +274,6 @@ def test_logits_of_a_killed_stage_go_on_from_the_last_whole_view(tmp_path: Path)
 
     with pytest.raises(KeyboardInterrupt):
         labelled(3, Env(ENV.device, Stops(), "logits", tmp_path))
-    found = checkpoint.load(tmp_path)
+    found = checkpoint.load(tmp_path, print)
     assert found is not None and found[0] == 1
     assert torch.equal(labelled(3, ENV.at("logits", tmp_path)), labelled(3))
