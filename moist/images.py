@@ -203,6 +203,8 @@ def _opened(path: Path) -> Image:
     try:
         with Image.open(path) as image:
             return _rgb(ImageOps.exif_transpose(image))
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise DataError(f"can't read the image `{path}`: {error.strerror}") from None
     except Exception as error:  # decoders raise anything at all on damaged bytes
         raise DataError(
             f"can't decode `{path}`: {_said(error)}",
