@@ -158,10 +158,8 @@ def unless_held(home: Path, key: str) -> Iterator[bool]:
     with writing(home, ELSEWHERE):
         (home / "locks").mkdir(parents=True, exist_ok=True)
         lock = FileLock(home / "locks" / f"{key}.lock")
-        try:
+        with suppress(Timeout):
             lock.acquire(blocking=False)
-        except Timeout:
-            pass
     try:
         yield lock.is_locked
     finally:

@@ -61,7 +61,7 @@ def in_help() -> list[str]:
     return [re.split(r"\s{3,}", c)[0] for c in commands("\n".join(examples))]
 
 
-def understood(command: str) -> None:
+def check_understood(command: str) -> None:
     """Parse a command as the terminal would, and its overrides; execute nothing."""
     context, words = cli.make_context("moist", shlex.split(command)[1:]), None
     node: click.Command = cli
@@ -83,12 +83,12 @@ def test_the_readme_shows_commands():
 
 @pytest.mark.parametrize("command", dict.fromkeys(commands(blocks(README))))
 def test_a_command_of_the_readme_is_understood(command):
-    understood(command)
+    check_understood(command)
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(in_help()))
 def test_an_example_of_the_help_is_understood(command):
-    understood(command)
+    check_understood(command)
 
 
 def test_the_readme_links_only_to_what_is_there():
