@@ -117,7 +117,7 @@ def gc(max_bytes: str, home: Path) -> None:
     """
     from moist import cache as kept
 
-    freed = kept.gc(home, terminal.parse_size(max_bytes), pinned=set())
+    freed = kept.gc(home, terminal.parse_size(max_bytes))
     click.echo(f"freed {terminal.size(freed)}")
 
 

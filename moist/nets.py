@@ -63,9 +63,9 @@ class ResNet8(nn.Module):
         return logits
 
 
-def pooled(side: int, times: int = 2) -> int:
-    """The side that is left of `side` pixels after `times` 2x2 poolings; odd edges are dropped."""
-    return side >> times
+def pooled(side: int) -> int:
+    """The side that two 2x2 poolings leave of `side` pixels; odd edges are dropped."""
+    return side // 4
 
 
 def trunk(inputs: int, channels: tuple[int, int], batch_norm: bool) -> nn.Sequential:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from hashlib import file_digest
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from moist.fit import fit, passes, seeded
 from moist.measure import validation
 from moist.mixture import module
 from moist.nets import TEACHERS
+from moist.objects import digest
 from moist.stages import stage
 
 
@@ -30,8 +30,7 @@ class WeightsFile:
 
     def __post_init__(self) -> None:
         try:
-            with self.path.open("rb") as file:
-                object.__setattr__(self, "key", file_digest(file, "sha256").hexdigest())
+            object.__setattr__(self, "key", digest(self.path))
         except OSError as error:
             raise ConfigError(
                 f"can't read teacher.weights `{self.path}`: {error.strerror}"
