@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from moist.config import Config
-from moist.pipeline import taught
+from moist.pipeline import prepared, teach
 from moist.stages.distill import distill_student
 from moist.store import Store
 
@@ -20,7 +20,8 @@ def distillation_cost(config: Config, store: Store, *, rounds: int, epochs: int)
     pays, were it the only one, over the epochs of `config`.
     """
     c = config
-    data, _, logits, common = taught(c, store)
+    data, weights = prepared(c, store)
+    _, logits, common = teach(c, store, data, weights)
     taken: dict[str, list[float]] = {"distilled": [], "on labels": []}
     for _ in range(rounds):
         for name, alpha in (("distilled", c.distill.alpha), ("on labels", 0.0)):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.artifacts import Clusters, Mixture, Network, Router, Student, Teacher
-from moist.nets import STUDENTS, TEACHERS
+from moist import config
+from moist.artifacts import Clusters, Mixture, Network, Router, Spec, Student, Teacher
+from moist.fit import seeded
+from moist.nets import STUDENTS, TEACHERS, Shape, student_options
 from moist.routers import IMPOSSIBLE, ROUTERS, OracleRouter
+
+N = TypeVar("N", bound=Network)
 
 
 class MoIST(nn.Module):
@@ -126,6 +130,29 @@ REGISTRIES: dict[type[Network], dict[str, Any]] = {
     Student: STUDENTS,
     Router: ROUTERS,
 }
+
+
+def student_spec(
+    student: config.Student, hidden_width: int, image_shape: Shape, classes: int
+) -> Spec:
+    return Spec(student.arch, image_shape, classes, student_options(student, hidden_width))
+
+
+def fresh(kind: type[N], spec: Spec) -> N:
+    """A network before its training, with weights from torch's current stream of numbers."""
+    net = REGISTRIES[kind][spec.name](spec.image_shape, spec.outputs, **spec.options)
+    return kind(spec, net.state_dict(), ())
+
+
+def untrained(student: Spec, router: Spec, *, masked: bool, gated: bool) -> Mixture:
+    """The mixture before any training: what it costs is known from it.
+
+    Who serves which class is not known yet; the classes are dealt to the students in turn.
+    """
+    clusters = Clusters(tuple(c % router.outputs for c in range(student.outputs)), {})
+    with seeded(0, "untrained"):
+        students = duplicate(fresh(Student, student), router.outputs)
+        return Mixture(fresh(Router, router), students, clusters, masked, gated, ())
 
 
 def module(model: Network | Mixture, device: torch.device | str = "cpu") -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PER_CLASS = {"per_class_accuracy", "sent", "silhouette"}
+
+
+def reproducing(config: Config) -> str:
+    """The exact command that gives this config: every value that is no default."""
+    defaults = flat(Config())
+    changed = {k: v for k, v in flat(config).items() if v != defaults[k]}
+    return shlex.join(["moist", "run", *(f"{k}={v}" for k, v in changed.items())])
 
 
 class Run(Signed):
@@ -67,21 +75,30 @@ def _say(message: str) -> None:
 
 def all_runs(home: Path, warned: Callable[[str], None] = _say) -> list[Run]:
     """Every run, newest first; a record that can't be read is skipped, and `warned` told."""
-    found = []
-    for path in (home / "runs").glob("[!.]*.json"):
-        try:
-            text = path.read_bytes()
-            run = Run.model_validate_json(text)
-            if run.key != path.stem:
-                raise ValueError(f"it is the record of run `{run.key}`")
-            if run.text() != text:
-                raise ValueError("its checksum differs")
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            warned(f"skipped run record `{path}`, which can't be read: {reason}")
-        else:
-            found.append(run)
+    paths = (home / "runs").glob("[!.]*.json")
+    found = [run for path in paths if (run := _read(path, warned))]
     return sorted(found, key=lambda run: run.created, reverse=True)
+
+
+def _read(path: Path, warned: Callable[[str], None]) -> Run | None:
+    try:
+        text = path.read_bytes()
+        run = Run.model_validate_json(text)
+        if run.key != path.stem:
+            raise ValueError(f"it is the record of run `{run.key}`")
+        if run.text() != text:
+            raise ValueError("its checksum differs")
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        warned(f"skipped run record `{path}`, which can't be read: {reason}")
+        return None
+    return run
+
+
+def recorded(home: Path, key: str, warned: Callable[[str], None] = _say) -> Run | None:
+    """The run of that whole key; None if it has no record, or none that can be read."""
+    path = home / "runs" / f"{key}.json"
+    return _read(path, warned) if path.exists() else None
 
 
 def find(home: Path, prefix: str) -> Run:

@@ -41,6 +41,11 @@ def bounds(spec: dict[str, Any]) -> str:
     return f"{above}{low} to {'below ' if 'exclusiveMaximum' in spec else ''}{high}"
 
 
+def is_where(name: str) -> bool:
+    """Whether a key says only where something is: it is then no part of what is computed."""
+    return keys()[name].get("keyed") is False
+
+
 def choices(section: type[Section], field: str) -> tuple[str, ...]:
     """The names a `Literal` field admits: what the registries must implement."""
     return tuple(get_args(section.model_fields[field].annotation))

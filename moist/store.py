@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -46,12 +46,14 @@ class Call:
     """What became of one call: `seconds` is what computing it took, now or when it was stored.
 
     In a Plan `seconds` is expected, from stored outputs of the stage; None if there are none.
+    `needs` are the keys of the outputs among its inputs.
     """
 
     stage: str
     key: str
     reused: bool
     seconds: float | None
+    needs: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,6 +87,14 @@ class Job:
     @cached_property
     def key(self) -> str:
         return key_of(self.name, self.version, self.recipe)
+
+    @cached_property
+    def needs(self) -> tuple[str, ...]:
+        """Keys of the other outputs that it takes."""
+        return tuple(dict.fromkeys(ref.key for ref in _refs(dict(self.inputs))))
+
+    def call(self, reused: bool, seconds: float | None) -> Call:
+        return Call(self.name, self.key, reused, seconds, self.needs)
 
 
 class Store:
@@ -136,11 +146,17 @@ class Store:
         seconds = self._stored(job)
         if seconds is None:
             with objects.alone(self.home, job.key, lambda: self._wait(job)):
-                seconds = self._stored(job, alone=True)
-                if seconds is None:
-                    return Call(job.name, job.key, False, self._compute(job))
+                return self._settle_alone(job)
         self.env.progress.reused(job.name, job.key, seconds)
-        return Call(job.name, job.key, True, seconds)
+        return job.call(True, seconds)
+
+    def _settle_alone(self, job: Job) -> Call:
+        """The same, holding the key's lock."""
+        seconds = self._stored(job, alone=True)
+        if seconds is None:
+            return job.call(False, self._compute(job))
+        self.env.progress.reused(job.name, job.key, seconds)
+        return job.call(True, seconds)
 
     def _stored(self, job: Job, alone: bool = False) -> float | None:
         """The recorded seconds of a sound object; a damaged one is put away if we are alone.
@@ -222,7 +238,7 @@ class Plan(Store):
             known = self._seconds.get(job.name)
             expected = statistics.median(known) if known else None
             self._planned[job.key] = recorded if reused else expected
-        return Call(job.name, job.key, reused, self._planned[job.key])
+        return job.call(reused, self._planned[job.key])
 
     def _recorded(self, job: Job) -> float | None:
         """What a sound stored output took; None if a Store would compute it."""
@@ -242,6 +258,18 @@ class Plan(Store):
 
     def _value(self, job: Job) -> Any:
         raise StoreError(f"`{job.name}` {job.key[:8]} is only planned: it has no value")
+
+
+def _refs(value: Any) -> Iterator[Ref[Any]]:
+    """Every Ref in an input, in order."""
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _refs(inner)
+    elif type(value) in (tuple, list):
+        for inner in value:
+            yield from _refs(inner)
 
 
 def resolved(value: Any) -> Any:

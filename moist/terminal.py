@@ -80,17 +80,18 @@ class Watcher:
 
     def finished(self, stage: str, key: str, seconds: float) -> None:
         self._stop()
-        self._line(f"{stage:<18} {key[:SHORT]}  computed in {duration(seconds)}")
+        self.said(f"{stage:<18} {key[:SHORT]}  computed in {duration(seconds)}")
 
     def reused(self, stage: str, key: str, seconds: float) -> None:
-        self._line(f"{stage:<18} {key[:SHORT]}  reused, {duration(seconds)} saved")
+        self.said(f"{stage:<18} {key[:SHORT]}  reused, {duration(seconds)} saved")
 
     def warned(self, message: str) -> None:
         self.console.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
 
-    def _line(self, text: str) -> None:
+    def said(self, text: str) -> None:
+        """A line of progress."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(text, markup=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self.bars is not None:

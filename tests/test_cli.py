@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from moist import objects
-from moist.cli import cli, main
+from moist.cli.main import cli, main
 from moist.config import Config, flat
 from moist.overrides import parse
 from moist.report import Report
@@ -31,7 +31,7 @@ TINY = [
     *(f"{section}.epochs=1" for section in ("teacher", "distill", "routing", "joint")),
     "distill.views=1", "latency.repeats=10", "latency.seconds=0.01",
 ]  # fmt: skip
-MAIN = [sys.executable, "-c", "from moist.cli import main; main()"]
+MAIN = [sys.executable, "-c", "from moist.cli.main import main; main()"]
 PATIENCE = 240.0
 
 
@@ -116,7 +116,7 @@ def test_the_printed_command_repeats_the_run(home, capsys):
 
 
 def test_values_with_blanks_survive_the_printed_command(tmp_path):
-    from moist.cli import reproducing
+    from moist.runs import reproducing
 
     config = parse([f"data.root={tmp_path}/my images", "student.channels=8,16", "k=auto"])
     assert parse(shlex.split(reproducing(config))[2:]) == config
@@ -166,7 +166,9 @@ def test_an_interrupted_run_exits_130_and_the_next_one_continues(tmp_path, capsy
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and out == ""
-    assert err.endswith("error: interrupted; run the same command again to continue\n")
+    said, command = err.splitlines()[-2:]
+    assert said == "error: interrupted; what is finished is kept, continue with"
+    assert shlex.split(command) == ["moist", *words]
     assert "Traceback" not in err
     again = Said(capsys, "run", *TINY, "--home", tmp_path)
     assert again.code == 0 and again.err.startswith("prepare ")
@@ -391,7 +393,8 @@ def test_help_and_lists_need_no_torch(home):
         ["cache", "ls"],
     ):
         code = (
-            "import sys\nfrom moist.cli import main\ntry: main()\nexcept SystemExit as e: pass\n"
+            "import sys\nfrom moist.cli.main import main\n"
+            "try: main()\nexcept SystemExit as e: pass\n"
         )
         check = "sys.exit('torch' in sys.modules)"
         done = subprocess.run(

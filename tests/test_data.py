@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +245,7 @@ def test_a_download_that_fails_says_what_was_tried(
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # the discard port: nobody answers
     for variable in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies it began with
     with pytest.raises(DataError) as error:
         found(tmp_path / name, name)
     said = str(error.value)

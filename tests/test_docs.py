@@ -9,15 +9,16 @@ import click
 import pytest
 import yaml
 
-from moist.cli import cli
-from moist.config import flat
+from moist.cli.main import cli
 from moist.overrides import parse
+from moist.space import config_of, problems, read_sweep
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "sweeps").glob("*"))
+SOUND = [path for path in SWEEPS if "# as in sweeps/sound.yaml" in path.read_text()]
 MODULES = sorted((ROOT / "moist").rglob("*.py"))
 README = (ROOT / "README.md").read_text()
-HELP = "\n".join(path.read_text() for path in ROOT.glob("moist/cli*.py"))
+HELP = "\n".join(path.read_text() for path in ROOT.glob("moist/cli/*.py"))
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
@@ -30,15 +31,21 @@ def test_a_sweep_file_says_its_question_cost_and_expected_answer(path):
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
-def test_a_sweep_file_is_a_sweep_of_known_keys(path):
-    sweep = yaml.safe_load(path.read_text())
-    assert sweep["program"] == "moist" and sweep["method"] in {"grid", "random", "bayes"}
-    assert sweep["command"] == ["${env}", "moist", "run", "${args_no_hyphens}"]
-    assert sweep["parameters"].keys() <= flat(parse([])).keys()
-    single = {name: spec for name, spec in sweep["parameters"].items() if "value" in spec}
-    config = parse([f"{name}={spec['value']}" for name, spec in single.items()])
-    if len(single) == len(sweep["parameters"]):
-        assert parse([f"@{path}"]) == config
+def test_a_sweep_file_can_be_searched_and_one_of_constants_be_run(path):
+    assert problems(path) == []
+    sweep = read_sweep(path)
+    assert yaml.safe_load(path.read_text())["command"] == [
+        "${env}", "moist", "run", "${args_no_hyphens}",
+    ]  # fmt: skip
+    if not sweep.parameters:
+        assert parse([f"@{path}"]) == config_of(sweep, {})
+
+
+@pytest.mark.parametrize("path", SOUND, ids=lambda path: path.name)
+def test_a_sweep_over_the_sound_recipe_has_the_rest_of_it(path):
+    recipe, sweep = read_sweep(ROOT / "sweeps" / "sound.yaml").fixed, read_sweep(path)
+    searched = {parameter.name for parameter in sweep.parameters}
+    assert sweep.fixed == {key: recipe[key] for key in recipe if key not in searched}
 
 
 def commands(text: str) -> list[str]:

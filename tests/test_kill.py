@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from moist.cache import entries, verify
-from moist.cli import main
+from moist.cli.main import main
 from moist.env import Env
 from moist.overrides import parse
 from moist.pipeline import stages
@@ -36,7 +36,9 @@ LONG = ("train_teacher", "teacher_logits", "distill_student", "pretrain_router",
 
 SERVER = multiprocessing.get_context("forkserver")
 """Forks fresh processes from one that has imported all: most of a tiny run is imports."""
-SERVER.set_forkserver_preload(["moist.pipeline", "moist.cli", "sklearn.cluster", "torch._dynamo"])
+SERVER.set_forkserver_preload(
+    ["moist.pipeline", "moist.cli.main", "sklearn.cluster", "torch._dynamo"]
+)
 
 
 def moist(home: Path, said: Path, words: list[str]) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from moist import config
 from moist.artifacts import Clusters, Dataset, Mixture, Router, Spec, Split, Student
 from moist.env import Env
 from moist.errors import StageError
@@ -27,10 +28,11 @@ from moist.measure import (
     time_interleaved,
     validation,
 )
-from moist.mixture import duplicate, module
+from moist.mixture import MoIST, duplicate, module, untrained
 from moist.nets import CNN, STUDENTS
 from moist.routers import CNNRouter, TransformerRouter
 from moist.stages.evaluate import evaluate, routing, with_oracle
+from moist.stages.latency import in_turn, measure_latency
 
 CPU = torch.device("cpu")
 ENV = Env(device=CPU)
@@ -261,3 +263,76 @@ def test_a_call_is_timed_until_the_device_has_finished() -> None:
 def test_a_timing_is_median_and_95th_percentile() -> None:
     found = summarize([float(n) for n in range(100, -1, -1)])
     assert (found.median, found.p95, found.n) == (50, 95, 101)
+
+
+# timing what is not trained
+
+
+def unready(router: str = "linear", k: int = 3) -> MoIST:
+    """An untrained mixture for four classes, ready to be timed."""
+    options = {"widths": (), "dropout": 0.0} if router == "linear" else {}
+    spec = Spec(router, (1, 8, 8), k, options)
+    net = module(untrained(student().spec, spec, masked=True, gated=False)).eval()
+    assert isinstance(net, MoIST)
+    return net
+
+
+@laws
+@given(st.integers(1, 4), st.integers(2, 40), seeds)
+def test_images_are_sent_in_turn_while_it_is_timed_and_only_then(
+    k: int, n: int, seed: int
+) -> None:
+    net = unready(k=k)
+    images = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    before = net.route(images)
+    with in_turn(net, images):
+        assert net.route(images).argmax(1).tolist() == [i % k for i in range(n)]
+    assert torch.equal(net.route(images), before)
+
+
+def test_images_sent_in_turn_are_answered_by_the_student_they_are_sent_to() -> None:
+    net = unready()
+    net.masked = False
+    for j, expert in enumerate(net.students):  # equal until now: they start from one student
+        nn.init.normal_(expert.fc2.bias, mean=j)
+    images = torch.randn(7, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with in_turn(net, images):
+        expected = torch.stack([net.students[i % 3](images[i : i + 1])[0] for i in range(7)])
+        torch.testing.assert_close(net(images), expected)
+
+
+def test_a_single_image_goes_where_the_router_says() -> None:
+    net = unready()
+    images = torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for image in images.split(1):
+        alone = net.route(image)
+        with in_turn(net, image):
+            assert torch.equal(net.route(image), alone)
+
+
+def test_an_oracle_sends_images_where_their_labels_say_also_when_timed() -> None:
+    net, labels = unready("oracle", 2), torch.tensor([0, 0, 2, 1, 1])
+    images = torch.zeros(5, 1, 8, 8)
+    with in_turn(net, images):
+        assert net.route(images, labels).argmax(1).tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("router", ["linear", "oracle"])
+def test_latency_is_that_of_three_models_at_two_batch_sizes(router: str) -> None:
+    clusters = Clusters((0, 1, 1, 0), {})
+    found = [
+        measure_latency(
+            ENV, data=dataset(), teacher="resnet8",
+            student=config.Student(channels=(2, 3)), hidden_width=4, router=router,
+            options={"widths": (), "dropout": 0.0} if router == "linear" else {}, k=k,
+            masked=True, gated=False, latency=config.Latency(repeats=11, seconds=60),
+            precision="float32", machine=ENV.machine(),
+        )
+        for k in (2, clusters)
+    ]  # fmt: skip
+    for latencies in found:
+        assert latencies.machine == ENV.machine()
+        assert list(latencies.models) == ["mixture", "student", "teacher"]
+        for timings in latencies.models.values():
+            assert list(timings) == ["batch_1", "batch_256"]
+            assert all(t.n == 11 and t.p95 >= t.median > 0 for t in timings.values())

@@ -15,7 +15,7 @@ from moist.config import Joint as JointConfig
 from moist.env import Env, Silent
 from moist.errors import ConfigError, StageError
 from moist.overrides import parse
-from moist.pipeline import run, stages
+from moist.pipeline import run, run_key, stages
 from moist.report import Report
 from moist.schema import choices, keys
 from moist.store import Plan, Store
@@ -28,38 +28,46 @@ TINY = [
 ]  # fmt: skip
 
 LABELS = (
-    "prepare", "teacher", "logits", "student", "clusters", "router", "mixture",
-    "mixture measured", "oracle measured", "student measured", "teacher measured", "latency",
+    "prepare", "latency", "teacher", "logits", "student", "clusters", "router", "mixture",
+    "mixture measured", "oracle measured", "student measured", "teacher measured",
 )  # fmt: skip
 
-MIXTURE = {"mixture", "mixture measured", "oracle measured", "latency"}
+LATENCY = {"latency"}
+MIXTURE = {"mixture", "mixture measured", "oracle measured"}
 ROUTER = {"router"} | MIXTURE
 CLUSTERS = {"clusters"} | ROUTER
 STUDENT = {"student", "student measured"} | MIXTURE
 LOGITS = {"logits"} | STUDENT | CLUSTERS
 TEACHER = {"teacher", "teacher measured"} | LOGITS
-ALL = {"prepare"} | TEACHER
+ALL = {"prepare"} | TEACHER | LATENCY
 
 CHANGES = {
     "data.root": set[str](),  # digits have none; what it holds counts, not where
     "data": ALL,
     "augment": TEACHER,
-    "precision": TEACHER,
+    "precision": TEACHER | LATENCY,
     "seed": TEACHER,
     "teacher": TEACHER,
+    "teacher.arch": TEACHER | LATENCY,
     "distill.views": LOGITS,
     "distill": STUDENT,
-    "student": STUDENT,
-    "hidden_width": STUDENT,
+    "student": STUDENT | LATENCY,
+    "hidden_width": STUDENT | LATENCY,
     "temperature": STUDENT,
     "cluster": CLUSTERS,
-    "k": CLUSTERS,
-    "router": ROUTER,
+    "k": CLUSTERS | LATENCY,
+    "router": ROUTER | LATENCY,
     "routing": ROUTER,
+    "routing.widths": ROUTER | LATENCY,
+    "routing.dropout": ROUTER | LATENCY,
     "joint": MIXTURE,
-    "latency": {"latency"},
+    "joint.mask_students": MIXTURE | LATENCY,
+    "latency": LATENCY,
 }
-"""Key, or section, to what is computed anew when it changes: what takes it, and what follows."""
+"""Key, or section, to what is computed anew when it changes: what takes it, and what follows.
+
+Of the router's options, latency takes those of the tiny config's router: it is linear.
+"""
 
 OTHER = {
     "data.root": "/elsewhere", "data.image_size": "16", "data.val_fraction": "0.2", "k": "4",
@@ -159,6 +167,34 @@ def test_the_table_of_changes_covers_every_key():
     }
 
 
+@pytest.mark.parametrize("objective", choices(JointConfig, "objective"))
+def test_latency_is_measured_on_the_mixture_that_its_objective_trains(home, objective):
+    overrides = [f"joint.objective={objective}", "joint.mask_students=false"]
+    store = Store(home, env())
+    out = stages(tiny(*overrides), store)
+    recipe = objects.read(objects.folder_of(home, out.latencies.key)).recipe
+    mixture = out.mixture.value
+    assert (recipe["masked"], recipe["gated"]) == (mixture.masked, mixture.gated)
+    assert recipe["options"] == {"widths": [128, 64], "dropout": 0.2} and recipe["k"] == 2
+
+
+def test_latency_waits_for_the_clusters_only_to_know_how_many_there_are(tmp_path):
+    def called(*overrides: str) -> list[tuple[str, str]]:
+        plan = Plan(tmp_path, env())
+        stages(tiny(*overrides), plan)
+        return [(call.stage, call.key) for call in plan.calls]
+
+    def latency(*overrides: str) -> str:
+        return dict(called(*overrides))["measure_latency"]
+
+    assert [stage for stage, _ in called()][:2] == ["prepare", "measure_latency"]
+    names = [stage for stage, _ in called("k=auto")]
+    assert names[:2] == ["prepare", "train_teacher"]
+    assert names.index("measure_latency") == names.index("cluster_classes") + 1
+    assert latency("seed=1") == latency() != latency("k=auto")
+    assert latency("k=auto", "temperature=2") == latency("k=auto") != latency("k=auto", "seed=1")
+
+
 def test_the_same_config_has_the_same_keys_wherever_it_runs(tmp_path, home):
     assert planned(tmp_path) == planned(home) == planned(tmp_path / "elsewhere")
 
@@ -216,6 +252,20 @@ def test_a_plan_predicts_what_a_run_computes_and_writes_nothing(tmp_path):
         assert [(call.stage, call.key, call.reused) for call in store.calls] == expected
 
 
+@pytest.mark.parametrize("overrides", [[], ["router=oracle"]])
+def test_a_runs_key_is_known_before_anything_is_computed(tmp_path, home, overrides):
+    config = tiny(*overrides)
+    planned_key = run_key(config, stages(config, Plan(tmp_path, env())))
+    report, _ = ran(home, *overrides)
+    assert report.key == planned_key
+
+
+def test_a_runs_key_tells_apart_what_was_measured_and_for_how_long(tmp_path):
+    changes = ([], ["seed=1"], ["latency.repeats=11"], ["latency.seconds=1"])
+    found = {run_key(tiny(*c), stages(tiny(*c), Plan(tmp_path, env()))) for c in changes}
+    assert len(found) == len(changes)
+
+
 def test_a_second_run_computes_nothing_and_reports_the_same(home):
     first, _ = ran(home)
     second, computed = ran(home)
@@ -228,7 +278,7 @@ def test_one_seed_gives_one_report_in_every_home_and_another_seed_another(tmp_pa
     assert len(computed) == len(LABELS)
     assert again.timeless() == report.timeless()
     other, computed = ran(tmp_path, "seed=1")
-    assert len(computed) == len(LABELS) - 1  # the data set has no seed
+    assert len(computed) == len(LABELS) - 2  # neither data set nor latency has a seed
     assert (
         other.loss != report.loss and other.baselines.teacher.loss != report.baselines.teacher.loss
     )
@@ -236,9 +286,7 @@ def test_one_seed_gives_one_report_in_every_home_and_another_seed_another(tmp_pa
 
 def test_another_temperature_computes_the_student_and_what_follows(home):
     _, computed = ran(home, "temperature=2")
-    assert computed == [
-        "distill_student", "train_jointly", "evaluate", "evaluate", "evaluate", "measure_latency",
-    ]  # fmt: skip
+    assert computed == ["distill_student", "train_jointly", "evaluate", "evaluate", "evaluate"]
 
 
 def test_a_report_adds_up(home):
@@ -309,7 +357,8 @@ def test_weights_that_do_not_fit_are_refused_by_tensor(tmp_path):
     save_file({"fc.weight": torch.ones(3, 64)}, tmp_path / "w.safetensors")
     with pytest.raises(ConfigError, match=r"does not fit teacher.arch=resnet8 on 10 classes"):
         ran(tmp_path / "home", f"teacher.weights={tmp_path / 'w.safetensors'}")
-    assert [entry.stage for entry in cache.entries(tmp_path / "home")] == ["prepare"]
+    stored = {entry.stage for entry in cache.entries(tmp_path / "home")}
+    assert stored == {"prepare", "measure_latency"}
 
 
 # damage

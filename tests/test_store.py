@@ -175,7 +175,7 @@ def test_sections_records_references_and_keyed_files_enter_the_key():
 @pytest.mark.parametrize(
     "value",
     [Path("x"), {1: 2}, {"ref": "0123"}, object(), float("nan"), float("inf"), torch.ones(1)],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_an_input_without_a_json_form_is_refused_by_name(value):
     with pytest.raises(TypeError, match=r"input `a\.0`"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from moist.artifacts import Dataset, Logits, Spec, Student
+from moist.artifacts import Dataset, Logits, Student
 from moist.augment import Batch
 from moist.config import Augment, Distill
 from moist.config import Student as StudentConfig
@@ -13,8 +13,7 @@ from moist.env import Env
 from moist.fit import fit, passes, seeded
 from moist.losses import distillation
 from moist.measure import validation
-from moist.mixture import module
-from moist.nets import STUDENTS, student_options
+from moist.mixture import fresh, module, student_spec
 from moist.stages import stage
 
 
@@ -36,11 +35,10 @@ def distill_student(
 
     Epoch e shows view e mod V of each image: the tensor whose logits the teacher gave.
     """
-    options = student_options(student, hidden_width)
-    spec = Spec(student.arch, data.image_shape, len(data.classes), options)
+    spec = student_spec(student, hidden_width, data.image_shape, len(data.classes))
     with seeded(seed, "student"):
-        fresh = STUDENTS[spec.name](spec.image_shape, spec.outputs, **options).state_dict()
-    net = module(Student(spec, fresh, ()), env.device)
+        start = fresh(Student, spec)
+    net = module(start, env.device)
     taught_VNC = logits.train_VNC.to(env.device)
 
     def loss(batch: Batch) -> torch.Tensor:

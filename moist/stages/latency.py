@@ -1,58 +1,115 @@
-"""How long one call takes, all models of a run in turn."""
+"""How long one call takes, all models of a run in turn, before any is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from moist.artifacts import Dataset, Mixture, Split, Student, Teacher
+from moist.artifacts import Clusters, Dataset, Mixture, Network, Spec, Split, Teacher
 from moist.augment import plain_batches
 from moist.config import Latency
+from moist.config import Student as StudentConfig
 from moist.env import Env
+from moist.fit import seeded
 from moist.measure import inference, time_interleaved
-from moist.mixture import module
+from moist.mixture import MoIST, fresh, module, student_spec, untrained
 from moist.report import Latencies, Machine, Timing
+from moist.routers import IMPOSSIBLE
 from moist.stages import stage
 
 BATCH_SIZES = (1, 256)
 
 
-@stage(version=1)
+@stage(version=2)
 def measure_latency(
     env: Env,
     *,
     data: Dataset,
-    teacher: Teacher,
-    student: Student,
-    mixture: Mixture,
+    teacher: str,
+    student: StudentConfig,
+    hidden_width: int,
+    router: str,
+    options: dict[str, Any],
+    k: int | Clusters,
+    masked: bool,
+    gated: bool,
     latency: Latency,
     precision: str,
     machine: Machine,
 ) -> Latencies:
-    """Milliseconds a call on real images, router included; the only stage keyed on the machine."""
-    nets = {
-        name: module(model, env.device).eval()
-        for name, model in (("mixture", mixture), ("student", student), ("teacher", teacher))
+    """Milliseconds a call on real images, router included; the only stage keyed on the machine.
+
+    Untrained networks are timed: the same operators on tensors of the same shapes as after
+    training, so that all runs of one architecture share one measurement and a sweep has it
+    before it trains. Weights would decide two things more. Which student an image is sent to:
+    see `in_turn`. And, on a processor, how many numbers are subnormal, on which it is slow; a
+    network that weight decay has driven there is slower than measured here.
+    """
+    shape, classes = data.image_shape, len(data.classes)
+    students = student_spec(student, hidden_width, shape, classes)
+    routing = Spec(router, shape, k.k if isinstance(k, Clusters) else k, options)
+    mixture = untrained(students, routing, masked=masked, gated=gated)
+    with seeded(0, "untrained", "teacher"):
+        reference = fresh(Teacher, Spec(teacher, shape, classes, {}))
+    models: dict[str, Network | Mixture] = {
+        "mixture": mixture,
+        "student": mixture.students[0],
+        "teacher": reference,
     }
-    models: dict[str, dict[str, Timing]] = {name: {} for name in nets}
-    for size in BATCH_SIZES:
-        images, labels = _some_images(env, data, size)
-        with inference(nets["mixture"], env.device, precision):
-            calls: dict[str, Callable[[], object]] = {
-                name: partial(net, images, labels) if name == "mixture" else partial(net, images)
-                for name, net in nets.items()
-            }
-            timings = time_interleaved(
-                calls,
-                _synchronize(env),
-                repeats=latency.repeats,
-                seconds=latency.seconds,
-            )
-        for name, timing in timings.items():
-            models[name][f"batch_{size}"] = timing
-    return Latencies(machine=machine, models=models)
+    nets = {name: module(model, env.device).eval() for name, model in models.items()}
+    timings = {size: _timings(env, nets, data, size, latency, precision) for size in BATCH_SIZES}
+    return Latencies(
+        machine=machine,
+        models={
+            name: {f"batch_{size}": timing[name] for size, timing in timings.items()}
+            for name in nets
+        },
+    )
+
+
+def _timings(
+    env: Env,
+    nets: dict[str, nn.Module],
+    data: Dataset,
+    size: int,
+    latency: Latency,
+    precision: str,
+) -> dict[str, Timing]:
+    """Each network on the same `size` images; the mixture is told the labels, for an oracle."""
+    images, labels = _some_images(env, data, size)
+    mixture = nets["mixture"]
+    assert isinstance(mixture, MoIST)
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(net, images, labels) if net is mixture else partial(net, images)
+        for name, net in nets.items()
+    }
+    with inference(mixture, env.device, precision), in_turn(mixture, images):
+        return time_interleaved(
+            calls, synchronizer(env), repeats=latency.repeats, seconds=latency.seconds
+        )
+
+
+def in_turn(net: MoIST, images_BCHW: torch.Tensor) -> AbstractContextManager[object]:
+    """Within it, the router's logits send image i of a batch to student i mod k.
+
+    An untrained router may send all images to one student, which makes one large batch of them;
+    a trained one uses all students, and the same images cost more calls. The router is still
+    computed and its largest logit still decides, so whatever waits for the router still does.
+    A single image is left to the router: one student answers it, and all cost the same. An
+    oracle doesn't look at images, and sends each where its label says.
+    """
+    if len(images_BCHW) == 1:
+        return nullcontext()
+    k = len(net.students)
+    turn_B = torch.arange(len(images_BCHW), device=images_BCHW.device) % k
+    others_BE = IMPOSSIBLE * (1 - F.one_hot(turn_B, k).float())
+    return net.router.register_forward_hook(lambda _net, _args, gate_BE: gate_BE + others_BE)
 
 
 def _some_images(env: Env, data: Dataset, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,7 +122,8 @@ def _some_images(env: Env, data: Dataset, size: int) -> tuple[torch.Tensor, torc
     return batch.images_BCHW, batch.labels_B
 
 
-def _synchronize(env: Env) -> Callable[[], None]:
+def synchronizer(env: Env) -> Callable[[], None]:
+    """What waits until the device has finished."""
     if env.device.type == "cuda":
         return partial(torch.cuda.synchronize, env.device)
     return lambda: None

@@ -9,8 +9,8 @@ from moist.artifacts import Clusters, Dataset, Router, Spec
 from moist.config import Augment, Routing
 from moist.env import Env
 from moist.fit import fit, passes, seeded
-from moist.mixture import module
-from moist.routers import ROUTERS, router_options
+from moist.mixture import fresh, module
+from moist.routers import router_options
 from moist.stages import stage
 
 
@@ -30,13 +30,12 @@ def pretrain_router(
 
     Cross-entropy on logits: the paper's code feeds it probabilities, which caps confidence.
     """
-    options = router_options(router, routing)
-    spec = Spec(router, data.image_shape, clusters.k, options)
+    spec = Spec(router, data.image_shape, clusters.k, router_options(router, routing))
     with seeded(seed, "router"):
-        fresh = ROUTERS[router](spec.image_shape, spec.outputs, **options).state_dict()
-    if not fresh:
-        return Router(spec, fresh, ())
-    net = module(Router(spec, fresh, ()), env.device)
+        start = fresh(Router, spec)
+    if not start.state:
+        return start
+    net = module(start, env.device)
     cluster_C = torch.tensor(clusters.of_class, device=env.device)
     history = fit(
         env,

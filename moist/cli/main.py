@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from moist import config as configs
 from moist import schema, terminal
-from moist.cli_bench import bench
-from moist.cli_store import cache, data
+from moist.cli.agents import wandb_sweep
+from moist.cli.bench import bench
+from moist.cli.options import HOME, JSON, OVERRIDES, opened, print_json
+from moist.cli.run import plan, run
+from moist.cli.store import cache, data
+from moist.cli.study import best, dashboard, pareto
+from moist.cli.sweep import sweep
+from moist.cli.wandb import browse, sync
+from moist.cli.workspace import wandb
 from moist.errors import MoistError
-from moist.options import (
-    DEVICE,
-    HOME,
-    JSON,
-    OVERRIDES,
-    THREADS,
-    computing,
-    opened,
-    print_json,
-)
 from moist.overrides import parse
+from moist.study.database import masked
+from moist.track.client import sweep as sweep_of_agent
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,83 +40,6 @@ def cli() -> None:
 
     KEY=VALUE (and @FILE of them) changes a run's result; a --flag never does.
     """
-
-
-@cli.command()
-@OVERRIDES
-@JSON
-@computing
-def run(overrides: tuple[str, ...], as_json: bool, home: Path, **compute: Any) -> None:
-    """Train and measure one MoIST model; stages already stored are reused.
-
-    \b
-    moist run
-    moist run k=auto router=linear temperature=2
-    moist run @sweeps/paper.yaml data.name=folder data.root=IMAGES --json
-    """
-    config = parse(overrides)
-    from moist import runs
-    from moist.pipeline import run as run_pipeline
-
-    with opened(home, **compute) as store:
-        report = run_pipeline(config, store)
-        found = runs.save(
-            home,
-            command=reproducing(config),
-            config=config,
-            report=report,
-            artifacts=store.keys(),
-        )
-    if as_json:
-        print_json(report.model_dump(mode="json"))
-    else:
-        terminal.print_report(report, found.config, found.command)
-
-
-@cli.command()
-@OVERRIDES
-@JSON
-@HOME
-@THREADS
-@DEVICE
-def plan(
-    overrides: tuple[str, ...],
-    as_json: bool,
-    home: Path,
-    threads: int | None,
-    device: str | None,
-) -> None:
-    """Say what `moist run` would compute and what it would reuse; computes nothing.
-
-    \b
-    moist plan temperature=2
-    """
-    config = parse(overrides)
-    from moist.env import make_env
-    from moist.pipeline import stages
-    from moist.store import Plan
-
-    store = Plan(home, make_env(terminal.Watcher(), device, threads))
-    stages(config, store)
-    if as_json:
-        print_json([call.record() for call in store.calls])
-        return
-    rows = [
-        [
-            call.stage,
-            call.key[: terminal.SHORT],
-            "reuse" if call.reused else "compute",
-            "-" if call.seconds is None else terminal.duration(call.seconds),
-        ]
-        for call in store.calls
-    ]
-    terminal.print_table("", ["stage", "key", "plan", "took before"], rows)
-    todo = [call for call in store.calls if not call.reused]
-    known = [call.seconds for call in todo if call.seconds is not None]
-    said = [f"{len(todo)} of {len(store.calls)} stages to compute"]
-    said += [f"about {terminal.duration(sum(known))}"] if known else []
-    said += [f"{len(todo) - len(known)} never timed here"] if len(known) < len(todo) else []
-    click.echo(", ".join(said))
 
 
 @cli.command("config")
@@ -233,15 +155,11 @@ def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> No
     terminal.print_table("", heads, rows)
 
 
-def reproducing(config: configs.Config) -> str:
-    """The exact command that gives this config: every value that is no default."""
-    defaults = configs.flat(configs.Config())
-    changed = {k: v for k, v in configs.flat(config).items() if v != defaults[k]}
-    return shlex.join(["moist", "run", *(f"{k}={v}" for k, v in changed.items())])
-
-
 def main() -> None:
     """Entry point: every error is said in our words and has its exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else nohup wants it to go on
+        signal.signal(signal.SIGHUP, _terminated)
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.NoSuchOption as error:
@@ -257,11 +175,25 @@ def main() -> None:
         if abort.__cause__ is None:  # a question answered with no
             terminal.fail("stopped; nothing was changed")
             sys.exit(1)
-        terminal.fail("interrupted; run the same command again to continue")
+        _broken_off("interrupted")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _broken_off(how: str) -> None:
+    again = shlex.join(["moist", *map(masked, sys.argv[1:])])
+    terminal.fail(f"{how}; what is finished is kept, continue with\n  {again}")
+
+
+def _terminated(number: int, _frame: object) -> None:
+    """What a batch system stops a run with, or a W&B agent whose sweep has seen enough of it:
+    no failure then, or the agent would give up after a few."""
+    if sweep_of_agent():
+        sys.exit(0)
+    _broken_off("terminated")
+    sys.exit(128 + number)
 
 
 def flag_hint(option: str, argv: list[str]) -> str:
@@ -277,5 +209,15 @@ def flag_hint(option: str, argv: list[str]) -> str:
 
 
 cli.add_command(bench)
+cli.add_command(best)
+cli.add_command(browse)
 cli.add_command(cache)
+cli.add_command(dashboard)
 cli.add_command(data)
+cli.add_command(pareto)
+cli.add_command(plan)
+cli.add_command(run)
+cli.add_command(sweep)
+cli.add_command(sync)
+sweep.add_command(wandb_sweep)
+cli.add_command(wandb)

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from moist import terminal
+from moist.cli.options import HOME, JSON, OVERRIDES, QUIET, opened, print_json
 from moist.errors import ConfigError
-from moist.options import HOME, JSON, OVERRIDES, QUIET, opened, print_json
 from moist.overrides import parse
 
 

@@ -1,0 +1,92 @@
+"""A sweep file as W&B's server gets it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moist.errors import ConfigError, StoreError
+from moist.overrides import given, read
+from moist.space import read_sweep, size
+from moist.study.search import requested
+from moist.track.client import PROJECT
+from moist.track.mode import decide
+
+ENGINE = Path(__file__).with_name("engine.py")
+"""What W&B's Optuna scheduler is told to search with."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A sweep file with its overrides: what the server gets, and how many runs may start."""
+
+    path: Path
+    overrides: tuple[str, ...]
+    content: Mapping[str, Any]
+    budget: int
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether a process here draws the parameters, instead of the server."""
+        return bool(self.content.get("scheduler"))
+
+
+def document(path: Path, overrides: Iterable[str] = (), count: int | None = None) -> Registered:
+    """A file as W&B is told of it. Raises ConfigError for what W&B could not search."""
+    overrides = tuple(overrides)
+    search = read_sweep(path, overrides)
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    fixed = {key: read(key, value) for key, value in given(overrides).items()}
+    parameters = content["parameters"] | {key: {"value": value} for key, value in fixed.items()}
+    engine = content.get("scheduler", {}).get("engine")
+    conditional = [name for name, entry in parameters.items() if "when" in entry]
+    if conditional and engine != "optuna":
+        raise ConfigError(
+            f"`{path}`: W&B's own search does not know the `when` of `{conditional[0]}`",
+            "search with Optuna: `moist sweep optuna`, or here with `method: custom` and"
+            " `scheduler: {engine: optuna}`",
+        )
+    if engine == "optuna":
+        names = {"source": str(ENGINE), "optimizer": "make_study", "search_space": "space"}
+        content["scheduler"] |= names
+    content["parameters"] = {
+        name: {word: value for word, value in entry.items() if word != "when"}
+        for name, entry in parameters.items()
+    }
+    budget = min(requested(search, count), size(search) or sys.maxsize)
+    return Registered(path, overrides, content, budget)
+
+
+def check_online(path: Path | None) -> None:
+    """Raise ConfigError, at once, where there is no server to sweep with."""
+    try:
+        mode = decide()
+        why = "" if mode.name == "online" else f"runs stay here: {mode.why}"
+    except ConfigError as error:
+        why = str(error.args[0])
+    if why:
+        raise ConfigError(
+            f"W&B sweeps need its server, but {why}",
+            f"Optuna searches the same file without one: `moist sweep optuna {path or 'FILE'}`",
+        )
+
+
+def register(asked: Registered, entity: str | None, project: str | None) -> str:
+    """Make a sweep on the server; its path, `ENTITY/PROJECT/ID`. Raises StoreError if refused."""
+    import wandb
+    from wandb.errors import CommError, UsageError
+
+    project = project or asked.content.get("project") or PROJECT
+    try:
+        entity = entity or asked.content.get("entity") or wandb.Api().default_entity
+        with redirect_stdout(sys.stderr):
+            made = wandb.sweep(dict(asked.content), entity=entity, project=project)
+    except (CommError, UsageError, ValueError) as error:
+        raise StoreError(f"W&B refused the sweep: {error}") from error
+    return f"{entity}/{project}/{made}"

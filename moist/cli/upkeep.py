@@ -1,0 +1,91 @@
+"""What `moist sweep` does for a study that is there: how far it is, failures, what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moist.cli.options import HOME, JSON, STORAGE, print_json
+from moist.study import listing
+from moist.study.commands import placed
+
+
+@click.command()
+@click.argument("study")
+@JSON
+@STORAGE
+@HOME
+def status(study: str, as_json: bool, storage: str | None, home: Path) -> None:
+    """How far a study is, who drives it, and what failed.
+
+    \b
+    moist sweep status quickstart
+    """
+    from moist.study.leases import holder
+    from moist.study.storage import load, url_of
+
+    url = url_of(storage, home)
+    described, trials = load(study, url, home)
+    who = holder(url, study, home)
+    if as_json:
+        shown = described.model_dump(mode="json")
+        print_json({**shown, "driver": who, "trials": [t.model_dump(mode="json") for t in trials]})
+    else:
+        listing.print_status(study, described, trials, who)
+
+
+@click.command()
+@click.argument("study")
+@click.option("--reason", default="", help="Only trials whose reason holds this text.")
+@STORAGE
+@HOME
+def retry(study: str, reason: str, storage: str | None, home: Path) -> None:
+    """Put failed trials in line again, with the same parameters.
+
+    \b
+    moist sweep retry quickstart --reason "out of memory"
+    """
+    from moist.study.ledger import opened
+    from moist.study.storage import load, url_of
+
+    url = url_of(storage, home)
+    described, _ = load(study, url, home)
+    with opened(study, url, home, described) as ledger:
+        again = ledger.retry_failed(reason)
+    click.echo(f"{len(again)} trials in line again: {', '.join(map(str, again)) or 'none'}")
+    if again:
+        click.echo(f"run them with\n  {placed(described.command)}")
+
+
+@click.command()
+@click.argument("study")
+@click.option("--fix", is_flag=True, help="Put trials in line again that run for nobody.")
+@JSON
+@STORAGE
+@HOME
+def doctor(study: str, fix: bool, as_json: bool, storage: str | None, home: Path) -> None:
+    """Check a study against its database and its run records; exit code 1 if anything is wrong.
+
+    \b
+    moist sweep doctor quickstart --fix
+    """
+    from moist.study.doctor import examine
+    from moist.study.ledger import opened
+    from moist.study.storage import load, url_of
+
+    url = url_of(storage, home)
+    described, trials = load(study, url, home)
+    if fix:
+        with opened(study, url, home, described) as ledger:
+            ledger.requeue_unfinished()
+        _, trials = load(study, url, home)
+    found = examine(study, url, home, described, trials)
+    if as_json:
+        print_json([finding.model_dump(mode="json") for finding in found])
+    else:
+        for finding in found:
+            click.echo(f"{finding.problem}\nhint: {finding.remedy}")
+        click.echo(f"{study}: {len(trials)} trials, {len(found)} findings")
+    if found:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,198 @@
+"""Dominance, fronts, hypervolume and knees, for points to be minimized in every coordinate.
+
+N points, D objectives, S draws. Numpy only; whoever maximizes negates before. All but
+`membership` is exact up to rounding. NaN and infinity are refused: every function raises
+ValueError naming the coordinate, since either would compare as neither better nor worse.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+TIE = 1e-9
+"""Depths below the plane, of which the ideal point's is 1, that rounding could tell apart."""
+PAIRS = 2**18
+"""Comparisons held at once in `membership`, a byte each."""
+
+
+def dominates(a_D: ArrayLike, b_D: ArrayLike) -> bool:
+    """Whether a is nowhere worse than b, and better somewhere."""
+    first_D, second_D = _finite(a_D, "a", 1), _finite(b_D, "b", 1)
+    _same_objectives(first_D, second_D)
+    return bool((first_D <= second_D).all() and (first_D < second_D).any())
+
+
+def front(points_ND: ArrayLike) -> list[int]:
+    """Indices of the points that no other dominates, by the first coordinate, then the others.
+
+    Of equal points the first stands for all.
+    """
+    checked_ND = _finite(points_ND, "points", 2)
+    return [int(index) for index in _minima(checked_ND)] if len(checked_ND) else []
+
+
+def hypervolume(points_ND: ArrayLike, reference_D: ArrayLike) -> float:
+    """The volume that the points dominate and the reference bounds (Zitzler & Thiele 1998).
+
+    A point that is not better than the reference in every coordinate adds nothing.
+    """
+    checked_ND, corner_D = _finite(points_ND, "points", 2), _finite(reference_D, "reference", 1)
+    if not len(checked_ND):
+        return 0.0
+    _same_objectives(checked_ND, corner_D, ("points", "reference"))
+    inside_ND = checked_ND[(checked_ND < corner_D).all(1)]
+    return _volume(inside_ND[_minima(inside_ND)], corner_D)
+
+
+def knee(points_ND: ArrayLike) -> int:
+    """Index of the front's knee: its member farthest below the plane through its extremes.
+
+    As in Das 1999 (On characterizing the "knee" of the Pareto curve based on normal-boundary
+    intersection), after scaling each coordinate to [0, 1] over the front. The extremes are the
+    best members of each coordinate, the lowest sum of all first. With three objectives one
+    member is often best in two; then of all the planes through the extremes (by least squares,
+    should there be none) the least normal counts, which halves the weight of either. A plane
+    that does not face the ideal point gives way to the one where the scaled coordinates add up
+    to 1; in two dimensions both are the line from end to end.
+
+    A coordinate in which the front does not vary has no say. A front of one is its own knee. Of
+    members equally deep, as both of a front of two are, it is the first in the front's order.
+    """
+    checked_ND = _finite(points_ND, "points", 2)
+    if not len(checked_ND):
+        raise ValueError("there are no points, so there is no knee")
+    front_N = _minima(checked_ND)
+    depth_N = _depth(checked_ND[front_N])
+    return int(front_N[np.argmax(depth_N >= depth_N.max() - TIE)])
+
+
+def coverage(a_ND: ArrayLike, b_ND: ArrayLike) -> float:
+    """Share of b's points that some point of a equals or dominates (Zitzler & Thiele 1999's C).
+
+    C(a, b) and C(b, a) need not add up to 1. Raises ValueError if b is empty.
+    """
+    first_ND, second_ND = _finite(a_ND, "a", 2), _finite(b_ND, "b", 2)
+    if not len(second_ND):
+        raise ValueError("`b` has no points, so no share of them is covered")
+    if not len(first_ND):
+        return 0.0
+    _same_objectives(first_ND, second_ND)
+    best_ND = first_ND[_minima(first_ND)]
+    return float(np.mean([(best_ND <= point_D).all(1).any() for point_D in second_ND]))
+
+
+def membership(
+    mean_ND: ArrayLike,
+    error_ND: ArrayLike,
+    dof: ArrayLike,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Floats:
+    """Probability of each point to be on the front when coordinates are known up to an error.
+
+    Monte Carlo over true values `mean + error * t`, t drawn from Student's distribution with
+    `dof` degrees of freedom (one number, or one a coordinate; at least 1), coordinates being
+    independent. An error is a standard error, in its coordinate's unit; 0 means known exactly.
+    Equal points are all on the front. Of `draws` the result's own standard error is at most
+    0.5 / sqrt(draws), and it is the same again for the same seed.
+    """
+    means_ND, errors_ND = _finite(mean_ND, "mean", 2), _finite(error_ND, "error", 2)
+    dofs_ND = _degrees(means_ND, errors_ND, dof)
+    if draws < 1:
+        raise ValueError(f"`draws` is {draws}; expected at least 1")
+    generator = np.random.default_rng(seed)
+    on_front_N = np.zeros(len(means_ND))
+    if not len(means_ND):
+        return on_front_N
+    step = max(1, PAIRS // len(means_ND) ** 2)
+    for done in range(0, draws, step):
+        shape_SND = (min(step, draws - done), *means_ND.shape)
+        values_SND = means_ND + errors_ND * generator.standard_t(dofs_ND, shape_SND)
+        on_front_N += _undominated(values_SND).sum(0)
+    return on_front_N / draws
+
+
+def _finite(values: ArrayLike, name: str, dimensions: int) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (0,) and (array.ndim != dimensions or 0 in array.shape[1:]):
+        expected = "points x objectives" if dimensions == 2 else "objectives"
+        raise ValueError(f"`{name}` has the shape {array.shape}; expected {expected}")
+    for place in np.argwhere(~np.isfinite(array)):
+        index = "".join(f"[{i}]" for i in place)
+        raise ValueError(f"`{name}{index}` is {array[tuple(place)]}; expected a finite number")
+    return array
+
+
+def _same_objectives(a: Floats, b: Floats, names: tuple[str, str] = ("a", "b")) -> None:
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError(
+            f"coordinates a point: `{names[0]}` has {a.shape[-1]} and `{names[1]}` {b.shape[-1]}"
+        )
+
+
+def _minima(points_ND: Floats) -> Indices:
+    """The front's indices: in lexical order a point can only be dominated by one before it."""
+    order_N: Indices = np.lexsort(points_ND.T[::-1])
+    if points_ND.shape[1] == 2:
+        lowest_N = np.minimum.accumulate(points_ND[order_N, 1])
+        lower_N = np.append(True, lowest_N[1:] < lowest_N[:-1])[: len(order_N)]
+        return np.asarray(order_N[lower_N])
+    found = []
+    while len(order_N):
+        found.append(order_N[0])
+        order_N = order_N[(points_ND[order_N] < points_ND[order_N[0]]).any(1)]
+    return np.array(found, dtype=np.intp)
+
+
+def _volume(front_ND: Floats, reference_D: Floats) -> float:
+    """Hypervolume by slicing objectives (HSO; While et al. 2006), from a front in its order.
+
+    From one member to the next in the first coordinate, the slice's area is the hypervolume of
+    the members so far in the other coordinates. Only positive terms: nothing cancels.
+    """
+    width_N = np.diff(front_ND[:, 0], append=reference_D[0])
+    if len(reference_D) <= 2:
+        return float(width_N @ (reference_D[1:] - front_ND[:, 1:]).prod(1))
+    volume, slice_ND = 0.0, front_ND[:0, 1:]
+    for width, point_D in zip(width_N, front_ND[:, 1:], strict=True):
+        slice_ND = np.vstack([slice_ND, point_D])
+        slice_ND = slice_ND[_minima(slice_ND)]
+        volume += float(width) * _volume(slice_ND, reference_D[1:])
+    return volume
+
+
+def _depth(front_ND: Floats) -> Floats:
+    """How far each member is below the plane, where the ideal point is 1 below it."""
+    span_D = np.ptp(front_ND, axis=0)
+    varies_D = span_D > 0
+    scaled_ND = (front_ND - front_ND.min(0))[:, varies_D] / span_D[varies_D]
+    extremes_D = [np.lexsort((scaled_ND.sum(1), axis_N))[0] for axis_N in scaled_ND.T]
+    normal_D = np.linalg.lstsq(scaled_ND[extremes_D], np.ones(len(extremes_D)))[0]
+    if (normal_D < TIE).any():
+        normal_D = np.ones(len(extremes_D))
+    return np.asarray(1 - scaled_ND @ normal_D)
+
+
+def _degrees(mean_ND: Floats, error_ND: Floats, dof: ArrayLike) -> Floats:
+    """Degrees of freedom by coordinate; what is known exactly has any. Raises ValueError."""
+    if mean_ND.shape != error_ND.shape:
+        raise ValueError(f"`mean` has the shape {mean_ND.shape} and `error` {error_ND.shape}")
+    if (error_ND < 0).any():
+        raise ValueError(f"`error` goes down to {error_ND.min()}; expected at least 0")
+    dof_ND = np.where(error_ND > 0, np.asarray(dof, dtype=np.float64), 1.0)
+    if not (np.isfinite(dof_ND) & (dof_ND >= 1)).all():
+        raise ValueError(f"`dof` is {dof!r}; expected a finite number of at least 1")
+    return dof_ND
+
+
+def _undominated(values_SND: Floats) -> NDArray[np.bool_]:
+    """Which points no other of the same draw dominates: at most it, and not the reverse."""
+    draws, points, objectives = values_SND.shape
+    below_SNN = np.ones((draws, points, points), dtype=np.bool_)
+    for d in range(objectives):
+        below_SNN &= values_SND[:, :, None, d] <= values_SND[:, None, :, d]
+    return np.asarray(~(below_SNN & ~below_SNN.transpose(0, 2, 1)).any(1))

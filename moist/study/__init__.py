@@ -1,0 +1,1 @@
+"""A study: trials asked for, run by workers, judged and told; its driver, and questions to it."""

@@ -1,0 +1,190 @@
+"""How sure a frontier is: its members trained again under new seeds, their times taken anew.
+
+A frontier's members were chosen by their luck, too: so what chose them is left out, and only the
+new seeds count.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moist import frontier, pareto
+from moist.config import Config
+from moist.errors import ConfigError, StageError
+from moist.objectives import Objective, losses
+from moist.report import Record, Timing
+from moist.space import Parameter, Sweep, config_of
+from moist.study.commands import placed
+from moist.study.search import facts_of, search, slots, sweep_of
+from moist.study.settings import Settings
+from moist.study.storage import load
+from moist.trials import Trial
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+MOST = 1000
+"""Seeds that a frontier can be trained under, so that more can be asked for later."""
+
+
+class Spread(Record):
+    """Mean and standard deviation (n - 1) of a quantity over n seeds."""
+
+    mean: float
+    sd: float
+    n: int
+
+
+class Member(Record):
+    """A member of a frontier under new seeds; `on_front` is the probability that it is one.
+
+    Accuracies are validation's, `reported` the test split's; `latency_ms` is measured anew, all
+    members in turn on an otherwise idle machine: median and 95th percentile at batch size 1.
+    """
+
+    number: int
+    params: dict[str, Any]
+    values: dict[str, Spread]
+    reported: Spread
+    latency_ms: tuple[float, float]
+    on_front: float
+    command: str | None
+
+
+def reseed(
+    study: str,
+    url: URL,
+    home: Path,
+    *,
+    times: int,
+    workers: int,
+    threads: int | None,
+    quiet: bool,
+) -> list[Member]:
+    """Train each member of a study's frontier `times` times more, and say how sure each is.
+
+    The new trials are a study of their own, `STUDY.reseed`, kept and resumed like any other.
+    Raises ConfigError without members, StageError when a training failed.
+    """
+    described, trials = load(study, url, home)
+    front = frontier.members(trials, described.objectives)
+    if not front:
+        raise ConfigError(
+            f"study `{study}` has no complete trial", f"run `{placed(described.command)}`"
+        )
+    from moist.env import Env, make_env
+    from moist.static import time_together
+    from moist.store import Store
+
+    sweep = seeded(sweep_of(described, study))
+    seeds = next(one for one in sweep.parameters if one.name == "seed").values()[:times]
+    points = [trial.params | {"seed": seed} for trial in front for seed in seeds]
+    places = slots(None, workers, threads)
+    outcome = search(
+        sweep,
+        described.model_copy(
+            update={
+                "facts": facts_of(sweep, described.objectives, 0, places),
+                "command": placed(f"moist pareto {study} --reseed {times}"),
+            }
+        ),
+        Settings(trials=len(points), best={}, points=points),
+        home=home,
+        url=url,
+        study=f"{study}.reseed",
+        slots=places,
+        quiet=quiet,
+    )
+    groups = [_group(study, trial, outcome.trials, seeds) for trial in front]
+    store = Store(home, make_env(Env().progress, threads=threads))
+    latencies = time_together([config_of(sweep, trial.params) for trial in front], store)
+    return _members(front, groups, described.objectives, latencies)
+
+
+def seeded(sweep: Sweep) -> Sweep:
+    """The same search under new seeds: those that follow the ones it was made with."""
+    searched = [one.values() for one in sweep.parameters if one.name == "seed"]
+    old = max(map(int, searched[0] if searched else [sweep.fixed.get("seed", Config().seed)]))
+    seed = Parameter("seed", "int", low=old + 1, high=old + MOST)
+    others = tuple(one for one in sweep.parameters if one.name != "seed")
+    fixed = {name: value for name, value in sweep.fixed.items() if name != "seed"}
+    return replace(sweep, parameters=(*others, seed), fixed=fixed)
+
+
+def _group(
+    study: str, member: Trial, trials: Sequence[Trial], seeds: Sequence[int]
+) -> list[Trial]:
+    """A member's runs under the new seeds. Raises StageError unless all are complete."""
+    group = [
+        trial
+        for trial in trials
+        if trial.feasible
+        and trial.params.get("seed") in seeds
+        and trial.params == member.params | {"seed": trial.params["seed"]}
+    ]
+    if len(group) < len(seeds):
+        raise StageError(
+            f"trial {member.number} was trained {len(group)} of {len(seeds)} times",
+            f"`{placed(f'moist sweep status {study}.reseed')}` says why;"
+            f" `{placed(f'moist sweep retry {study}.reseed')}` and the same command try again",
+        )
+    return group
+
+
+def _members(
+    front: Sequence[Trial],
+    groups: Sequence[Sequence[Trial]],
+    objectives: Sequence[Objective],
+    latencies: Sequence[Timing],
+) -> list[Member]:
+    """Means and deviations, and from them the probability to be on the front."""
+    times = len(groups[0])
+    values = [
+        {one.name: spread([trial.values[one.name] for trial in group]) for one in objectives}
+        for group in groups
+    ]
+    for found, latency in zip(values, latencies, strict=True):
+        if "latency_ms" in found:
+            found["latency_ms"] = Spread(mean=latency.median, sd=0.0, n=latency.n)
+    sure = on_front(values, objectives, times)
+    return [
+        Member(
+            number=trial.number,
+            params=trial.params,
+            values=found,
+            reported=spread([run.reported["accuracy"] for run in group]),
+            latency_ms=(latency.median, latency.p95),
+            on_front=probability,
+            command=trial.command,
+        )
+        for trial, group, found, latency, probability in zip(
+            front, groups, values, latencies, sure, strict=True
+        )
+    ]
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(mean=statistics.fmean(values), sd=statistics.stdev(values), n=len(values))
+
+
+def on_front(
+    values: Sequence[Mapping[str, Spread]], objectives: Sequence[Objective], times: int
+) -> list[float]:
+    """Probability that each member's true means are on the front (Monte Carlo).
+
+    A mean's error is the deviation pooled over all members, by the root of the number of seeds.
+    """
+    means = [
+        losses({name: one.mean for name, one in member.items()}, objectives) for member in values
+    ]
+    errors = [
+        math.sqrt(statistics.fmean(member[one.name].sd ** 2 for member in values) / times)
+        for one in objectives
+    ]
+    freedom = len(values) * (times - 1)
+    return [float(p) for p in pareto.membership(means, [errors] * len(values), freedom)]

@@ -1,0 +1,176 @@
+"""Where a study looks next: Optuna's samplers, reseeded for each trial, and never twice.
+
+A sampler made afresh for each trial from (study's seed, trials drawn so far) depends on the
+study's trials alone, so a study that was interrupted goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from moist.errors import ConfigError
+from moist.space import Parameter, Sweep, active, distribution, grid, size
+from moist.trials import Trial
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna import Trial as LiveTrial
+
+GP_SECONDS, GP_TRIALS, GP_AFTER = 60.0, 300, 10
+"""A Gaussian process earns its seconds a draw when trials cost a minute, and are few."""
+
+DRAWS, GP_DRAWS = 20, 3
+"""Draws that may give what was tried before, until an untried point is picked at random. A
+Gaussian process insists on the point it likes best, and takes long to say so."""
+
+GP_PROPOSAL = "gp:relative_params:"
+"""How Optuna's attributes begin by which running trials let a Gaussian process know themselves."""
+
+MAKERS: dict[str, Callable[[int, bool], BaseSampler]] = {
+    "tpe": lambda seed, alone: TPESampler(seed=seed, constant_liar=not alone),
+    "gp": lambda seed, alone: GPSampler(seed=seed, warn_independent_sampling=False),
+    "nsga2": lambda seed, alone: NSGAIISampler(seed=seed),
+    "random": lambda seed, alone: RandomSampler(seed=seed),
+    "grid": lambda seed, alone: RandomSampler(seed=seed),
+}
+"""A sampler of a seed. One that draws `alone`, with no other trial running, need not look for
+such, which is what constant-liar TPE spends half of its time on."""
+
+
+def chosen(name: str, sweep: Sweep, trials: Sequence[Trial], requested: int) -> str:
+    """What `auto` means now: the file's grid or random, else TPE, or GP once trials are dear.
+
+    GP (Optuna's qLogEHVI) finds more in few trials, and takes seconds to draw one. It can't tell
+    trials that kept one limit from those that kept another: raises ConfigError when asked to.
+    """
+    kept = [sorted(trial.constraints) for trial in trials if trial.state == "complete"]
+    alike = all(limits == kept[0] for limits in kept)
+    if name == "gp" and not alike:
+        raise ConfigError(
+            "`--sampler gp` can't learn from trials under different limits: there are"
+            f" {' and '.join(sorted({', '.join(limits) or 'none' for limits in kept}))}",
+            "keep to the `--max` that the study was begun with, or take another sampler",
+        )
+    if name != "auto":
+        return name
+    if sweep.method in {"grid", "random"}:
+        return str(sweep.method)
+    taken = [trial.seconds for trial in trials if trial.state == "complete" and trial.seconds]
+    dear = len(taken) >= GP_AFTER and statistics.median(taken) >= GP_SECONDS
+    return "gp" if dear and alike and requested <= GP_TRIALS else "tpe"
+
+
+def seed_of(*parts: object) -> int:
+    """32 bits that depend on all parts."""
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def suggest(sweep: Sweep, trial: LiveTrial) -> dict[str, Any]:
+    """Let a trial take a value for each parameter that applies to it."""
+    params: dict[str, Any] = {}
+    for parameter in sweep.parameters:
+        if active(sweep, params, parameter):
+            params[parameter.name] = _take(trial, parameter)
+    return params
+
+
+def _take(trial: LiveTrial, p: Parameter) -> Any:
+    if p.kind == "categorical":
+        return trial.suggest_categorical(p.name, p.choices)
+    take: Callable[..., Any] = trial.suggest_int if p.kind == "int" else trial.suggest_float
+    step = {} if p.step is None else {"step": p.step}
+    return take(p.name, p.low, p.high, log=p.log, **step)
+
+
+class Untried(BaseSampler):
+    """Draws with another sampler, again until nobody has tried the point.
+
+    A point that was tried teaches nothing: its stages are stored, its result is the same. In a
+    finite space the last points are found by looking; somebody must have checked that there are.
+    """
+
+    def __init__(
+        self, sweep: Sweep, name: str, seed: int, tried: Collection[str], alone: bool = False
+    ) -> None:
+        self.sweep, self.name, self.seed, self.tried = sweep, name, seed, tried
+        self.base = MAKERS[name](seed, alone)
+        self.space = {p.name: distribution(p) for p in sweep.parameters}
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self.space
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """All of a trial's parameters at once, so that the point can be compared."""
+        self._forget(study, trial)
+        for params in self._candidates(study, trial):
+            if point(params) not in self.tried:
+                return params
+        raise RuntimeError("every point of this finite space has been tried")
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+    ) -> Any:
+        return self.base.sample_independent(study, trial, name, distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self.base.before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        self.base.after_trial(study, trial, state, values)
+
+    def _draw(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        """One value for each parameter that applies, as the other sampler would give them."""
+        space = self.base.infer_relative_search_space(study, trial)
+        together = self.base.sample_relative(study, trial, space)
+        params: dict[str, Any] = {}
+        for parameter in self.sweep.parameters:
+            name = parameter.name
+            if active(self.sweep, params, parameter):
+                params[name] = (
+                    together[name]
+                    if name in together
+                    else self.base.sample_independent(study, trial, name, self.space[name])
+                )
+        return params
+
+    def _forget(self, study: Study, trial: FrozenTrial) -> None:
+        """What was proposed before a driver was lost, a Gaussian process takes for a trial."""
+        for name in trial.system_attrs:
+            if name.startswith(GP_PROPOSAL):
+                study._storage.set_trial_system_attr(trial._trial_id, name, "")
+
+    def _candidates(self, study: Study, trial: FrozenTrial) -> Iterator[dict[str, Any]]:
+        """The other sampler's draws, then random ones: without an end, or all points at last."""
+        if self.name == "grid":
+            yield from grid(self.sweep)
+        for _ in range(GP_DRAWS if self.name == "gp" else DRAWS):
+            yield self._draw(study, trial)
+        self.base = MAKERS["random"](seed_of(self.seed), True)
+        for _ in count() if size(self.sweep) is None else range(DRAWS):
+            yield self._draw(study, trial)
+        yield from sorted(grid(self.sweep), key=lambda params: seed_of(self.seed, point(params)))
+
+
+def point(params: Mapping[str, Any]) -> str:
+    """The same text for the same parameters."""
+    return json.dumps(dict(params), sort_keys=True)

@@ -1,0 +1,81 @@
+"""What a worker does with a trial: all stages it can, without waiting for another's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moist import runs
+from moist.artifacts import Row
+from moist.env import make_env
+from moist.objectives import quantities, reported
+from moist.overrides import build
+from moist.pipeline import report_of, stages
+from moist.store import Store
+from moist.study.eager import Eager
+from moist.study.workers import Kind, Task
+
+Send = Callable[[Kind, dict[str, Any]], None]
+
+
+class Telling:
+    """Progress as messages to the driver."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+
+    def started(self, stage: str, key: str) -> None:
+        self.send("stage", {"stage": stage, "key": key, "state": "started", "seconds": 0.0})
+
+    def advanced(self, stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        self.send("epoch", {"stage": stage, "done": done, "total": total, **metrics})
+
+    def finished(self, stage: str, key: str, seconds: float) -> None:
+        self.send("stage", {"stage": stage, "key": key, "state": "computed", "seconds": seconds})
+
+    def reused(self, stage: str, key: str, seconds: float) -> None:
+        self.send("stage", {"stage": stage, "key": key, "state": "reused", "seconds": seconds})
+
+    def warned(self, message: str) -> None:
+        self.send("warned", {"text": message})
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Runs trials with the stages of one home folder; `reuse=False` computes all afresh."""
+
+    home: Path
+    reuse: bool = True
+
+    def __call__(self, send: Send, task: Task, device: str | None, threads: int) -> None:
+        env = make_env(Telling(send), device, threads)
+        kind = Store if task.patient or not self.reuse else Eager
+        store = kind(self.home, env, self.reuse)
+        config = build(task.config)
+        out = stages(config, store)
+        if isinstance(store, Eager) and store.left:
+            send("held", {"keys": store.held})
+            return
+        report = report_of(config, out, store.calls)
+        runs.save(
+            self.home, command=task.command, config=config, report=report, artifacts=store.keys()
+        )
+        send(
+            "done",
+            {
+                "found": quantities(report),
+                "key": report.key,
+                "reported": reported(report),
+                "curves": {
+                    "distill_student": curve(out.student.value.history),
+                    "train_jointly": curve(out.mixture.value.history),
+                },
+            },
+        )
+
+
+def curve(history: Sequence[Row]) -> list[float]:
+    """Validation accuracy after each epoch; empty without a validation split."""
+    return [row["val_accuracy"] for row in history if "val_accuracy" in row]

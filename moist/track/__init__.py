@@ -1,0 +1,1 @@
+"""Runs told to Weights & Biases, on its server or in files here."""

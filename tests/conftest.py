@@ -1,0 +1,16 @@
+"""Fixtures that several test files share. Runs are told nobody, unless a test wants it."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from wandb_standin import Server, checked
+
+os.environ["WANDB_MODE"] = "disabled"
+
+
+@pytest.fixture
+def wandb_server() -> Iterator[Server]:
+    """A stand-in for the W&B server; whatever goes against its API fails the test."""
+    with checked() as server:
+        yield server

@@ -1,0 +1,139 @@
+"""One driver a study, whoever comes at once; and who it is."""
+
+import sqlite3
+import threading
+import time
+
+import pytest
+from driving import PATIENCE, Driving, attempts, start, trials
+from toy import Start, search
+
+from moist.errors import ConfigError, StoreError
+from moist.study.leases import Held, holder, lease, lock_file, me
+from moist.study.ledger import opened
+from moist.study.storage import load, url_of
+
+
+def rivals(*starts: Start) -> tuple[Driving, list[Driving]]:
+    """Drivers started at once, of which all but one end: it, and the others."""
+    driving = [start(one) for one in starts]
+    for one in driving:
+        one.until(lambda one=one: "driving" in one.text)
+    left, deadline = driving, time.monotonic() + PATIENCE
+    while len(left) > 1 and time.monotonic() < deadline:
+        left[0].process.join(0.02)
+        left = [one for one in left if one.process.is_alive()]
+    if len(left) > 1:
+        for one in left:
+            one.kill()
+        pytest.fail("more than one drives it")
+    return left[0], [one for one in driving if one is not left[0]]
+
+
+def test_of_six_drivers_at_once_one_runs_and_the_others_say_who(tmp_path):
+    winner, losers = rivals(*[Start(tmp_path, trials=3, fates={0: "waits"})] * 6)
+    said = f"study `toy` is driven by {winner.name}"
+    for loser in losers:
+        assert loser.finish() == 1 and loser.text.splitlines()[1] == said, loser.text
+    url = url_of(None, tmp_path)
+    assert holder(url, "toy", tmp_path) == winner.name
+    winner.until(lambda: attempts(tmp_path))
+    winner.kill()
+    assert holder(url, "toy", tmp_path) is None
+    (tmp_path / "go").touch()
+    assert start(Start(tmp_path, trials=3)).finish() == 0
+    assert [trial.state for trial in trials(tmp_path)] == ["complete"] * 3
+
+
+def test_drivers_of_six_studies_share_a_database_that_none_of_them_found(tmp_path):
+    database = f"sqlite:///{tmp_path / 'new' / 'studies.db'}"
+    names = [f"study-{i}" for i in range(6)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    driving = [start(Start(tmp_path / n, trials=2, study=n, storage=database)) for n in names]
+    for one in driving:
+        assert one.finish() == 0, one.text
+    for name in names:
+        found = trials(tmp_path, name, database)
+        assert [trial.state for trial in found] == ["complete"] * 2
+    connection = sqlite3.connect(tmp_path / "new" / "studies.db")
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_a_driver_is_not_put_off_by_those_who_look_whether_there_is_one(tmp_path):
+    url, over = url_of(None, tmp_path), threading.Event()
+    with lease(url, "toy", tmp_path):
+        pass
+
+    def look() -> None:
+        while not over.is_set():
+            holder(url, "toy", tmp_path)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for _ in range(50):
+            with lease(url, "toy", tmp_path):
+                pass
+    finally:
+        over.set()
+        watcher.join()
+
+
+def test_a_database_has_one_lock_however_it_is_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    spelled = [f"sqlite:///{tmp_path}/folder/a.db", "sqlite:///folder/a.db",
+               "sqlite:///folder/../folder/a.db", "sqlite:///link/a.db"]  # fmt: skip
+    files = {lock_file(url_of(one, tmp_path), "toy", tmp_path) for one in spelled}
+    assert len(files) == 1 and files.pop().parent == tmp_path / "folder"
+    with lease(url_of(spelled[0], tmp_path), "toy", tmp_path):
+        with (
+            pytest.raises(Held, match=f"driven by {me()}"),
+            lease(url_of(spelled[1], tmp_path), "toy", tmp_path),
+        ):
+            pytest.fail("two drive it")
+        with lease(url_of(spelled[1], tmp_path), "other", tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("storage", ["sqlite://", "sqlite:///:memory:", "studies.db", "foo://x/y"])
+def test_what_is_no_database_to_resume_from_is_refused(storage, tmp_path):
+    with pytest.raises(ConfigError, match="--storage"):
+        url_of(storage, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "storage", ["postgresql//ann:s3cret@host/x", "postgresql://ann:s3cret@host:port/x"]
+)
+def test_a_mistaken_url_is_shown_without_its_password(storage, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        url_of(storage, tmp_path)
+    assert "s3cret" not in str(error.value) and "@host" in str(error.value)
+
+
+def test_a_home_may_have_any_name(tmp_path):
+    home = tmp_path / "what? 100% #1"
+    home.mkdir()
+    assert [one.state for one in search(Start(home, trials=1))] == ["complete"]
+    assert (home / "studies.db").exists()
+
+
+def test_a_database_that_is_none_is_said_in_our_words(tmp_path):
+    file = tmp_path / "studies.db"
+    file.write_text("no database" * 100)
+    with pytest.raises(StoreError, match="failed: file is not a database"):
+        search(Start(tmp_path, trials=1))
+
+
+def test_a_database_that_is_damaged_under_the_driver_is_said_in_our_words(tmp_path):
+    search(Start(tmp_path, trials=1))
+    url = url_of(None, tmp_path)
+    described, _ = load("toy", url, tmp_path)
+    with pytest.raises(StoreError, match=r"studies.db` failed: "):
+        with opened("toy", url, tmp_path, described) as ledger:
+            for file in tmp_path.glob("studies.db*"):
+                file.write_bytes(b"no database" * (file.stat().st_size // 11))
+            ledger.lost(0, ["why"])

@@ -1,0 +1,98 @@
+"""Runs that moist.track really logs, offline, in this process or in one that is killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from moist.config import Config
+from moist.track.client import About
+from moist.track.files import read
+from moist.track.mode import Mode, Name
+from moist.track.tracker import Tracker
+
+FIRST = 72
+"""Steps before the first epoch of joint training with the default config."""
+
+ENDLESS = """
+import sys, threading
+from pathlib import Path
+sys.path[:0] = sys.argv[4:]
+import tracked
+with tracked.tracking(Path(sys.argv[1]), sys.argv[3]) as tracker:
+    journal = tracked.opened(tracker, sys.argv[2])
+    for epoch in range(1, 6):
+        journal.epoch("train_jointly", epoch, {"loss": 1 / epoch})
+    journal.note({"mark": 1})
+    threading.Event().wait()
+"""
+
+
+def _fail(message: str) -> None:
+    """Any trouble fails the test; that a busy machine takes its time to send is none."""
+    if not message.startswith("still sending"):
+        raise AssertionError(message)
+
+
+def tracking(home: Path, mode: Name) -> Tracker:
+    """A tracker; any trouble with it fails the test."""
+    return Tracker(Mode(mode, "a test's"), home, _fail)
+
+
+def offline(home: Path) -> Tracker:
+    """A tracker into files."""
+    return tracking(home, "offline")
+
+
+def opened(
+    tracker: Tracker, id: str, group: str | None = "s", job_type: str = "trial", **config: Any
+) -> Any:
+    about = About(id, f"name of {id}", job_type, config, group=group, tags=("a", "b"))
+    return tracker.open(about, Config())
+
+
+def log(
+    home: Path, id: str, state: str = "complete", values: Mapping[str, Any] | None = None,
+    epochs: range = range(1, 4), **about: Any,
+) -> None:  # fmt: skip
+    """One whole run."""
+    with offline(home) as tracker:
+        journal = opened(tracker, id, **about)
+        for epoch in epochs:
+            journal.epoch("train_jointly", epoch, {"loss": 1 / epoch, "val_accuracy": 0.5})
+        journal.end(state, values or {})
+
+
+@contextmanager
+def writing(
+    home: Path, id: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Callable[[], None]]:
+    """A process that has a run open, once all that it told is in its log; offline without an
+    environment that knows a server. What is given kills it, as does the end."""
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    mode = "online" if environment else "offline"
+    own = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}  # its own service
+    command = [sys.executable, "-c", ENDLESS, str(home), id, mode, *paths]
+    process = subprocess.Popen(command, env=environment or own)
+
+    def kill() -> None:
+        process.kill()
+        process.wait()
+
+    try:
+        while not _marked(home, id):
+            assert process.poll() is None, "the process ended before it was killed"
+            os.sched_yield()
+        yield kill
+    finally:
+        kill()
+
+
+def _marked(home: Path, id: str) -> bool:
+    found = read(home, lambda _said: None)
+    return any(run.id == id and "mark" in run.summary for run in found)
