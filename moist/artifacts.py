@@ -89,6 +89,22 @@ class Logits:
 
 
 @dataclass(frozen=True)
+class Levels:
+    """What the teacher sees and says at each of its M levels, and its last linear layer.
+
+    D channels, `widths` of them a level; F inputs of the last layer, C classes.
+    """
+
+    features_VND: torch.Tensor
+    """Pooled outputs of the levels on V views of the N training images: float16."""
+    widths: tuple[int, ...]
+    tables_MCC: torch.Tensor
+    """Row z, column y: how likely class y is once the level says z; float32."""
+    weight_CF: torch.Tensor
+    bias_C: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Clusters:
     """`of_class[c]` is the cluster of class c; clusters are numbered by their smallest class."""
 
@@ -102,7 +118,10 @@ class Clusters:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A router, k students that share a spec, and the clusters they serve."""
+    """A router, k students that share a spec, and the clusters they serve.
+
+    `shared`: all students have the same trunk, and the router reads what it gives.
+    """
 
     router: Router
     students: tuple[Student, ...]
@@ -110,12 +129,35 @@ class Mixture:
     masked: bool
     gated: bool
     history: tuple[Row, ...]
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Students whose probabilities are averaged; student i sees images through `views[i]`."""
+
+    students: tuple[Student, ...]
+    views: tuple[str, ...]
+    history: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """A model, and a second opinion where the first's certainty is below `threshold`.
+
+    `fallback` answers instead; None: the mixture's second expert answers together with its first.
+    """
+
+    first: Mixture | Ensemble | Student
+    fallback: Network | None
+    threshold: float
 
 
 ARTIFACTS: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
-        Split, Dataset, Spec, Network, Teacher, Student, Router, Logits, Clusters, Mixture,
+        Split, Dataset, Spec, Network, Teacher, Student, Router, Logits, Levels, Clusters,
+        Mixture, Ensemble, Cascade,
     )
 }  # fmt: skip
 

@@ -27,13 +27,14 @@ class Batch:
     """Images ready for a network, where in the split they come from, and their classes.
 
     `images_BCHW` is float32, normalized, in channels_last memory format. `view` is the number of
-    the view they are rendered at; None: as they are.
+    the view they are rendered at; None: as they are. `epoch` counts passes from 0.
     """
 
     index_B: torch.Tensor
     images_BCHW: torch.Tensor
     labels_B: torch.Tensor
     view: int | None = None
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def batches(
     for index_B in _cut(order_N, batch_size):
         images_BHWC = split.images_NHWC[index_B]
         images_BCHW = render(images_BHWC, drawn[index_B], augment, mean, std)
-        yield Batch(index_B, images_BCHW, split.labels_N[index_B], view)
+        yield Batch(index_B, images_BCHW, split.labels_N[index_B], view, order)
 
 
 def plain_batches(

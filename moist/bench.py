@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from moist.config import Config
+from moist.errors import ConfigError
 from moist.pipeline import prepared, teach
 from moist.stages.distill import distill_student
 from moist.store import Store
@@ -20,21 +21,28 @@ def distillation_cost(config: Config, store: Store, *, rounds: int, epochs: int)
     pays, were it the only one, over the epochs of `config`.
     """
     c = config
+    if c.distill.loss == "moe_kd":
+        raise ConfigError(
+            "`moist bench distill` compares losses on the teacher's logits, which"
+            " `distill.loss=moe_kd` needs more than",
+            "use kd, dkd or dist",
+        )
     data, weights = prepared(c, store)
-    _, logits, common = teach(c, store, data, weights)
+    taught = teach(c, store, data, weights)
     taken: dict[str, list[float]] = {"distilled": [], "on labels": []}
     for _ in range(rounds):
         for name, alpha in (("distilled", c.distill.alpha), ("on labels", 0.0)):
             distill = c.distill.model_copy(update={"alpha": alpha, "epochs": epochs})
             begin = time.perf_counter()
             distill_student(
-                store.env, data=data.value, logits=logits.value, student=c.student,
-                hidden_width=c.hidden_width, distill=distill, temperature=c.temperature, **common,
+                store.env, data=data.value, logits=taught.logits.value, levels=None,
+                student=c.student, hidden_width=c.hidden_width, distill=distill,
+                temperature=c.temperature, **taught.common,
             )  # fmt: skip
             taken[name].append((time.perf_counter() - begin) / epochs)
     ratios = [a / b for a, b in zip(*taken.values(), strict=True)]
     median = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    first = next(call.seconds for call in store.calls if call.key == logits.key) or 0.0
+    first = next(call.seconds for call in store.calls if call.key == taught.logits.key) or 0.0
     whole = median["on labels"] * c.distill.epochs
     return {
         "ratio": statistics.median(ratios),

@@ -30,6 +30,10 @@ SMALLEST = 4
 """Pixels a side that two 2x2 poolings leave something of."""
 
 
+DEEP = {"resnet8": 4, "resnet20": 4, "shufflenetv2_x0_5": 8, "mobilenetv2_x0_5": 8}
+"""Students that make one pixel of so many a side."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Raw files found; `key` digests their content, the format and `image_size`, never the path.
@@ -71,18 +75,26 @@ def locate(data: config.Data, home: Path, fetch: bool = True) -> Source:
 def check(asked: config.Config, source: Source) -> None:
     """Raise ConfigError for what can't work on these data, before anything is computed."""
     classes, side, shift = len(source.classes), source.side, asked.augment.shift
-    if asked.k != "auto" and asked.k > classes:
+    clustered = asked.system in {"moist", "ones"}
+    if clustered and asked.k != "auto" and asked.k > classes:
         raise ConfigError(
             f"`k={asked.k}` asks for more clusters than `{source.name}` has classes ({classes})",
             f"set k between 1 and {classes}",
         )
-    if asked.k == "auto" and classes < 3:
+    if clustered and asked.k == "auto" and classes < 3:
         raise ConfigError(f"`k=auto` needs 3 or more classes, found {classes}", "set k=1 or k=2")
     if side is not None and side < SMALLEST:
         raise ConfigError(
             f"`data.image_size={side}` leaves nothing after two poolings",
             f"set it to {SMALLEST} or more",
         )
+    if side is not None and clustered and asked.student.arch in DEEP:
+        if side <= DEEP[asked.student.arch]:
+            raise ConfigError(
+                f"`student.arch={asked.student.arch}` leaves one pixel of {side}x{side} images,"
+                " and batch norm can't train an expert on a single image of one pixel",
+                f"set `data.image_size={2 * DEEP[asked.student.arch]}`, or `system=student`",
+            )
     if side is not None and shift >= side:
         raise ConfigError(
             f"`augment.shift={shift}` is too far for {side}x{side} images",

@@ -1,68 +1,138 @@
-"""Losses. B images, C classes, E experts. All take float32 logits and return a scalar mean."""
+"""What a student learns from its teacher and the labels. B images, C classes, O = C-1 others.
+
+All take float32 logits, teacher's and student's of the same images, and return a scalar mean.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
+
+from moist.config import Distill
+
+Soft = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Distill, float], torch.Tensor]
+FLAT = 1e-8  # a squared length far below this counts as no variation
 
 
 def distillation(
     student_BC: torch.Tensor,
     teacher_BC: torch.Tensor,
     labels_B: torch.Tensor,
-    *,
-    alpha: float,
+    distill: Distill,
     temperature: float,
+    ramp: float = 1.0,
 ) -> torch.Tensor:
-    """(1-alpha) cross-entropy + alpha T^2 KL(teacher at T, student at T) (Hinton et al. 2015).
+    """(1-a) cross-entropy + a times the soft loss that `distill` names, with a = alpha ramp.
 
-    T^2 keeps the gradient of the soft term at the same scale whatever the temperature.
+    One form for all, Hinton's; ours where a paper differs. DKD and DIST write cross-entropy +
+    w soft: the same but for the factor 1-a, with w = a / (1-a). Their warm-up, `ramp` from 0 to
+    1, leaves the cross-entropy alone; here its weight falls as that of the soft loss grows.
+    At a = 0 the teacher is not looked at.
     """
     hard = F.cross_entropy(student_BC, labels_B)
-    soft = F.kl_div(
-        F.log_softmax(student_BC / temperature, 1),
-        F.log_softmax(teacher_BC / temperature, 1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return (1 - alpha) * hard + alpha * temperature**2 * soft
+    alpha = distill.alpha * ramp
+    if alpha == 0:
+        return hard
+    if distill.standardize:
+        student_BC, teacher_BC = standardized(student_BC), standardized(teacher_BC)
+    soft = SOFT[distill.loss](student_BC, teacher_BC, labels_B, distill, temperature)
+    return (1 - alpha) * hard + alpha * soft
 
 
-def free_energy(
-    gate_BE: torch.Tensor,
-    experts_BEC: torch.Tensor,
-    labels_B: torch.Tensor,
-    prior_BE: torch.Tensor,
-    *,
-    teacher_prior: float,
+def standardized(logits_BC: torch.Tensor) -> torch.Tensor:
+    """Logits at mean 0 and deviation 1, image by image (Sun et al., CVPR 2024).
+
+    The student then learns how the teacher's logits relate, not how large they are.
+    """
+    deviation_B1 = logits_BC.std(1, keepdim=True)
+    return (logits_BC - logits_BC.mean(1, keepdim=True)) / (deviation_B1 + 1e-7)
+
+
+def kd(student_BC: torch.Tensor, teacher_BC: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(teacher at T, student at T) (Hinton et al. 2015)."""
+    return kd_from(student_BC, F.log_softmax(teacher_BC / temperature, 1), temperature)
+
+
+def kd_from(
+    student_BC: torch.Tensor, teacher_log_prob_BC: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """The bound that EM lowers on -log sum_j g_j(x) p_j(y|x), from logits of gate and experts.
+    """`kd` from a teacher that has log-probabilities at T but no logits, as a mixture has.
 
-    Responsibilities r_j ~ g_j^(1-rho) q_j^rho p_j(y), detached; q is `prior_BE` (probabilities)
-    and rho is `teacher_prior`. At rho=0 the value is the negative log-likelihood itself and its
-    gradient is exact; at rho=1 the teacher gates. (Jordan & Jacobs 1994; the teacher's share is
-    our reading of MoE-KD, ICLR 2025 submission 4895.)
+    T^2 keeps the gradient at the same scale whatever the temperature.
     """
-    log_gate_BE = F.log_softmax(gate_BE, 1)
-    index_BE1 = labels_B[:, None, None].expand(-1, gate_BE.shape[1], 1)
-    log_fit_BE = F.log_softmax(experts_BEC, 2).gather(2, index_BE1).squeeze(2)
-    with torch.no_grad():
-        log_q_BE = prior_BE.clamp_min(1e-12).log()
-        score_BE = (1 - teacher_prior) * log_gate_BE + teacher_prior * log_q_BE + log_fit_BE
-        log_r_BE = F.log_softmax(score_BE, 1)
-    return (log_r_BE.exp() * (log_r_BE - log_gate_BE - log_fit_BE)).sum(1).mean()
+    log_prob_BC = F.log_softmax(student_BC / temperature, 1)
+    return temperature**2 * _divergence(teacher_log_prob_BC, log_prob_BC)
 
 
-def divergence(prior_BE: torch.Tensor, gate_BE: torch.Tensor) -> torch.Tensor:
-    """KL(prior, softmax of the gate's logits)."""
-    return F.kl_div(F.log_softmax(gate_BE, 1), prior_BE, reduction="batchmean")
+def dkd(
+    student_BC: torch.Tensor,
+    teacher_BC: torch.Tensor,
+    labels_B: torch.Tensor,
+    distill: Distill,
+    temperature: float,
+) -> torch.Tensor:
+    """T^2 of the weighted KLs of target against rest, and of the others among themselves.
 
-
-def balance(gate_BE: torch.Tensor, share_E: torch.Tensor) -> torch.Tensor:
-    """Switch's load balance, weighted by the share of classes each cluster holds.
-
-    sum_i f_i P_i / pi_i, with f the routed fraction and P the mean probability: 1 at perfect
-    routing. Fedus et al. 2021 have pi = 1/E, which fights correct routing to unequal clusters.
+    `kd` is their sum with weights 1 and, image by image, 1 - p_t(y): a teacher that is sure
+    silences what it knows of the other classes. DKD gives that a weight of its own (Zhao et al.,
+    CVPR 2022).
     """
-    routed_E = F.one_hot(gate_BE.argmax(1), gate_BE.shape[1]).float().mean(0)
-    return (routed_E * F.softmax(gate_BE, 1).mean(0) / share_E).sum()
+    student_B2, student_BO = _decoupled(student_BC / temperature, labels_B)
+    teacher_B2, teacher_BO = _decoupled(teacher_BC / temperature, labels_B)
+    target = distill.target_weight * _divergence(teacher_B2, student_B2)
+    others = distill.others_weight * _divergence(teacher_BO, student_BO)
+    return temperature**2 * (target + others)
+
+
+def dist(
+    student_BC: torch.Tensor, teacher_BC: torch.Tensor, distill: Distill, temperature: float
+) -> torch.Tensor:
+    """T^2 of the weighted lacks of correlation of the probabilities at T (DIST, Huang et al.,
+    NeurIPS 2022): over an image's classes, and over a class's images, so the batch matters.
+
+    A student that is surer or less sure by one measure for all, p_s = (1-e) p_t + e/C, loses
+    nothing.
+    """
+    student_BC, teacher_BC = (F.softmax(z / temperature, 1) for z in (student_BC, teacher_BC))
+    rows = 1 - _correlation(student_BC, teacher_BC, 1).mean()
+    columns = 1 - _correlation(student_BC, teacher_BC, 0).mean()
+    return temperature**2 * (distill.rows_weight * rows + distill.columns_weight * columns)
+
+
+def _decoupled(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Log-probabilities of target and rest (B, 2), and of the others among themselves (B, O).
+
+    The others are gathered, where the authors' code subtracts 1000 from the target's logit: exact
+    however large the logits, and free of log 0.
+    """
+    classes = logits_BC.shape[1]
+    step_O = torch.arange(1, classes, device=labels_B.device)
+    target_B1 = logits_BC.gather(1, labels_B[:, None])
+    others_BO = logits_BC.gather(1, (labels_B[:, None] + step_O) % classes)
+    pair_B2 = torch.cat([target_B1, others_BO.logsumexp(1, keepdim=True)], 1)
+    return F.log_softmax(pair_B2, 1), F.log_softmax(others_BO, 1)
+
+
+def _divergence(teacher_log_prob: torch.Tensor, student_log_prob: torch.Tensor) -> torch.Tensor:
+    """KL(teacher, student), a mean over images: `mean` would divide by the classes as well."""
+    return F.kl_div(student_log_prob, teacher_log_prob, reduction="batchmean", log_target=True)
+
+
+def _correlation(one: torch.Tensor, other: torch.Tensor, axis: int) -> torch.Tensor:
+    """Pearson's correlation along `axis`, and 0 where either is constant.
+
+    `FLAT` under the root (ours) bounds the gradient there to 1e4; the authors add 1e-8 to the
+    product of lengths, which bounds it to 1e8. Equal values score alike under both.
+    """
+    one, other = (x - x.mean(axis, keepdim=True) for x in (one, other))
+    squares = (one.square().sum(axis) + FLAT) * (other.square().sum(axis) + FLAT)
+    return (one * other).sum(axis) / squares.sqrt()
+
+
+SOFT: dict[str, Soft] = {
+    "kd": lambda student, teacher, labels, distill, at: kd(student, teacher, at),
+    "dkd": dkd,
+    "dist": lambda student, teacher, labels, distill, at: dist(student, teacher, distill, at),
+}

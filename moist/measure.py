@@ -8,6 +8,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from moist.errors import StageError
 from moist.fit import autocast
 from moist.mixture import MoIST
 from moist.nets import Shape
+from moist.opinions import Average, SecondOpinion
 from moist.report import Cost, Timing
 from moist.routers import OracleRouter
 
@@ -29,7 +32,8 @@ EVAL_BATCH = 512
 FREE = {
     "add", "add_", "clone", "div", "dropout", "dropout_", "expand", "flatten", "mean", "mul",
     "pad", "relu", "relu_", "max_pool2d", "softmax", "transpose", "unflatten", "view",
-    "constant_pad_nd", "feature_dropout",
+    "constant_pad_nd", "feature_dropout", "avg_pool2d", "exp", "log", "log_softmax", "logsumexp",
+    "hardtanh_",
 }  # fmt: skip
 """Operators fvcore leaves uncounted: elementwise, or moving data, as in its own conventions."""
 
@@ -49,26 +53,57 @@ def inference(module: nn.Module, device: torch.device, precision: str) -> Iterat
         module.train(was_training)
 
 
-def classify(
-    env: Env, net: nn.Module, split: Split, data: Dataset, precision: str
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Class logits (N, C) of a split's images, and router logits (N, E) if `net` routes.
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of N images: class logits (N, C), and router logits (N, E) if it routes.
 
-    An oracle router is told the labels; nothing else is.
+    Of a `SecondOpinion`: `logits_NC` is its first, and every image was given a second, too.
     """
-    parts: list[torch.Tensor] = []
-    gates: list[torch.Tensor] = []
+
+    logits_NC: torch.Tensor
+    gate_NE: torch.Tensor | None = None
+    certainty_N: torch.Tensor | None = None
+    second_NC: torch.Tensor | None = None
+
+    def below(self, threshold: float) -> torch.Tensor:
+        """Which images (N,) the first opinion is less certain of."""
+        assert self.certainty_N is not None
+        return self.certainty_N < threshold
+
+    def settled(self, threshold: float) -> torch.Tensor:
+        """Logits (N, C): the second opinion's below the threshold, else the first's."""
+        assert self.second_NC is not None
+        return torch.where(self.below(threshold)[:, None], self.second_NC, self.logits_NC)
+
+
+def classify(env: Env, net: nn.Module, split: Split, data: Dataset, precision: str) -> Answers:
+    """What `net` says of a split's images. An oracle is told the labels; nothing else is."""
+    parts: list[Answers] = []
     with inference(net, env.device, precision):
         for batch in plain_batches(
             split, mean=data.mean, std=data.std, batch_size=EVAL_BATCH, device=env.device
         ):
-            if isinstance(net, MoIST):
-                logits_BC, gate_BE = net.routed(batch.images_BCHW, batch.labels_B)
-                gates.append(gate_BE.float().cpu())
-            else:
-                logits_BC = net(batch.images_BCHW)
-            parts.append(logits_BC.float().cpu())
-    return torch.cat(parts), torch.cat(gates) if gates else None
+            parts.append(answers(net, batch.images_BCHW, batch.labels_B))
+    return Answers(*(_joined([getattr(part, f.name) for part in parts]) for f in fields(Answers)))
+
+
+def _joined(column: list[Any]) -> Any:
+    """What all batches say of one thing; None of what none says."""
+    return None if column[0] is None else torch.cat(column)
+
+
+def answers(
+    net: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None
+) -> Answers:
+    """What `net` says of one batch, on the CPU; only an oracle router reads the labels."""
+    if isinstance(net, MoIST):
+        return Answers(*(x.float().cpu() for x in net.routed(images_BCHW, labels_B)))
+    if isinstance(net, SecondOpinion):
+        first = net.doubted(images_BCHW)
+        gate_BE = None if first.gate_BE is None else first.gate_BE.cpu()
+        second_BC = net.second(*first.left).cpu()
+        return Answers(first.logits_BC.cpu(), gate_BE, first.certainty_B.cpu(), second_BC)
+    return Answers(net(images_BCHW).float().cpu())
 
 
 def accuracy(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> float:
@@ -84,8 +119,8 @@ def validation(
         return None
 
     def validate() -> dict[str, float]:
-        logits_NC, _ = classify(env, net, data.val, data, precision)
-        return {"val_accuracy": accuracy(logits_NC, data.val.labels_N)}
+        said = classify(env, net, data.val, data, precision)
+        return {"val_accuracy": accuracy(said.logits_NC, data.val.labels_N)}
 
     return validate
 
@@ -113,8 +148,8 @@ def class_means(values_N: torch.Tensor, group_N: torch.Tensor, groups: int) -> l
     return (total / torch.bincount(group_N, minlength=groups).clamp_min(1)).tolist()
 
 
-def count_flops(module: nn.Module, image_shape: Shape) -> dict[str, int]:
-    """fvcore's count for one image, by operator; a multiply-add is one.
+def count_flops(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+    """fvcore's count for one image of such a shape, by operator; a multiply-add is one.
 
     Raises StageError when the module has an operator whose cost fvcore does not know: an
     inexact count is worse than none.
@@ -126,7 +161,7 @@ def count_flops(module: nn.Module, image_shape: Shape) -> dict[str, int]:
         warnings.simplefilter("ignore")  # fvcore is built on torch.jit, which is deprecated
         from fvcore.nn import FlopCountAnalysis
 
-        analysis = FlopCountAnalysis(module, torch.zeros(1, *image_shape, device=device))
+        analysis = FlopCountAnalysis(module, torch.zeros(1, *shape, device=device))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
         counts = {op: int(count) for op, count in analysis.by_operator().items()}
@@ -161,24 +196,63 @@ def _attention_flops(inputs: list[object], outputs: list[object]) -> int:
     return 2 * math.prod(int(n) for n in batch) * int(tokens) * int(keys) * int(depth)
 
 
-def cost(module: nn.Module, image_shape: Shape) -> Cost:
-    """What one image costs. A mixture costs its router and one student; all weights count.
+def cost(module: nn.Module, image_shape: Shape, asked: float = 0.0) -> Cost:
+    """What one image costs on average; all weights count.
 
-    The parts of a mixture are counted by themselves: a trace of the routed module would drop the
-    router, because an expert picked by an argmax does not depend on it in the graph.
+    A mixture costs its router and one student. A second opinion costs for the share of images
+    that is `asked` for one.
     """
-    parts = [module]
-    if isinstance(module, MoIST):
-        parts = [module.students[0]]
-        parts += [] if isinstance(module.router, OracleRouter) else [module.router]
-    counts = [count_flops(part, image_shape) for part in parts]
+    first = _totals(_parts(module, image_shape))
+    second = _totals(_second_parts(module, image_shape))
     tensors = module.state_dict().values()
     return Cost(
-        flops=sum(sum(count.values()) for count in counts),
-        macs=sum(n for count in counts for op, n in count.items() if op not in NOT_MACS),
+        flops=first[0] + asked * second[0],
+        macs=first[1] + asked * second[1],
         params=sum(p.numel() for p in module.parameters()),
         bytes=sum(t.numel() * t.element_size() for t in tensors),
     )
+
+
+Parts = list[tuple[nn.Module, tuple[int, ...]]]
+"""What an image runs through, and the shapes of what each is given."""
+
+
+def _parts(module: nn.Module, image_shape: Shape) -> Parts:
+    """The parts of a mixture are counted by themselves: a trace of the routed module would drop
+    the router, because an expert picked by an argmax does not depend on it in the graph."""
+    if isinstance(module, SecondOpinion):
+        return _parts(module.first, image_shape)
+    if isinstance(module, Average):
+        return [(student, image_shape) for student in module.students]
+    if not isinstance(module, MoIST):
+        return [(module, image_shape)]
+    seen = _seen(module, image_shape)
+    trunk = [] if isinstance(module.trunk, nn.Identity) else [(module.trunk, image_shape)]
+    router = [] if isinstance(module.router, OracleRouter) else [(module.router, seen)]
+    return [*trunk, (module.students[0], seen), *router]
+
+
+def _second_parts(module: nn.Module, image_shape: Shape) -> Parts:
+    if not isinstance(module, SecondOpinion):
+        return []
+    if module.fallback is not None:
+        return _parts(module.fallback, image_shape)
+    assert isinstance(module.first, MoIST)
+    return [(module.first.students[0], _seen(module.first, image_shape))]
+
+
+def _seen(net: MoIST, image_shape: Shape) -> tuple[int, ...]:
+    """The shape of what a mixture's trunk hands on of one image."""
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    with inference(net, device, "float32"):
+        return tuple(net.trunk(torch.zeros(1, *image_shape, device=device)).shape[1:])
+
+
+def _totals(parts: Parts) -> tuple[int, int]:
+    """All that fvcore counts, and the multiply-adds of convolutions and linear layers."""
+    counts = [count_flops(part, shape) for part, shape in parts]
+    flops = sum(sum(count.values()) for count in counts)
+    return flops, sum(n for count in counts for op, n in count.items() if op not in NOT_MACS)
 
 
 def time_interleaved(

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist import config
-from moist.artifacts import Clusters, Mixture, Network, Router, Spec, Student, Teacher
-from moist.fit import seeded
-from moist.nets import STUDENTS, TEACHERS, Shape, student_options
-from moist.routers import IMPOSSIBLE, ROUTERS, OracleRouter
-
-N = TypeVar("N", bound=Network)
+from moist.artifacts import Clusters, Student
+from moist.nets import TRUNK
+from moist.routers import IMPOSSIBLE, OracleRouter
 
 
 class MoIST(nn.Module):
@@ -24,10 +19,14 @@ class MoIST(nn.Module):
     `masked`: student j's softmax is restricted to the classes of cluster j, which makes router
     and students one two-level softmax. `gated`: a student's logits are scaled by the router's
     probability for it (Switch), which is how the router gets a gradient under hard routing.
+    `shared`: the students' convolutions are one trunk, whose features router and students read;
+    without it the trunk hands images on as they are.
     """
 
     cluster_C: torch.Tensor
     member_EC: torch.Tensor
+    deviation_E: nn.Parameter
+    """Of the router's noise, before a softplus; only while `joint.objective=noisy_topk` trains."""
 
     def __init__(
         self,
@@ -37,8 +36,14 @@ class MoIST(nn.Module):
         *,
         masked: bool,
         gated: bool = False,
+        shared: bool = False,
     ) -> None:
         super().__init__()
+        self.trunk: nn.Module = nn.Identity()
+        if shared:
+            self.trunk = students[0].get_submodule(TRUNK)
+            for student in students:
+                student.set_submodule(TRUNK, nn.Identity())
         self.router = router
         self.students = nn.ModuleList(students)
         self.masked, self.gated, self.router_frozen = masked, gated, False
@@ -60,7 +65,7 @@ class MoIST(nn.Module):
         return self
 
     def route(self, x_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
-        """Router logits (B, E), in float32; an oracle needs the labels."""
+        """Router logits (B, E), float32, of what the trunk gives; an oracle needs the labels."""
         if isinstance(self.router, OracleRouter) and labels_B is not None:
             return self.router.told(self.cluster_C[labels_B])
         gate_BE: torch.Tensor = self.router(x_BCHW).float()
@@ -88,17 +93,28 @@ class MoIST(nn.Module):
             out_BC = out_BC.index_copy(0, rows, self.expert(j, x_BCHW[rows]))
         return out_BC
 
-    def forward(self, x_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, images_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Class logits (B, C) whose softmax is the model's distribution; see `combine`."""
-        return self.routed(x_BCHW, labels_B)[0]
+        return self.routed(images_BCHW, labels_B)[0]
 
     def routed(
-        self, x_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None
+        self, images_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits (B, C) and router logits (B, E)."""
+        logits_BC, gate_BE, _ = self.answer(self.trunk(images_BCHW), labels_B)
+        return logits_BC, gate_BE
+
+    def answer(
+        self, x_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of what the trunk gives: class logits (B, C), router logits (B, E), and the logits
+        (B, C) of each image's expert, by itself."""
         gate_BE = self.route(x_BCHW, labels_B)
         expert_B = gate_BE.argmax(1)
-        return self.combine(gate_BE, expert_B, self.dispatch(x_BCHW, expert_B)), gate_BE
+        own_BC = self.dispatch(x_BCHW, expert_B)
+        return self.combine(gate_BE, expert_B, own_BC), gate_BE, own_BC
 
     def combine(
         self, gate_BE: torch.Tensor, expert_B: torch.Tensor, logits_BC: torch.Tensor
@@ -119,54 +135,35 @@ class MoIST(nn.Module):
         inside_BC = self.member_EC[expert_B]
         return log_gate_BC + torch.where(inside_BC, F.log_softmax(logits_BC, 1), -size_C.log())
 
+    def second(
+        self, x_BCHW: torch.Tensor, gate_BE: torch.Tensor, own_BC: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-probabilities (B, C) of the two experts the router prefers, weighted by it; the
+        first has answered `own_BC`.
+
+        Unmasked experts: the router's two probabilities are made to sum to 1. Masked ones share
+        out that of their clusters, and the other clusters' is spread as in `combine`.
+        """
+        best_B2 = gate_BE.topk(2).indices
+        said_2BC = torch.stack([own_BC, self.dispatch(x_BCHW, best_B2[:, 1])])
+        if self.gated:
+            said_2BC = said_2BC * F.softmax(gate_BE, 1).gather(1, best_B2).T[:, :, None]
+        log_p_2BC = said_2BC.log_softmax(2)
+        if not self.masked:
+            log_w_B2 = F.log_softmax(gate_BE.gather(1, best_B2), 1)
+            return torch.logsumexp(log_w_B2.T[:, :, None] + log_p_2BC, 0)
+        size_C = self.member_EC.sum(1)[self.cluster_C]
+        inner_BC = -size_C.log().expand_as(own_BC)
+        for i in range(2):
+            inner_BC = torch.where(self.member_EC[best_B2[:, i]], log_p_2BC[i], inner_BC)
+        return F.log_softmax(gate_BE, 1)[:, self.cluster_C] + inner_BC
+
+    def student_states(self) -> list[dict[str, torch.Tensor]]:
+        """The whole state of each student, the shared trunk included."""
+        trunk = {f"{TRUNK}.{name}": value for name, value in self.trunk.state_dict().items()}
+        return [trunk | student.state_dict() for student in self.students]
+
 
 def duplicate(student: Student, k: int) -> tuple[Student, ...]:
     """k students that start from one student's knowledge."""
     return (student,) * k
-
-
-REGISTRIES: dict[type[Network], dict[str, Any]] = {
-    Teacher: TEACHERS,
-    Student: STUDENTS,
-    Router: ROUTERS,
-}
-
-
-def student_spec(
-    student: config.Student, hidden_width: int, image_shape: Shape, classes: int
-) -> Spec:
-    return Spec(student.arch, image_shape, classes, student_options(student, hidden_width))
-
-
-def fresh(kind: type[N], spec: Spec) -> N:
-    """A network before its training, with weights from torch's current stream of numbers."""
-    net = REGISTRIES[kind][spec.name](spec.image_shape, spec.outputs, **spec.options)
-    return kind(spec, net.state_dict(), ())
-
-
-def untrained(student: Spec, router: Spec, *, masked: bool, gated: bool) -> Mixture:
-    """The mixture before any training: what it costs is known from it.
-
-    Who serves which class is not known yet; the classes are dealt to the students in turn.
-    """
-    clusters = Clusters(tuple(c % router.outputs for c in range(student.outputs)), {})
-    with seeded(0, "untrained"):
-        students = duplicate(fresh(Student, student), router.outputs)
-        return Mixture(fresh(Router, router), students, clusters, masked, gated, ())
-
-
-def module(model: Network | Mixture, device: torch.device | str = "cpu") -> nn.Module:
-    """The module that an artifact describes, with its weights, ready to train or to evaluate."""
-    net: nn.Module
-    if isinstance(model, Mixture):
-        students = [module(student) for student in model.students]
-        net = MoIST(
-            module(model.router), students, model.clusters, masked=model.masked, gated=model.gated
-        )
-    else:
-        spec = model.spec
-        build = REGISTRIES[type(model)][spec.name]
-        net = build(spec.image_shape, spec.outputs, **spec.options)
-        net.load_state_dict(dict(model.state))
-    placed: nn.Module = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return placed

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moist.config import Student
+from moist.peers import PEERS, stem
 
 Shape = tuple[int, int, int]
 
@@ -22,45 +23,9 @@ def resnet18(image_shape: Shape, outputs: int) -> nn.Module:
     from torchvision.models import resnet18 as torchvision_resnet18
 
     net: nn.Module = torchvision_resnet18(num_classes=outputs)
-    net.conv1 = nn.Conv2d(image_shape[0], 64, 3, stride=1, padding=1, bias=False)
+    net.conv1 = stem(image_shape, 64)
     net.maxpool = nn.Identity()
     return net
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut; the shortcut is a bare 1x1 convolution when the
-    shape changes (as in MLPerf Tiny's reference, which has no batch norm there)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        changes = stride > 1 or inputs != outputs
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride) if changes else nn.Identity()
-
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.bn1(self.conv1(x_BCHW)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x_BCHW))
-
-
-class ResNet8(nn.Module):
-    """MLPerf Tiny's image classifier: three residual blocks of 16, 32 and 64 filters."""
-
-    def __init__(self, image_shape: Shape, outputs: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(image_shape[0], 16, 3, padding=1)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.blocks = nn.Sequential(
-            ResidualBlock(16, 16, 1), ResidualBlock(16, 32, 2), ResidualBlock(32, 64, 2)
-        )
-        self.fc = nn.Linear(64, outputs)
-
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        x = self.blocks(F.relu(self.bn1(self.conv1(x_BCHW))))
-        logits: torch.Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
-        return logits
 
 
 def pooled(side: int) -> int:
@@ -77,6 +42,16 @@ def trunk(inputs: int, channels: tuple[int, int], batch_norm: bool) -> nn.Sequen
         layers += [nn.ReLU(), nn.MaxPool2d(2)]
         inputs = width
     return nn.Sequential(*layers, nn.Flatten())
+
+
+TRUNK = "trunk"
+"""The submodule of a CNN that `router=shared` shares."""
+
+
+def features(image_shape: Shape, channels: tuple[int, int]) -> Shape:
+    """The shape of the feature maps a trunk ends in, before they are made flat."""
+    _, height, width = image_shape
+    return channels[1], pooled(height), pooled(width)
 
 
 class CNN(nn.Module):
@@ -101,11 +76,36 @@ class CNN(nn.Module):
         return logits
 
 
-TEACHERS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet8": ResNet8}
-STUDENTS: dict[str, Callable[..., nn.Module]] = {"cnn": CNN}
+TEACHERS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, **PEERS}
+STUDENTS: dict[str, Callable[..., nn.Module]] = {"cnn": CNN, **PEERS}
+
+LAST: dict[str, str] = {
+    "cnn": "fc2",
+    "resnet18": "fc",
+    "resnet8": "fc",
+    "resnet20": "fc",
+    "shufflenetv2_x0_5": "fc",
+    "mobilenetv2_x0_5": "classifier.1",
+}
+"""The last linear layer of every teacher and student."""
+
+LEVELS: dict[str, tuple[str, ...]] = {
+    "resnet18": ("layer1", "layer2", "layer3", "layer4"),
+    "resnet8": ("blocks.0", "blocks.1", "blocks.2"),
+    "resnet20": ("layer1", "layer2", "layer3"),
+    "shufflenetv2_x0_5": ("stage2", "stage3", "stage4"),
+    "mobilenetv2_x0_5": ("features.3", "features.6", "features.13", "features.17"),
+}
+"""The stages of every teacher, shallow to deep; each gives feature maps (B, C, H, W).
+
+Ours for MobileNetV2, whose stages have no names: the last block at each resolution.
+"""
 
 
 def student_options(student: Student, hidden_width: int) -> dict[str, Any]:
+    """What a student is built from besides shapes; a peer has no sizes to choose."""
+    if student.arch in PEERS:
+        return {}
     return {
         "hidden_width": hidden_width,
         "channels": student.channels,

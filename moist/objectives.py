@@ -24,12 +24,20 @@ QUANTITIES: dict[str, Quantity] = {
     "accuracy": Quantity("max", "share of the validation images classified right"),
     "mflops": Quantity("min", "fvcore's count an image, a multiply-add is one, in millions"),
     "mmacs": Quantity("min", "its convolution and linear part, in millions"),
-    "params": Quantity("min", "weights of the router and of all students"),
+    "params": Quantity("min", "weights of all networks that the model may ask"),
     "bytes": Quantity("min", "size of these weights"),
     "latency_ms": Quantity("min", "median milliseconds a call with one image"),
 }
 TRAINED = {"accuracy"}
 """What only training tells; everything else is known from the architecture."""
+
+TRAINED_BY = {
+    "moist": "train_jointly",
+    "ones": "integrate",
+    "ensemble": "distill_ensemble",
+    "student": "distill_student",
+}
+"""The stage whose validation accuracy, epoch by epoch, is that of a system's model so far."""
 
 PREFIX = "objective/"
 """Before an objective's name in W&B's summaries, and so in sweep files."""
@@ -124,11 +132,14 @@ def known(name: str) -> Quantity:
 
 
 def quantities(report: Report) -> dict[str, float]:
-    """Every quantity of a run by name; `accuracy` only if it has validation images."""
+    """Every quantity of a run by name; `accuracy` only if it has validation images.
+
+    What second opinions cost is that of the validation images: quantities are chosen by.
+    """
     found = {
         "accuracy": report.val_accuracy,
-        "mflops": report.mflops,
-        "mmacs": report.mmacs,
+        "mflops": report.doubt.chosen.val_mflops if report.doubt else report.mflops,
+        "mmacs": report.doubt.chosen.val_mmacs if report.doubt else report.mmacs,
         "params": report.params,
         "bytes": report.bytes,
         "latency_ms": (report.latency_ms or {}).get("batch_1"),
@@ -138,12 +149,13 @@ def quantities(report: Report) -> dict[str, float]:
 
 def reported(report: Report) -> dict[str, float]:
     """Accuracies on the test split: told, never selected by."""
-    return {
+    found = {
         "accuracy": report.accuracy,
         "student": report.baselines.student.accuracy,
         "teacher": report.baselines.teacher.accuracy,
         "routing": report.routing_accuracy,
     }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def check_measured(objectives: Iterable[Objective], val_fraction: float) -> None:

@@ -53,8 +53,8 @@ class Signed(Record):
     checksum: str = ""
 
     def text(self) -> bytes:
-        """The only bytes that are this record."""
-        body = self.model_dump(mode="json", exclude={"checksum"})
+        """The only bytes that are this record; a field it was written without stays out."""
+        body = self.model_dump(mode="json", exclude={"checksum"}, exclude_unset=True)
         checksum = hashlib.sha256(canonical(body)).hexdigest()
         signed = {**body, "checksum": checksum}
         return json.dumps(signed, sort_keys=True, allow_nan=False, indent=1).encode()

@@ -1,4 +1,4 @@
-"""The method, top to bottom: `run(config, store)` trains one MoIST model and measures it."""
+"""The method, top to bottom: `run(config, store)` trains one model and measures it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from typing import Any
 from moist.artifacts import Clusters, Dataset, Logits, Mixture, Network, Student
 from moist.config import Config
 from moist.data import check, locate
+from moist.models import Model, architecture, known_students, sizes
+from moist.opinions import views_of
 from moist.recipe import encoded, key_of
 from moist.report import Evaluation, Latencies, Report, assemble
-from moist.routers import router_options
 from moist.stages.cluster import cluster_classes
-from moist.stages.distill import distill_student
+from moist.stages.distill import distill_ensemble, distill_fallback, distill_student
+from moist.stages.doubt import choose_threshold
 from moist.stages.evaluate import evaluate
+from moist.stages.gather import gather_students
+from moist.stages.integrate import integrate
 from moist.stages.joint import train_jointly
 from moist.stages.latency import measure_latency
+from moist.stages.levels import teacher_levels
 from moist.stages.logits import teacher_logits
 from moist.stages.prepare import prepare
 from moist.stages.route import pretrain_router
@@ -26,14 +31,72 @@ from moist.store import Call, Ref, Store
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the stages of one config hand on, each loaded only when its value is asked for."""
+    """What the stages of one config hand on, each loaded only when its value is asked for.
+
+    `models` by their names in the report; `model` is the one that the run is for.
+    """
 
     data: Ref[Dataset]
-    student: Ref[Student]
-    clusters: Ref[Clusters]
-    mixture: Ref[Mixture]
+    clusters: Ref[Clusters] | None
+    models: dict[str, Ref[Model]]
     evaluations: dict[str, Ref[Evaluation]]
     latencies: Ref[Latencies]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What every training stage starts from."""
+
+    data: Ref[Dataset]
+    teacher: Ref[Network]
+    logits: Ref[Logits]
+    common: dict[str, Any]
+    """Augmentation, precision and seed."""
+
+    @property
+    def soft(self) -> dict[str, Any]:
+        """The inputs of stages that learn from the teacher's logits."""
+        return {"data": self.data, "logits": self.logits, **self.common}
+
+
+def stages(config: Config, store: Store) -> Outputs:
+    """Call every stage of the method. Over a `Plan` nothing is computed, only keys."""
+    c = config
+    data, weights = prepared(c, store)
+    known = known_students(c)
+    latencies = None if known is None else timed(c, store, data, known)
+    taught = teach(c, store, data, weights)
+    levels = None
+    if c.distill.loss == "moe_kd":
+        views = c.distill.views if c.distill.experts == "heads" else 1
+        levels = store.call(
+            teacher_levels, data=data, teacher=taught.teacher, views=views, **taught.common
+        )
+    student = store.call(
+        distill_student, levels=levels, distill=c.distill, temperature=c.temperature,
+        **sizes(c), **taught.soft,
+    )  # fmt: skip
+    models: dict[str, Ref[Any]] = {
+        "model": student, "student": student, "teacher": taught.teacher
+    }  # fmt: skip
+    clusters = None
+    if c.system in {"moist", "ones"}:
+        clusters, models["model"] = specialized(c, store, taught, student)
+    if c.system == "ones":
+        models["mixture"] = models["model"]
+        models["gathered"], models["model"] = merged(c, store, taught, student, models["mixture"])
+    if c.system == "ensemble":
+        models["model"] = store.call(
+            distill_ensemble, k=known, views=views_of(c.ensemble.views, known or 1),
+            distill=c.distill, temperature=c.temperature, **sizes(c), **taught.soft,
+        )  # fmt: skip
+    if architecture(c).doubts:
+        models["first"] = models["model"]
+        models["model"] = doubting(c, store, taught, models["first"])
+    if latencies is None:
+        assert clusters is not None
+        latencies = timed(c, store, data, clusters)
+    return Outputs(data, clusters, models, measured(c, store, data, models), latencies)
 
 
 def prepared(config: Config, store: Store) -> tuple[Ref[Dataset], WeightsFile | None]:
@@ -48,19 +111,15 @@ def prepared(config: Config, store: Store) -> tuple[Ref[Dataset], WeightsFile | 
 def timed(
     config: Config, store: Store, data: Ref[Dataset], k: int | Ref[Clusters]
 ) -> Ref[Latencies]:
-    """How long the networks take: known before any is trained, unless `k=auto`."""
+    """How long the networks take: known before any is trained, if `known_students` are."""
     c = config
     return store.call(
-        measure_latency, data=data, teacher=c.teacher.arch, student=c.student,
-        hidden_width=c.hidden_width, router=c.router, options=router_options(c.router, c.routing),
-        k=k, masked=c.joint.mask_students, gated=c.joint.objective == "switch",
-        latency=c.latency, precision=c.precision, machine=store.env.machine(),
+        measure_latency, data=data, arch=architecture(c), k=k, latency=c.latency,
+        precision=c.precision, machine=store.env.machine(),
     )  # fmt: skip
 
 
-def teach(
-    config: Config, store: Store, data: Ref[Dataset], weights: WeightsFile | None
-) -> tuple[Ref[Network], Ref[Logits], dict[str, Any]]:
+def teach(config: Config, store: Store, data: Ref[Dataset], weights: WeightsFile | None) -> Taught:
     """The teacher, its logits, and the inputs that every training stage takes."""
     c = config
     common = {"augment": c.augment, "precision": c.precision, "seed": c.seed}
@@ -71,42 +130,76 @@ def teach(
     logits = store.call(
         teacher_logits, data=data, teacher=teacher, views=c.distill.views, **common
     )
-    return teacher, logits, common
+    return Taught(data, teacher, logits, common)
 
 
-def stages(config: Config, store: Store) -> Outputs:
-    """Call every stage of the method. Over a `Plan` nothing is computed, only keys."""
-    c = config
-    data, weights = prepared(c, store)
-    latencies = None if c.k == "auto" else timed(c, store, data, c.k)
-    teacher, logits, common = teach(c, store, data, weights)
-    em = c.joint.objective == "em"
-    student = store.call(
-        distill_student, data=data, logits=logits, student=c.student, distill=c.distill,
-        hidden_width=c.hidden_width, temperature=c.temperature, **common,
-    )  # fmt: skip
+def specialized(
+    config: Config, store: Store, taught: Taught, student: Ref[Student]
+) -> tuple[Ref[Clusters], Ref[Mixture]]:
+    """MoIST: the student k times, each on the classes of one cluster, behind a router."""
+    c, em = config, config.joint.objective == "em"
     clusters = store.call(
-        cluster_classes, data=data, logits=logits, k=c.k, cluster=c.cluster, seed=c.seed
-    )
-    latencies = latencies or timed(c, store, data, clusters)
+        cluster_classes, data=taught.data, logits=taught.logits, k=c.k, cluster=c.cluster,
+        seed=c.seed,
+    )  # fmt: skip
     router = store.call(
-        pretrain_router, data=data, clusters=clusters, router=c.router, routing=c.routing, **common
-    )
+        pretrain_router, data=taught.data, clusters=clusters, router=c.router, routing=c.routing,
+        student=student if c.router == "shared" else None, **taught.common,
+    )  # fmt: skip
     mixture = store.call(
-        train_jointly, data=data, clusters=clusters, router=router, student=student, joint=c.joint,
-        logits=logits if em else None, temperature=c.temperature if em else None, **common,
+        train_jointly, data=taught.data, clusters=clusters, router=router, student=student,
+        joint=c.joint, logits=taught.logits if em else None,
+        temperature=c.temperature if em else None, **taught.common,
+    )  # fmt: skip
+    return clusters, mixture
+
+
+def merged(
+    config: Config, store: Store, taught: Taught, student: Ref[Student], mixture: Ref[Mixture]
+) -> tuple[Ref[Student], Ref[Student]]:
+    """OneS: the mixture's students gathered into one, before and after it is refined."""
+    c = config
+    gathered = store.call(
+        gather_students, data=taught.data, mixture=mixture, ancestor=student,
+        merge=c.merge.gathering, **taught.common,
+    )  # fmt: skip
+    refined = store.call(
+        integrate, student=gathered, mixture=mixture, merge=c.merge, temperature=c.temperature,
+        **taught.soft,
+    )  # fmt: skip
+    return gathered, refined
+
+
+def doubting(config: Config, store: Store, taught: Taught, first: Ref[Any]) -> Ref[Any]:
+    """The model with a second opinion where it is in doubt."""
+    c, fallback = config, None
+    if c.cascade.fallback == "teacher":
+        fallback = taught.teacher
+    elif c.cascade.fallback != "none":
+        fallback = store.call(
+            distill_fallback, arch=c.cascade.fallback, distill=c.distill,
+            temperature=c.temperature, **taught.soft,
+        )  # fmt: skip
+    return store.call(
+        choose_threshold, data=taught.data, first=first, fallback=fallback,
+        share=c.mixture.second if fallback is None else c.cascade.defer, precision=c.precision,
     )  # fmt: skip
 
-    def measured(model: Ref[Network] | Ref[Mixture], oracle: bool = False) -> Ref[Evaluation]:
-        return store.call(evaluate, data=data, model=model, oracle=oracle, precision=c.precision)
 
-    evaluations = {
-        "mixture": measured(mixture, oracle=c.router == "oracle"),
-        "oracle": measured(mixture, oracle=True),
-        "student": measured(student),
-        "teacher": measured(teacher),
+def measured(
+    config: Config, store: Store, data: Ref[Dataset], models: dict[str, Ref[Any]]
+) -> dict[str, Ref[Evaluation]]:
+    """Every model evaluated; and a mixture's students behind a router that is told the class."""
+    c = config
+    told = c.router == "oracle" and c.system == "moist"
+    asked = {"model": (models["model"], told)}
+    if c.system == "moist":
+        asked["oracle"] = (models.get("first", models["model"]), True)
+    asked |= {name: (model, False) for name, model in models.items() if name != "model"}
+    return {
+        name: store.call(evaluate, data=data, model=model, oracle=oracle, precision=c.precision)
+        for name, (model, oracle) in asked.items()
     }
-    return Outputs(data, student, clusters, mixture, evaluations, latencies)
 
 
 def run_key(config: Config, out: Outputs) -> str:
@@ -127,12 +220,15 @@ def report_of(config: Config, out: Outputs, calls: Iterable[Call]) -> Report:
     seconds: dict[str, float] = {}
     for call in {call.key: call for call in calls}.values():
         seconds[call.stage] = seconds.get(call.stage, 0.0) + (call.seconds or 0.0)
+    clusters = out.clusters.value if out.clusters else None
     return assemble(
         {name: evaluation.value for name, evaluation in out.evaluations.items()},
         out.latencies.value,
-        upper_bound=config.router == "oracle",
-        of_class=out.clusters.value.of_class,
-        silhouette=out.clusters.value.silhouette,
+        upper_bound=config.router == "oracle" and config.system == "moist",
+        k=clusters.k if clusters else known_students(config) or 1,
+        of_class=clusters.of_class if clusters else (),
+        silhouette=clusters.silhouette if clusters else {},
         key=run_key(config, out),
+        model_key=out.models["model"].key,
         stage_seconds=seconds,
     )

@@ -26,7 +26,8 @@ class Machine(Record):
 
 
 class Cost(Record):
-    """What one image costs; `flops` and `macs` are exact counts, `bytes` the stored weights."""
+    """What one image costs; `bytes` are the stored weights. `flops` and `macs` are exact counts;
+    with second opinions, averages of such counts."""
 
     flops: float
     macs: float
@@ -55,6 +56,32 @@ class Routing(Record):
     sent: dict[str, tuple[int, ...]]
 
 
+class Point(Record):
+    """A second opinion at one threshold, chosen on validation images: what the test split says.
+
+    `asked` is the share of the test images whose certainty is below the threshold, `val_asked`
+    that of the validation images; costs are averages over the images of a split, in millions.
+    """
+
+    threshold: float
+    asked: float
+    val_asked: float
+    accuracy: float
+    val_accuracy: float
+    mflops: float
+    mmacs: float
+    val_mflops: float
+    val_mmacs: float
+
+
+class Doubt(Record):
+    """When a model asks for a second opinion; `curve` has the chosen threshold among others, from
+    asking never, which is the model by itself, to always."""
+
+    chosen: Point
+    curve: tuple[Point, ...]
+
+
 class Evaluation(Record):
     """One model on the test split (n images), and on the validation split if there is one."""
 
@@ -67,6 +94,7 @@ class Evaluation(Record):
     n_val: int
     cost: Cost
     routing: Routing | None = None
+    doubt: Doubt | None = None
 
 
 class Timing(Record):
@@ -102,29 +130,42 @@ class Measures(Record):
 
 
 class Baselines(Record):
-    """The models to compare with; `oracle` is the same students behind a perfect router, told
-    the class of each test image: an upper bound, not a system."""
+    """The models to compare with, those that the run has.
+
+    `oracle` is the mixture's students behind a perfect router, told the class of each test image:
+    an upper bound, not a system. `first` is a model before its second opinions; `mixture` and
+    `gathered` are what OneS merged, and the student that gave before it was refined.
+    """
 
     teacher: Measures
     student: Measures
-    oracle: Measures
+    oracle: Measures | None = None
+    first: Measures | None = None
+    mixture: Measures | None = None
+    gathered: Measures | None = None
 
 
 class Report(Measures):
-    """What `moist run` found about one config; an `upper_bound` was told each image's class."""
+    """What `moist run` found about one config; an `upper_bound` was told each image's class.
+
+    `model_key` is that of the stored model itself. What a system has no part in is empty: a
+    single student has no clusters, and no routing accuracy.
+    """
 
     upper_bound: bool
-    routing_accuracy: float
+    routing_accuracy: float | None
     per_cluster_accuracy: tuple[float, ...]
     per_cluster_routing_accuracy: tuple[float, ...]
     k: int
     clusters: tuple[tuple[str, ...], ...]
     sent: dict[str, tuple[int, ...]]
     silhouette: dict[str, float]
+    doubt: Doubt | None = None
     n_test: int
     n_val: int
     baselines: Baselines
     key: str
+    model_key: str | None = None
     seconds: float
     stage_seconds: dict[str, float]
     machine: Machine
@@ -136,7 +177,7 @@ class Report(Measures):
             mode="json",
             exclude={
                 **dict.fromkeys((*clocks, "seconds", "stage_seconds", "machine"), True),
-                "baselines": dict.fromkeys(("teacher", "student", "oracle"), clocks),
+                "baselines": dict.fromkeys(Baselines.model_fields, clocks),
             },
         )
 
@@ -159,45 +200,71 @@ def measures(evaluation: Evaluation, timings: dict[str, Timing] | None) -> Measu
     )
 
 
+def timings_of(
+    name: str, evaluation: Evaluation, latencies: Latencies
+) -> dict[str, Timing] | None:
+    """How long a call takes; with second opinions, how long one image takes on average, if as
+    many ask as of the validation images: times are chosen by, and test images never are.
+
+    None for a model that isn't timed.
+    """
+    if name == "first":
+        return latencies.models["model"]
+    if evaluation.doubt is None:
+        return latencies.models.get(name)
+    never, always = (latencies.models[part]["batch_1"] for part in ("model", "asked"))
+    return {"batch_1": asking(never, always, evaluation.doubt.chosen.val_asked)}
+
+
+def asking(never: Timing, always: Timing, share: float) -> Timing:
+    """The time of an image when a `share` of them asks for a second opinion: on average, and at
+    the 95th percentile, which is an image that asks where more than 5 % do."""
+    return Timing(
+        median=never.median + share * (always.median - never.median),
+        p95=always.p95 if share > 0.05 else never.p95,
+        n=min(never.n, always.n),
+    )
+
+
 def assemble(
     evaluations: dict[str, Evaluation],
     latencies: Latencies,
     *,
     upper_bound: bool,
+    k: int,
     of_class: tuple[int, ...],
     silhouette: dict[str, float],
     key: str,
+    model_key: str,
     stage_seconds: dict[str, float],
 ) -> Report:
-    """The report of a run from what its stages measured."""
-    mixture = evaluations["mixture"]
-    routing = mixture.routing
-    assert routing is not None
+    """The report of a run from what its stages measured; `of_class` is empty without clusters."""
+    model = evaluations["model"]
+    routing = model.routing
     rows = {
-        name: measures(evaluation, latencies.models.get(name))
+        name: measures(evaluation, timings_of(name, evaluation, latencies))
         for name, evaluation in evaluations.items()
     }
-    classes = tuple(mixture.per_class)
-    k = max(of_class) + 1
+    classes = tuple(model.per_class)
     return Report(
-        **rows["mixture"].model_dump(),
+        **rows.pop("model").model_dump(),
         upper_bound=upper_bound,
-        routing_accuracy=routing.accuracy,
-        per_cluster_accuracy=routing.cluster_accuracy,
-        per_cluster_routing_accuracy=routing.per_cluster,
+        routing_accuracy=routing and routing.accuracy,
+        per_cluster_accuracy=routing.cluster_accuracy if routing else (),
+        per_cluster_routing_accuracy=routing.per_cluster if routing else (),
         k=k,
         clusters=tuple(
             tuple(name for name, j in zip(classes, of_class, strict=True) if j == e)
-            for e in range(k)
+            for e in range(k if of_class else 0)
         ),
-        sent=routing.sent,
+        sent=routing.sent if routing else {},
         silhouette=silhouette,
-        n_test=mixture.n,
-        n_val=mixture.n_val,
-        baselines=Baselines(
-            teacher=rows["teacher"], student=rows["student"], oracle=rows["oracle"]
-        ),
+        doubt=model.doubt,
+        n_test=model.n,
+        n_val=model.n_val,
+        baselines=Baselines(**rows),
         key=key,
+        model_key=model_key,
         seconds=sum(stage_seconds.values()),
         stage_seconds=stage_seconds,
         machine=latencies.machine,

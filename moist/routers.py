@@ -37,7 +37,10 @@ class CNNRouter(nn.Module):
 
 
 class LinearRouter(nn.Module):
-    """Linear layers on the pixels; the paper's has two hidden ones, of 128 and 64."""
+    """Linear layers on the pixels; the paper's has two hidden ones, of 128 and 64.
+
+    The `shared` router is one, too: of one hidden layer, on the features of the students' trunk.
+    """
 
     def __init__(
         self, image_shape: Shape, outputs: int, widths: tuple[int, ...], dropout: float
@@ -107,6 +110,7 @@ ROUTERS: dict[str, Callable[..., nn.Module]] = {
     "cnn": CNNRouter,
     "linear": LinearRouter,
     "transformer": TransformerRouter,
+    "shared": LinearRouter,
     "oracle": OracleRouter,
 }
 
@@ -116,5 +120,6 @@ def router_options(router: str, routing: Routing) -> dict[str, Any]:
     options: dict[str, dict[str, Any]] = {
         "cnn": {"hidden_width": routing.hidden_width, "dropout": routing.dropout},
         "linear": {"widths": routing.widths, "dropout": routing.dropout},
+        "shared": {"widths": (routing.hidden_width,), "dropout": routing.dropout},
     }
     return options.get(router, {})

@@ -2,48 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any
 
 import torch
 
-from moist.artifacts import Dataset, Mixture, Spec
-from moist.config import Config, Student
-from moist.measure import cost, inference, time_interleaved
-from moist.mixture import module, student_spec, untrained
+from moist.artifacts import Dataset
+from moist.config import Config
+from moist.fit import autocast
+from moist.measure import cost, time_interleaved
+from moist.mixture import MoIST
+from moist.models import Architecture, architecture, blank, known_students, module, timed_models
 from moist.nets import Shape
 from moist.pipeline import prepared, timed
-from moist.report import Cost, Timing
-from moist.routers import router_options
+from moist.report import Cost, Timing, asking
 from moist.stages.latency import synchronizer
 from moist.store import Ref, Store
 
 
-def known(config: Config, store: Store, latency: bool) -> dict[str, float] | None:
+def known(config: Config, store: Store, latency: bool) -> dict[str, float]:
     """The quantities of `moist.objectives` that training can't change, as the run will say them.
 
-    None for `k=auto`: the number of students depends on the teacher. Prepares the data, which
-    gives the images' shape, and measures `latency_ms` only if `latency`; both are stored, and
-    the run itself reuses them. A `Plan` can't answer: it has no data. Raises ConfigError for
-    what can't work on these data.
+    None of them for `k=auto`, where the number of students depends on the teacher, and for second
+    opinions, of which training says how many are asked for. Prepares the data, which gives the
+    images' shape, and measures times only if `latency`, those of second opinions too; both are
+    stored, and the run itself reuses them. A `Plan` can't answer: it has no data. Raises
+    ConfigError for what can't work on these data.
     """
-    if config.k == "auto":
-        return None
+    arch, k = architecture(config), known_students(config)
+    if k is None:
+        return {}
     data, _ = prepared(config, store)
-    options = router_options(config.router, config.routing)
-    counted = _cost(
-        *_images(data), config.student, config.hidden_width, config.router,
-        tuple(sorted(options.items())), config.k,
-    )  # fmt: skip
+    timings = timed(config, store, data, k).value.models["model"] if latency else None
+    if arch.doubts:
+        return {}
+    counted = _cost(*_images(data), arch, k)
     found = {
         "mflops": counted.mflops,
         "mmacs": counted.mmacs,
         "params": float(counted.params),
         "bytes": float(counted.bytes),
     }
-    if latency:
-        timings = timed(config, store, data, config.k).value.models["mixture"]
+    if timings:
         found["latency_ms"] = timings["batch_1"].median
     return found
 
@@ -60,53 +60,41 @@ def _images(data: Ref[Dataset]) -> tuple[Shape, int]:
 
 
 @cache
-def _cost(
-    image_shape: Shape,
-    classes: int,
-    student: Student,
-    hidden_width: int,
-    router: str,
-    options: tuple[tuple[str, Any], ...],
-    k: int,
-) -> Cost:
-    """A trace takes a fifth of a second, so it is taken once; masks and gates count nothing."""
-    mixture = untrained(
-        student_spec(student, hidden_width, image_shape, classes),
-        Spec(router, image_shape, k, dict(options)),
-        masked=False,
-        gated=False,
-    )
-    return cost(module(mixture), image_shape)
+def _cost(image_shape: Shape, classes: int, arch: Architecture, k: int) -> Cost:
+    """A trace takes a fifth of a second, so it is taken once."""
+    return cost(module(blank(arch, image_shape, classes, k)), image_shape)
 
 
 def time_together(configs: Sequence[Config], store: Store) -> list[Timing]:
-    """Milliseconds a call with one image, of each config's mixture, all of them in turn.
+    """Milliseconds a call with one image, of each config's model, all of them in turn.
 
     For comparing them on a machine that does nothing else: measured anew, never stored.
     """
     env, latency, precision = store.env, configs[0].latency, configs[0].precision
-    nets = [module(_blank(config, store), env.device).eval() for config in configs]
-    data, _ = prepared(configs[0], store)
-    image = torch.zeros(1, *_images(data)[0], device=env.device)
     label = torch.zeros(1, dtype=torch.int64, device=env.device)
-    calls: dict[str, Callable[[], object]] = {
-        str(index): partial(net, image, label) for index, net in enumerate(nets)
-    }
-    with inference(nets[0], env.device, precision):
+    calls: dict[str, Callable[[], object]] = {}
+    for index, config in enumerate(configs):  # of k=auto two students: an image meets one
+        shape, classes = _images(prepared(config, store)[0])
+        image = torch.zeros(1, *shape, device=env.device)
+        parts = timed_models(architecture(config), shape, classes, known_students(config) or 2)
+        for name in {"model", "asked"} & parts.keys():
+            net = module(parts[name], env.device).eval()
+            given = (image, label) if isinstance(net, MoIST) else (image,)
+            calls[f"{index}/{name}"] = partial(net, *given)
+    with torch.inference_mode(), autocast(env.device, precision):
         timings = time_interleaved(
             calls,
             synchronizer(env),
             repeats=latency.repeats,
-            seconds=latency.seconds * len(nets),
+            seconds=latency.seconds * len(calls),
         )
-    return list(timings.values())
+    return [_both(timings, index, config) for index, config in enumerate(configs)]
 
 
-def _blank(config: Config, store: Store) -> Mixture:
-    """A config's untrained mixture; of `k=auto` with two students, as one image meets only one."""
-    shape, classes = _images(prepared(config, store)[0])
-    k = 2 if config.k == "auto" else config.k
-    router = Spec(config.router, shape, k, router_options(config.router, config.routing))
-    students = student_spec(config.student, config.hidden_width, shape, classes)
-    masked, gated = config.joint.mask_students, config.joint.objective == "switch"
-    return untrained(students, router, masked=masked, gated=gated)
+def _both(timings: Mapping[str, Timing], index: int, config: Config) -> Timing:
+    """The model's time, with second opinions for the share of images meant to ask for one."""
+    never, always = timings[f"{index}/model"], timings.get(f"{index}/asked")
+    if always is None:
+        return never
+    share = config.mixture.second if config.mixture.top == 2 else config.cascade.defer
+    return asking(never, always, share)

@@ -63,6 +63,12 @@ EXAMPLES = [
     artifacts.Mixture(
         network(artifacts.Router, "cnn"), (STUDENT, STUDENT), CLUSTERS, True, False, ({"a": 1.0},)
     ),
+    artifacts.Levels(
+        torch.randn(2, 3, 5).half(), (2, 3), torch.rand(2, 4, 4), torch.rand(4, 3), torch.rand(4)
+    ),
+    artifacts.Ensemble((STUDENT, STUDENT), ("plain", "gray"), ({"a": 1.0},)),
+    artifacts.Cascade(STUDENT, network(artifacts.Teacher, "resnet8"), 1 / 3),
+    artifacts.Cascade(STUDENT, None, 2.0),
     report.Evaluation(
         accuracy=1 / 3, val_accuracy=None, loss=0.1, ece=1e-17, per_class={"a": 2 / 3}, n=3,
         n_val=0, cost=COST,

@@ -268,7 +268,7 @@ def test_the_keys_are_explained(capsys):
     assert [row["key"] for row in rows] == list(keys())
     assert all(row["description"] for row in rows)
     table = Said(capsys, "config", "--keys").out
-    assert "above 0 to 100" in table and "cnn | linear | transformer | oracle" in table
+    assert "above 0 to 100" in table and "cnn | linear | transformer | shared | oracle" in table
 
 
 def test_a_run_record_holds_report_config_time_and_command(home, capsys):
@@ -292,6 +292,27 @@ def test_the_home_comes_from_the_environment_unless_it_is_given(home, tmp_path):
     assert len(json.loads(command("runs", "--json", MOIST_HOME=str(home)).stdout)) >= 1
     words = ("runs", "--json", "--home", str(tmp_path))
     assert json.loads(command(*words, MOIST_HOME=str(home)).stdout) == []
+
+
+# second opinions
+
+
+def test_every_threshold_of_a_second_opinion_is_told(home, capsys):
+    words = ["run", *TINY, "cascade.fallback=teacher", "--home", home]
+    report = Said(capsys, *words, "--json").json
+    points = Said(capsys, "curve", report["key"], "--home", home, "--json").json
+    assert points == report["doubt"]["curve"] and len(points) > 2
+    lines = Said(capsys, "curve", report["key"], "--home", home, "--csv").out.splitlines()
+    assert lines[0].split(",") == list(points[0])
+    rows = [[float(cell) for cell in line.split(",")] for line in lines[1:]]
+    assert rows == [list(point.values()) for point in points]
+    table = Said(capsys, "curve", report["key"], "--home", home).out
+    assert table.count("> ") == 1
+    shown = Said(capsys, "show", report["key"], "--home", home).out
+    assert "asked for a second opinion on" in shown and "in doubt teacher" in shown
+    key = Said(capsys, "run", *TINY, "--home", home, "--json").json["key"]
+    refused = Said(capsys, "curve", key, "--home", home)
+    assert refused.code == 2 and "asks for no second opinion" in refused.err
 
 
 @pytest.fixture

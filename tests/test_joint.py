@@ -11,16 +11,17 @@ from moist.artifacts import Clusters, Dataset, Logits, Mixture, Router, Spec, Sp
 from moist.augment import Batch
 from moist.config import Augment, Joint
 from moist.env import Env, Silent
-from moist.errors import StageError
-from moist.mixture import MoIST, duplicate, module
+from moist.errors import ConfigError, StageError
+from moist.mixture import MoIST, duplicate
+from moist.models import module
 from moist.nets import STUDENTS
 from moist.routers import ROUTERS
-from moist.stages.joint import OBJECTIVES, teacher_prior, train_jointly
+from moist.stages.joint import OBJECTIVES, prepare, teacher_prior, train_jointly
 
 SHAPE = (1, 8, 8)
 CLUSTERS = Clusters((0, 1, 0, 2, 1), {})
 ENV = Env(device=torch.device("cpu"), stage="joint")
-ALL = ["hierarchical", "students_only", "em", "switch"]
+ALL = list(OBJECTIVES)
 
 
 def student(batch_norm: bool = False) -> Student:
@@ -60,13 +61,19 @@ def joint(objective: str, **values: object) -> Joint:
     return Joint.model_validate({**options, "lr": 0.01, **values})
 
 
-def train(config: Joint, name: str = "cnn", env: Env = ENV, batch_norm: bool = False) -> Mixture:
+def train(
+    config: Joint,
+    name: str = "cnn",
+    env: Env = ENV,
+    batch_norm: bool = False,
+    gate: Router | None = None,
+) -> Mixture:
     em = config.objective == "em"
     return train_jointly(
         env,
         data=dataset(),
         clusters=CLUSTERS,
-        router=router(name),
+        router=gate or router(name),
         student=student(batch_norm),
         joint=config,
         logits=taught() if em else None,
@@ -99,7 +106,9 @@ def batch(labels: list[int]) -> Batch:
 
 def value(config: Joint, net: MoIST, labels: list[int]) -> torch.Tensor:
     prior = teacher_prior(net, taught(), 2.0)
-    return OBJECTIVES[config.objective](net, batch(labels), config, prior)
+    prepare(net, config)
+    torch.manual_seed(0)  # the noise of noisy_topk
+    return OBJECTIVES[config.objective](net, batch(labels), config, prior)[0]
 
 
 def touched(net: nn.Module) -> bool:
@@ -120,7 +129,7 @@ def test_students_only_leaves_the_router_bit_identical_buffers_included() -> Non
     assert any(not torch.equal(e.state["fc2.bias"], fresh["fc2.bias"]) for e in after.students)
 
 
-@pytest.mark.parametrize("objective", ["hierarchical", "em", "switch"])
+@pytest.mark.parametrize("objective", ["hierarchical", "em", "switch", "noisy_topk"])
 def test_the_other_objectives_train_router_and_students(objective: str) -> None:
     after = train(joint(objective))
     before = router().state
@@ -133,10 +142,16 @@ def test_the_other_objectives_train_router_and_students(objective: str) -> None:
 
 @pytest.mark.parametrize(
     ("objective", "trained"),
-    [("hierarchical", True), ("em", True), ("switch", True), ("students_only", False)],
+    [
+        ("hierarchical", True),
+        ("em", True),
+        ("switch", True),
+        ("students_only", False),
+        ("noisy_topk", True),
+    ],
 )
 def test_an_objective_gives_its_router_a_gradient_or_none(objective: str, trained: bool) -> None:
-    config = joint(objective, balance=0) if objective == "switch" else joint(objective)
+    config = joint(objective, balance=0)
     net = network(config)
     value(config, net, [0, 1, 2, 3, 4]).backward()
     assert touched(net.router) == trained
@@ -241,6 +256,56 @@ def test_switch_adds_the_balance_loss_at_its_weight() -> None:
     torch.testing.assert_close(plain, expected)
     assert once > plain
     torch.testing.assert_close(twice - plain, 2 * (once - plain))
+
+
+@pytest.mark.parametrize("top", [2, 3])
+def test_noisy_topk_is_the_mixture_of_the_top_experts_probabilities(top: int) -> None:
+    """At next to no noise, where its gates are those of the router."""
+    config, labels = joint("noisy_topk", balance=0, top=top), [0, 1, 2, 3, 4]
+    net = network(config)
+    prepare(net, config)
+    nn.init.constant_(net.deviation_E, -30.0)
+    with torch.no_grad():
+        found = OBJECTIVES["noisy_topk"](
+            net, batch(labels), config, teacher_prior(net, taught(), 1)
+        )
+        expected = 0.0
+        for row, label in enumerate(labels):
+            gate_E = net.route(batch(labels).images_BCHW)[row]
+            best = gate_E.topk(top).indices
+            prob_E = gate_E[best].softmax(0)
+            each_E = net.experts(batch(labels).images_BCHW)[row, best].softmax(1)[:, label]
+            expected -= float((prob_E * each_E).sum().log()) / len(labels)
+    assert float(found[0]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_noisy_topk_gives_its_noise_a_gradient_and_leaves_it_behind() -> None:
+    config = joint("noisy_topk", balance=1)
+    net = network(config)
+    value(config, net, [0, 1, 2, 3, 4]).backward()
+    assert net.deviation_E.grad is not None and net.deviation_E.grad.any()
+    after = train(config)
+    assert after.router.state.keys() == router().state.keys()
+    assert module(after).state_dict().keys() == module(train(joint("em"))).state_dict().keys()
+
+
+def test_noisy_topk_can_not_ask_more_students_than_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)`joint.top=4` .* \(3\)\nhint: .*=3`"):
+        train(joint("noisy_topk", top=4))
+
+
+@pytest.mark.parametrize("objective", ["hierarchical", "em", "switch", "noisy_topk"])
+def test_the_z_loss_is_the_squared_log_partition_of_the_routers_logits(objective: str) -> None:
+    """Seen in an epoch that moves nothing, behind a router that says the same of every image."""
+    said_E = torch.tensor([0.5, 1.0, -2.0])
+    constant = {"fc2.weight": torch.zeros(3, 4), "fc2.bias": said_E}
+    gate = Router(router().spec, router().state | constant, ())
+    still = {"epochs": 1, "lr": 1e-30, "batch_size": 32, "weight_decay": 0}
+    plain, more = (
+        train(joint(objective, z_loss=weight, **still), gate=gate).history[0]["loss"]
+        for weight in (0, 2)
+    )
+    assert more - plain == pytest.approx(2 * float(torch.logsumexp(said_E, 0)) ** 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("mixed", [False, True])

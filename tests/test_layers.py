@@ -11,9 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1] / "moist"
 LAYERS = [
     "errors config schema overrides report artifacts env",
-    "recipe data public fingerprint images augment nets routers losses objects checkpoint",
+    "recipe data public fingerprint images augment nets peers routers losses latent gates"
+    " objects checkpoint",
     "objectives trials pareto frontier space",
-    "mixture fit measure",
+    "merge topk mixture opinions models fit measure",
     "stages",
     "store cache runs",
     "pipeline predict bench static",

@@ -28,7 +28,8 @@ from moist.measure import (
     time_interleaved,
     validation,
 )
-from moist.mixture import MoIST, duplicate, module, untrained
+from moist.mixture import MoIST, duplicate
+from moist.models import Architecture, blank, module
 from moist.nets import CNN, STUDENTS
 from moist.routers import CNNRouter, TransformerRouter
 from moist.stages.evaluate import evaluate, routing, with_oracle
@@ -135,19 +136,19 @@ def test_class_means_are_means_of_groups_and_zero_for_an_empty_one() -> None:
 def test_classify_answers_in_the_order_of_the_split(n: int) -> None:
     data = dataset(test=n)
     net = module(student())
-    logits_NC, gate_NE = classify(ENV, net, data.test, data, "float32")
+    said = classify(ENV, net, data.test, data, "float32")
     x_NCHW = ((data.test.images_NHWC.float() / 255 - 0.5) / 0.3).permute(0, 3, 1, 2)
     with torch.inference_mode():
-        torch.testing.assert_close(logits_NC, net.eval()(x_NCHW), rtol=1e-4, atol=1e-5)
-    assert gate_NE is None
+        torch.testing.assert_close(said.logits_NC, net.eval()(x_NCHW), rtol=1e-4, atol=1e-5)
+    assert said.gate_NE is said.certainty_N is said.second_NC is None
 
 
 def test_classify_gives_a_mixtures_routing_too() -> None:
     data = dataset()
     net = module(mixture(masked=True))
-    logits_NC, gate_NE = classify(ENV, net, data.test, data, "float32")
-    assert gate_NE is not None and gate_NE.shape == (8, 2)
-    torch.testing.assert_close(logits_NC.exp().sum(1), torch.ones(8))
+    said = classify(ENV, net, data.test, data, "float32")
+    assert said.gate_NE is not None and said.gate_NE.shape == (8, 2)
+    torch.testing.assert_close(said.logits_NC.exp().sum(1), torch.ones(8))
 
 
 def test_inference_gives_the_module_back_as_it_was_even_after_an_error() -> None:
@@ -165,8 +166,8 @@ def test_validation_leaves_the_module_training_and_needs_a_split() -> None:
     data = dataset(val=7)
     validate = validation(ENV, net, data, "float32")
     assert validate is not None
-    logits_NC, _ = classify(ENV, net, data.val, data, "float32")
-    assert validate() == {"val_accuracy": accuracy(logits_NC, data.val.labels_N)}
+    said = classify(ENV, net, data.val, data, "float32")
+    assert validate() == {"val_accuracy": accuracy(said.logits_NC, data.val.labels_N)}
     assert net.training
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert validation(ENV, net, dataset(val=0), "float32") is None
@@ -179,9 +180,9 @@ def test_an_evaluation_agrees_with_what_it_is_made_of() -> None:
     data = dataset(test=24, val=9)
     model = mixture(masked=True)
     found = evaluate(ENV, data=data, model=model, oracle=False, precision="float32")
-    logits_NC, gate_NE = classify(ENV, module(model), data.test, data, "float32")
-    assert gate_NE is not None and found.routing is not None
-    assert found.accuracy == accuracy(logits_NC, data.test.labels_N)
+    said = classify(ENV, module(model), data.test, data, "float32")
+    assert said.gate_NE is not None and found.routing is not None and found.doubt is None
+    assert found.accuracy == accuracy(said.logits_NC, data.test.labels_N)
     assert found.accuracy == pytest.approx(sum(found.per_class.values()) / 4)
     assert found.accuracy == pytest.approx(sum(found.routing.cluster_accuracy) / 2)
     assert (found.n, found.n_val) == (24, 9)
@@ -268,11 +269,17 @@ def test_a_timing_is_median_and_95th_percentile() -> None:
 # timing what is not trained
 
 
+def arch(router: str = "linear", **values: object) -> Architecture:
+    """Of a mixture with the smallest networks."""
+    options = (("widths", ()), ("dropout", 0.0)) if router == "linear" else ()
+    known = {"system": "moist", "student": config.Student(channels=(2, 3)), "hidden_width": 4}
+    given = {"latent": None, "teacher": "resnet8", "router": router, "options": options}
+    return Architecture.model_validate({**known, **given, "masked": True, **values})
+
+
 def unready(router: str = "linear", k: int = 3) -> MoIST:
     """An untrained mixture for four classes, ready to be timed."""
-    options = {"widths": (), "dropout": 0.0} if router == "linear" else {}
-    spec = Spec(router, (1, 8, 8), k, options)
-    net = module(untrained(student().spec, spec, masked=True, gated=False)).eval()
+    net = module(blank(arch(router), (1, 8, 8), 4, k)).eval()
     assert isinstance(net, MoIST)
     return net
 
@@ -317,22 +324,29 @@ def test_an_oracle_sends_images_where_their_labels_say_also_when_timed() -> None
         assert net.route(images, labels).argmax(1).tolist() == [0, 0, 0, 1, 1]
 
 
-@pytest.mark.parametrize("router", ["linear", "oracle"])
-def test_latency_is_that_of_three_models_at_two_batch_sizes(router: str) -> None:
+@pytest.mark.parametrize(
+    ("router", "values", "second"),
+    [
+        ("linear", {}, []),
+        ("oracle", {}, []),
+        ("linear", {"system": "ensemble"}, []),
+        ("linear", {"top": 2}, ["second"]),
+        ("linear", {"fallback": "teacher"}, ["second"]),
+    ],
+)
+def test_latency_is_that_of_all_models_at_two_batch_sizes(router, values, second) -> None:
     clusters = Clusters((0, 1, 1, 0), {})
     found = [
         measure_latency(
-            ENV, data=dataset(), teacher="resnet8",
-            student=config.Student(channels=(2, 3)), hidden_width=4, router=router,
-            options={"widths": (), "dropout": 0.0} if router == "linear" else {}, k=k,
-            masked=True, gated=False, latency=config.Latency(repeats=11, seconds=60),
+            ENV, data=dataset(), arch=arch(router, **values), k=k,
+            latency=config.Latency(repeats=11, seconds=60),
             precision="float32", machine=ENV.machine(),
         )
         for k in (2, clusters)
     ]  # fmt: skip
     for latencies in found:
         assert latencies.machine == ENV.machine()
-        assert list(latencies.models) == ["mixture", "student", "teacher"]
+        assert list(latencies.models) == ["model", "student", "teacher", *second]
         for timings in latencies.models.values():
             assert list(timings) == ["batch_1", "batch_256"]
             assert all(t.n == 11 and t.p95 >= t.median > 0 for t in timings.values())

@@ -12,7 +12,8 @@ from moist.config import Routing
 from moist.config import Student as StudentConfig
 from moist.errors import StageError
 from moist.measure import cost
-from moist.mixture import MoIST, duplicate, module
+from moist.mixture import MoIST, duplicate
+from moist.models import module
 from moist.nets import CNN, STUDENTS, student_options
 from moist.routers import IMPOSSIBLE, ROUTERS, LinearRouter, OracleRouter, router_options
 

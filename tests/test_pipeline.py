@@ -1,6 +1,6 @@
 """The whole method: which key depends on what, and a run that computes what its plan said."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,28 +9,33 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from moist import cache, objects
+from moist import cache, objects, runs
 from moist.config import Config, flat
 from moist.config import Joint as JointConfig
+from moist.config import Training as TrainingConfig
 from moist.env import Env, Silent
 from moist.errors import ConfigError, StageError
+from moist.objectives import TRAINED_BY
 from moist.overrides import parse
 from moist.pipeline import run, run_key, stages
+from moist.predict import predict_images
 from moist.report import Report
 from moist.schema import choices, keys
 from moist.store import Plan, Store
+from moist.terminal import name_of, print_report
+from moist.track.journal import epochs_of
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 TINY = [
     f"@{SWEEPS / 'tiny.yaml'}",
-    *(f"{section}.epochs=1" for section in ("teacher", "distill", "routing", "joint")),
+    *(f"{section}.epochs=1" for section in ("teacher", "distill", "routing", "joint", "merge")),
     "distill.views=2", "latency.repeats=10", "latency.seconds=0.01",
 ]  # fmt: skip
 
-LABELS = (
-    "prepare", "latency", "teacher", "logits", "student", "clusters", "router", "mixture",
-    "mixture measured", "oracle measured", "student measured", "teacher measured",
-)  # fmt: skip
+TAUGHT = ("prepare", "latency", "teacher", "logits", "student")
+SPECIALIZED = (*TAUGHT, "clusters", "router", "mixture")
+BESIDE = ("student measured", "teacher measured")
+LABELS = (*SPECIALIZED, "mixture measured", "oracle measured", *BESIDE)
 
 LATENCY = {"latency"}
 MIXTURE = {"mixture", "mixture measured", "oracle measured"}
@@ -63,17 +68,84 @@ CHANGES = {
     "joint": MIXTURE,
     "joint.mask_students": MIXTURE | LATENCY,
     "latency": LATENCY,
+    "merge": set[str](),
+    "ensemble": set[str](),
+    "mixture": set[str](),
+    "cascade": set[str](),
 }
 """Key, or section, to what is computed anew when it changes: what takes it, and what follows.
 
-Of the router's options, latency takes those of the tiny config's router: it is linear.
+Of the router's options, latency takes those of the tiny config's router: it is linear. What other
+systems take, the tiny config has no use for.
 """
+
+CALLED = {"system", "mixture.top", "cascade.fallback"}
+"""What decides which stages are called: see `SYSTEMS`."""
+
+DOUBTING = (*SPECIALIZED, "threshold", "model measured", "oracle measured", *BESIDE)
+SYSTEMS = {
+    "system=student": (*TAUGHT, "model measured", *BESIDE),
+    "system=ensemble": (*TAUGHT, "ensemble", "model measured", *BESIDE),
+    "system=ones": (
+        *SPECIALIZED, "gathered", "refined",
+        "model measured", *BESIDE, "mixture measured", "gathered measured",
+    ),
+    "mixture.top=2": (*DOUBTING, "first measured"),
+    "cascade.fallback=teacher": (*DOUBTING, "first measured"),
+    "cascade.fallback=resnet8": (
+        *SPECIALIZED, "fallback", *DOUBTING[len(SPECIALIZED):], "first measured",
+    ),
+    "system=ones cascade.fallback=teacher": (
+        *SPECIALIZED, "gathered", "refined", "threshold",
+        "model measured", *BESIDE, "mixture measured", "gathered measured", "first measured",
+    ),
+}  # fmt: skip
+"""The stages of another system, in the order in which they are called."""
+
+STAGES = {
+    "prepare": "prepare", "latency": "measure_latency", "teacher": "train_teacher",
+    "logits": "teacher_logits", "student": "distill_student", "clusters": "cluster_classes",
+    "router": "pretrain_router", "mixture": "train_jointly", "gathered": "gather_students",
+    "refined": "integrate", "ensemble": "distill_ensemble", "fallback": "distill_fallback",
+    "threshold": "choose_threshold",
+}  # fmt: skip
+"""Whose work a label is; all others are `evaluate`'s."""
+
+REFINED = {"refined", "model measured"}
+GATHERED = {"gathered", "gathered measured"} | REFINED
+ENSEMBLE = {"ensemble", "model measured"}
+THRESHOLD = {"threshold", "model measured"}
+FIRST = {"mixture", "oracle measured", "first measured"} | THRESHOLD
+
+IN_SYSTEMS = [
+    ("system=student", "k=3 router=cnn joint.lr=1 routing.lr=1", set()),
+    ("system=student", "hidden_width=9", {"latency", "student", *BESIDE[:1], "model measured"}),
+    ("system=ensemble", "router=cnn cluster.method=random joint.lr=1", set()),
+    ("system=ensemble", "k=3", ENSEMBLE | LATENCY),
+    ("system=ensemble", "ensemble.views=filtered", ENSEMBLE | LATENCY),
+    ("system=ensemble", "temperature=2", ENSEMBLE | {"student", "student measured"}),
+    ("system=ones", "joint.lr=1", {"mixture", "mixture measured"} | GATHERED),
+    ("system=ones", "router=cnn", {"router", "mixture", "mixture measured"} | GATHERED),
+    ("system=ones", "ensemble.views=filtered cascade.defer=0.5", set()),
+    ("mixture.top=2", "mixture.second=0.5", THRESHOLD),
+    ("mixture.top=2", "joint.lr=1", FIRST),
+    ("mixture.top=2", "cascade.defer=0.5 merge.lr=1", set()),
+    ("cascade.fallback=teacher", "cascade.defer=0.5", THRESHOLD),
+    ("cascade.fallback=teacher", "mixture.second=0.5", set()),
+    ("cascade.fallback=teacher", "cascade.fallback=teacher routing.lr=1", FIRST | {"router"}),
+    ("cascade.fallback=resnet8", "cascade.fallback=resnet20", {"fallback", "latency"} | THRESHOLD),
+    ("cascade.fallback=resnet8", "distill.lr=1",
+     {"student", "student measured", "fallback"} | FIRST),
+    ("system=ones cascade.fallback=teacher", "merge.lr=1",
+     {"refined", "first measured"} | THRESHOLD),
+]  # fmt: skip
+"""A system, a change, and what is computed anew for it."""
 
 OTHER = {
     "data.root": "/elsewhere", "data.image_size": "16", "data.val_fraction": "0.2", "k": "4",
     "augment.shift": "2", "precision": "float32", "teacher.arch": "resnet18",
     "student.channels": "16,16", "cluster.method": "random", "router": "cnn",
-    "routing.widths": "32", "joint.objective": "em", "seed": "1",
+    "routing.widths": "32", "joint.objective": "em", "seed": "1", "student.arch": "resnet8",
 }  # fmt: skip
 
 
@@ -102,11 +174,11 @@ def ran(home: Path, *overrides: str, progress: Silent | None = None) -> tuple[Re
     return report, [call.stage for call in store.calls if not call.reused]
 
 
-def planned(home: Path, *overrides: str) -> dict[str, str]:
+def planned(home: Path, *overrides: str, labels: Sequence[str] = LABELS) -> dict[str, str]:
     """Key by label."""
     plan = Plan(home, env())
     stages(tiny(*overrides), plan)
-    return dict(zip(LABELS, [call.key for call in plan.calls], strict=True))
+    return dict(zip(labels, [call.key for call in plan.calls], strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +225,7 @@ def another(key: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "key", [key for key in keys() if key not in {"data.name", "teacher.weights", "student.arch"}]
+    "key", [key for key in keys() if key not in {"data.name", "teacher.weights", *CALLED}]
 )
 def test_a_key_changes_the_stages_that_take_it_and_all_that_follow(tmp_path, key):
     before, after = planned(tmp_path), planned(tmp_path, f"{key}={another(key)}")
@@ -167,15 +239,65 @@ def test_the_table_of_changes_covers_every_key():
     }
 
 
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_system_calls_the_stages_that_it_is_made_of(tmp_path, system):
+    plan = Plan(tmp_path, env())
+    stages(tiny(*system.split()), plan)
+    expected = [STAGES.get(label, "evaluate") for label in SYSTEMS[system]]
+    assert [call.stage for call in plan.calls] == expected
+
+
+@pytest.mark.parametrize(
+    "system",
+    [*SYSTEMS, *(f"system={name} cascade.fallback=resnet8" for name in TRAINED_BY)],
+)
+def test_a_stages_steps_come_after_those_of_all_stages_called_before(tmp_path, system):
+    """W&B takes no step that is less than one before."""
+    config, plan = tiny(*system.split()), Plan(tmp_path, env())
+    stages(config, plan)
+    trains = [call.stage for call in plan.calls if call.stage in epochs_of(config)]
+    assert trains == list(epochs_of(config))
+    assert TRAINED_BY[config.system] in trains
+
+
+@pytest.mark.parametrize(("system", "change", "expected"), IN_SYSTEMS)
+def test_in_other_systems_too_a_change_computes_what_takes_it(tmp_path, system, change, expected):
+    labels = SYSTEMS[system]
+    before = planned(tmp_path, *system.split(), labels=labels)
+    after = planned(tmp_path, *system.split(), *change.split(), labels=labels)
+    assert {label for label in labels if before[label] != after[label]} == expected
+
+
+@pytest.mark.parametrize("key", [key for key in keys() if key.startswith("merge.")])
+def test_what_only_the_refinement_reads_gathers_nothing_anew(tmp_path, key):
+    labels = SYSTEMS["system=ones"]
+    before = planned(tmp_path, "system=ones", labels=labels)
+    after = planned(tmp_path, "system=ones", f"{key}={another(key)}", labels=labels)
+    refines = key.partition(".")[2] in {*TrainingConfig.model_fields, "teacher", "alpha"}
+    expected = REFINED if refines else GATHERED
+    assert {label for label in labels if before[label] != after[label]} == expected
+
+
+def test_every_stage_of_a_system_stands_beside_the_models_that_it_shares(tmp_path):
+    """Up to where they part, systems are one computation."""
+    base = planned(tmp_path)
+    for system, labels in SYSTEMS.items():
+        other = planned(tmp_path, *system.split(), labels=labels)
+        for label in {*SPECIALIZED, *BESIDE} - LATENCY & {*labels}:
+            assert other[label] == base[label], (system, label)
+        if "first measured" in labels and "ones" not in system:
+            assert other["first measured"] == base["mixture measured"]
+
+
 @pytest.mark.parametrize("objective", choices(JointConfig, "objective"))
 def test_latency_is_measured_on_the_mixture_that_its_objective_trains(home, objective):
     overrides = [f"joint.objective={objective}", "joint.mask_students=false"]
     store = Store(home, env())
     out = stages(tiny(*overrides), store)
     recipe = objects.read(objects.folder_of(home, out.latencies.key)).recipe
-    mixture = out.mixture.value
-    assert (recipe["masked"], recipe["gated"]) == (mixture.masked, mixture.gated)
-    assert recipe["options"] == {"widths": [128, 64], "dropout": 0.2} and recipe["k"] == 2
+    mixture, arch = out.models["model"].value, recipe["arch"]
+    assert (arch["masked"], arch["gated"]) == (mixture.masked, mixture.gated)
+    assert dict(arch["options"]) == {"widths": [128, 64], "dropout": 0.2} and recipe["k"] == 2
 
 
 def test_latency_waits_for_the_clusters_only_to_know_how_many_there_are(tmp_path):
@@ -190,7 +312,8 @@ def test_latency_waits_for_the_clusters_only_to_know_how_many_there_are(tmp_path
     assert [stage for stage, _ in called()][:2] == ["prepare", "measure_latency"]
     names = [stage for stage, _ in called("k=auto")]
     assert names[:2] == ["prepare", "train_teacher"]
-    assert names.index("measure_latency") == names.index("cluster_classes") + 1
+    assert names.index("cluster_classes") < names.index("measure_latency")
+    assert names.index("measure_latency") == names.index("evaluate") - 1
     assert latency("seed=1") == latency() != latency("k=auto")
     assert latency("k=auto", "temperature=2") == latency("k=auto") != latency("k=auto", "seed=1")
 
@@ -397,7 +520,8 @@ def test_a_damaged_output_is_told_computed_again_and_gives_the_same_report(home,
 @pytest.mark.parametrize("router", choices(Config, "router"))
 def test_every_objective_trains_behind_every_router(home, objective, router):
     overrides = [f"router={router}", f"joint.objective={objective}", "joint.mask_students=false"]
-    if router == "oracle" and objective in {"em", "switch"}:
+    told = router == "oracle" and objective in {"em", "switch", "noisy_topk"}
+    if told or (router == "shared" and objective == "students_only"):
         with pytest.raises(ConfigError):
             tiny(*overrides)
         return
@@ -427,6 +551,82 @@ def test_a_variant_runs_and_reports_what_it_should(home, override):
     report, computed = ran(home, override)
     assert computed and VARIANTS[override](report)
     assert (report.baselines.teacher.val_accuracy is None) == (report.n_val == 0)
+
+
+BASELINES = {
+    "": {"oracle"},
+    "router=shared": {"oracle"},
+    "system=student": set(),
+    "system=ensemble": set(),
+    "system=ensemble ensemble.views=filtered k=3": set(),
+    "system=ones": {"mixture", "gathered"},
+    "system=ones router=oracle merge.teacher=teacher": {"mixture", "gathered"},
+    "mixture.top=2": {"oracle", "first"},
+    "router=shared mixture.top=2": {"oracle", "first"},
+    "cascade.fallback=teacher": {"oracle", "first"},
+    "system=student cascade.fallback=resnet8": {"first"},
+    "system=ensemble cascade.fallback=teacher": {"first"},
+    "system=ones cascade.fallback=teacher": {"mixture", "gathered", "first"},
+}
+"""What stands beside a system's model, beyond teacher and student."""
+
+
+@pytest.mark.parametrize("overrides", BASELINES)
+def test_a_system_runs_and_stands_beside_what_it_is_to_beat(home, overrides):
+    first, _ = ran(home, *overrides.split())
+    report, computed = ran(home, *overrides.split())
+    assert computed == [] and report == first
+    rows = {name: row for name, row in report.baselines if row is not None}
+    assert rows.keys() == {"teacher", "student"} | BASELINES[overrides]
+    assert 0 < report.accuracy <= 1 and report.val_accuracy is not None
+    assert Report.model_validate_json(report.model_dump_json()) == report
+    if "system=student" in overrides:
+        alone = rows.get("first", report)
+        assert (alone.accuracy, alone.loss) == (rows["student"].accuracy, rows["student"].loss)
+    if "system=ones" in overrides:
+        alone = rows.get("first", report)
+        assert (alone.mflops, alone.params) == (rows["student"].mflops, rows["student"].params)
+    routes = "system" not in overrides
+    assert (report.routing_accuracy is not None, bool(report.sent)) == (routes, routes)
+    assert bool(report.clusters) == (routes or "ones" in overrides)
+
+
+@pytest.mark.parametrize("overrides", [one for one in BASELINES if "first" in BASELINES[one]])
+def test_a_second_opinion_costs_what_was_asked_for_and_no_more(home, overrides):
+    report, _ = ran(home, *overrides.split())
+    first, doubt = report.baselines.first, report.doubt
+    assert first is not None and doubt is not None
+    chosen, curve = doubt.chosen, doubt.curve
+    assert (chosen.accuracy, chosen.val_accuracy) == (report.accuracy, report.val_accuracy)
+    assert chosen.mflops == pytest.approx(report.mflops)
+    share = tiny(*overrides.split()).cascade.defer
+    share = 0.2 if "top" in overrides else share
+    assert chosen.val_asked == pytest.approx(share, abs=0.51 / report.n_val)
+    second = (curve[-1].mflops - first.mflops) / curve[-1].asked
+    assert report.mflops == pytest.approx(first.mflops + chosen.asked * second)
+    assert report.latency_ms.keys() == {"batch_1"}
+    assert report.latency_ms["batch_1"] > first.latency_ms["batch_1"]
+
+
+@pytest.mark.parametrize("overrides", BASELINES)
+def test_a_systems_model_is_stored_told_of_and_classifies_images(home, capsys, folder, overrides):
+    store = Store(home, env())
+    config = tiny(*overrides.split())
+    report = run(config, store)
+    prepared = [call.key for call in store.calls if call.stage == "prepare"]
+    record = runs.save(
+        home, command="", config=config, report=report, artifacts={"prepare": tuple(prepared)}
+    )
+    paths = sorted(folder.rglob("*.png"))[:3]
+    said = predict_images(store, record, paths)
+    assert [row["image"] for row in said] == [str(path) for path in paths]
+    assert all(row["class"] in "0123456789" and 0 < row["probability"] <= 1 for row in said)
+    assert all(("second_opinion" in row) == (report.doubt is not None) for row in said)
+    assert all(("expert" in row) == ("system" not in overrides) for row in said)
+    print_report(report, flat(config), "moist run ...")
+    shown = capsys.readouterr().out
+    assert name_of(flat(config), report.k) in shown and "teacher resnet8" in shown
+    assert ("second opinion" in shown) == (report.doubt is not None)
 
 
 def test_a_folder_of_images_trains_end_to_end(tmp_path, folder):

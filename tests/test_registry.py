@@ -9,8 +9,8 @@ from torch import nn
 from moist import checkpoint, config, schema
 from moist.artifacts import Network, Router, Spec, Student, Teacher
 from moist.fit import schedule_factor
-from moist.mixture import module
-from moist.nets import STUDENTS, TEACHERS, student_options
+from moist.models import module
+from moist.nets import LAST, LEVELS, STUDENTS, TEACHERS, student_options
 from moist.routers import ROUTERS, OracleRouter, router_options
 from moist.stages.joint import OBJECTIVES
 
@@ -18,8 +18,8 @@ SHAPES = [(3, 32, 32), (1, 8, 8), (3, 30, 45)]
 
 NETWORKS = [
     *((Teacher, name, {}) for name in TEACHERS),
-    *((Student, name, student_options(config.Student(), 16)) for name in STUDENTS),
-    *((Student, name, student_options(config.Student(batch_norm=True), 16)) for name in STUDENTS),
+    *((Student, name, student_options(config.Student(arch=name), 16)) for name in STUDENTS),
+    (Student, "cnn", student_options(config.Student(batch_norm=True), 16)),
     *(
         (Router, name, router_options(name, config.Routing()))
         for name in ROUTERS
@@ -28,6 +28,9 @@ NETWORKS = [
 ]
 
 every_network = pytest.mark.parametrize(("kind", "name", "options"), NETWORKS)
+every_classifier = pytest.mark.parametrize(
+    ("kind", "name", "options"), [network for network in NETWORKS if network[0] is not Router]
+)
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 REGISTRIES = {Teacher: TEACHERS, Student: STUDENTS, Router: ROUTERS}
@@ -125,6 +128,47 @@ def test_a_network_returns_logits_not_probabilities(
         logits_BC = net(images((3, 32, 32)))
     assert not torch.allclose(logits_BC.sum(1), torch.ones(2), atol=1e-2)
     assert (logits_BC < 0).any()
+
+
+@every_classifier
+def test_the_last_linear_layer_of_a_network_is_the_one_named(
+    kind: type[Network], name: str, options: dict
+) -> None:
+    net = built(kind, name, options, (3, 32, 32), outputs=7).eval()
+    last = net.get_submodule(LAST[name])
+    seen: list[torch.Tensor] = []
+    last.register_forward_hook(lambda _, __, logits_BC: seen.append(logits_BC))
+    with torch.inference_mode():
+        logits_BC = net(images((3, 32, 32)))
+    assert isinstance(last, nn.Linear)
+    assert last.out_features == 7
+    assert torch.equal(seen[0], logits_BC)
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_the_stages_of_a_teacher_give_feature_maps_that_shrink(name: str) -> None:
+    net = built(Teacher, name, {}, (3, 32, 32), outputs=5).eval()
+    seen: list[torch.Tensor] = []
+    for level in LEVELS[name]:
+        net.get_submodule(level).register_forward_hook(lambda _, __, x_BCHW: seen.append(x_BCHW))
+    with torch.inference_mode():
+        net(images((3, 32, 32)))
+    assert len(seen) == len(LEVELS[name])
+    assert all(x_BCHW.dim() == 4 and len(x_BCHW) == 2 for x_BCHW in seen)
+    sides = [x_BCHW.shape[3] for x_BCHW in seen]
+    assert sides == sorted(set(sides), reverse=True)
+
+
+def test_last_layers_and_stages_are_named_for_every_network_and_no_other() -> None:
+    assert LAST.keys() == TEACHERS.keys() | STUDENTS.keys()
+    assert LEVELS.keys() == TEACHERS.keys()
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_only_the_cnn_student_has_sizes_to_choose(name: str) -> None:
+    options = student_options(config.Student(arch=name, channels=(4, 8)), 16)
+    cnn = {"hidden_width": 16, "channels": (4, 8), "batch_norm": False}
+    assert options == (cnn if name == "cnn" else {})
 
 
 def test_the_oracle_has_no_weights_and_is_told_the_cluster() -> None:

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import subprocess
 import sys
 
@@ -6,7 +8,9 @@ import pytest
 from moist import runs
 from moist.config import Config, flat
 from moist.errors import ConfigError, StoreError
+from moist.recipe import canonical
 from moist.report import Baselines, Machine, Measures, Report
+from moist.terminal import print_models
 
 MEASURES = {
     "accuracy": 1 / 3, "val_accuracy": None, "loss": 0.1 + 0.2, "ece": 1e-17,
@@ -93,6 +97,25 @@ def test_a_record_under_another_name_is_damaged(tmp_path):
     (tmp_path / "runs" / "ab.json").rename(tmp_path / "runs" / "cd.json")
     told = []
     assert runs.all_runs(tmp_path, told.append) == [] and "run `ab`" in told[0]
+
+
+SINCE = ("system", "merge.", "mixture.", "ensemble.", "cascade.")
+
+
+def test_a_record_of_before_there_were_other_systems_is_read_and_printed(tmp_path, capsys):
+    """It lacks the fields and keys that came since; its checksum is that of what it has."""
+    save(tmp_path, "ab12", k=2)
+    (path,) = (tmp_path / "runs").iterdir()
+    body = json.loads(path.read_text())
+    del body["checksum"]
+    body["config"] = {k: v for k, v in body["config"].items() if not k.startswith(SINCE)}
+    assert not {"doubt", "model_key"} & body["report"].keys()
+    signed = body | {"checksum": hashlib.sha256(canonical(body)).hexdigest()}
+    path.write_text(json.dumps(signed, sort_keys=True, indent=1))
+    (run,) = runs.all_runs(tmp_path)
+    assert run.report.doubt is None and run.report.model_key is None
+    print_models(run.report, run.config)
+    assert "MoIST k=2, cnn router" in capsys.readouterr().out
 
 
 def test_a_home_that_cannot_be_written_is_an_error(tmp_path):

@@ -610,7 +610,7 @@ def test_a_condition_that_means_nothing_is_refused(refused, when, line):
 
 def test_a_value_of_a_condition_that_its_key_does_not_admit_is_said_in_the_keys_terms(refused):
     said = refused(WIDTHS.replace("router: linear", "router: mlp"))
-    assert said == "`router=mlp`: expected cnn | linear | transformer | oracle"
+    assert said == "`router=mlp`: expected cnn | linear | transformer | shared | oracle"
 
 
 @pytest.mark.parametrize(

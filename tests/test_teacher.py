@@ -16,7 +16,7 @@ from moist.config import Augment
 from moist.config import Teacher as TeacherConfig
 from moist.env import Env, Silent
 from moist.errors import ConfigError
-from moist.mixture import module
+from moist.models import module
 from moist.nets import TEACHERS
 from moist.stages.logits import teacher_logits
 from moist.stages.teacher import WeightsFile, load_teacher, read_state, train_teacher

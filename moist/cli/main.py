@@ -6,7 +6,9 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,7 +23,7 @@ from moist.cli.study import best, dashboard, pareto
 from moist.cli.sweep import sweep
 from moist.cli.wandb import browse, sync
 from moist.cli.workspace import wandb
-from moist.errors import MoistError
+from moist.errors import ConfigError, MoistError
 from moist.overrides import parse
 from moist.study.database import masked
 from moist.track.client import sweep as sweep_of_agent
@@ -124,11 +126,44 @@ def show(run: str, as_json: bool, home: Path) -> None:
 
 @cli.command()
 @click.argument("run")
+@click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values, unrounded.")
+@JSON
+@HOME
+def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
+    """Print what each threshold of a run's second opinions gives: accuracy over cost.
+
+    From the run's record: nothing is trained. Choose by the validation columns, then set
+    `cascade.defer` (or `mixture.second`) to the share asked.
+
+    \b
+    moist curve last
+    moist curve last --csv > curve.csv
+    """
+    from moist import runs
+
+    found = runs.find(home, run)
+    if found.report.doubt is None:
+        raise ConfigError(
+            f"run `{found.key[: terminal.SHORT]}` asks for no second opinion",
+            "train one with `cascade.fallback=teacher` or `mixture.top=2`",
+        )
+    points = [point.model_dump() for point in found.report.doubt.curve]
+    if as_json:
+        print_json(points)
+    elif as_csv:
+        lines = [points[0], *(point.values() for point in points)]
+        click.echo("\n".join(",".join(map(str, line)) for line in lines))
+    else:
+        terminal.print_curve(found.report.doubt)
+
+
+@cli.command()
+@click.argument("run")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @JSON
 @HOME
 def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> None:
-    """Classify images with a run's model: class, probability, expert, router's confidence.
+    """Classify images with a run's model: class, probability, and who was asked.
 
     \b
     moist predict last photo.jpg
@@ -141,18 +176,17 @@ def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> No
     if as_json:
         print_json(predictions)
         return
-    rows = [
-        [
-            row["image"],
-            row["class"],
-            f"{row['probability']:.1%}",
-            str(row["expert"]),
-            f"{row['router_confidence']:.1%}",
-        ]
-        for row in predictions
-    ]
-    heads = ["image", "class", "probability", "expert", "router's confidence"]
-    terminal.print_table("", heads, rows)
+    shown: dict[str, Callable[[Any], str]] = {
+        "image": str,
+        "class": str,
+        "probability": "{:.1%}".format,
+        "expert": str,
+        "router_confidence": "{:.1%}".format,
+        "second_opinion": lambda asked: "asked" if asked else "-",
+    }
+    heads = [name for name in shown if name in predictions[0]]
+    rows = [[shown[name](row[name]) for name in heads] for row in predictions]
+    terminal.print_table("", [name.replace("_", " ") for name in heads], rows)
 
 
 def main() -> None:

@@ -1,28 +1,37 @@
-"""One student, distilled from the teacher: the ancestor of all experts."""
+"""Students distilled from the teacher: the ancestor of all experts, a fallback, an ensemble."""
 
 from __future__ import annotations
 
-import torch
-from torch.nn import functional as F
+from collections.abc import Callable
+from dataclasses import replace
 
-from moist.artifacts import Dataset, Logits, Student
+import torch
+from torch import nn
+
+from moist.artifacts import Dataset, Ensemble, Levels, Logits, Row, Spec, Student
 from moist.augment import Batch
 from moist.config import Augment, Distill
 from moist.config import Student as StudentConfig
 from moist.env import Env
-from moist.fit import fit, passes, seeded
+from moist.fit import Loss, fit, passes, seeded
+from moist.latent import Latent
 from moist.losses import distillation
 from moist.measure import validation
-from moist.mixture import fresh, module, student_spec
+from moist.models import fresh, module, student_spec
+from moist.nets import LAST
+from moist.opinions import Average
 from moist.stages import stage
 
+Answer = Callable[[torch.Tensor], torch.Tensor]
 
-@stage(version=1)
+
+@stage(version=2)
 def distill_student(
     env: Env,
     *,
     data: Dataset,
     logits: Logits,
+    levels: Levels | None,
     student: StudentConfig,
     hidden_width: int,
     distill: Distill,
@@ -33,27 +42,152 @@ def distill_student(
 ) -> Student:
     """A student trained on the teacher's logits and the labels (Hinton et al. 2015).
 
-    Epoch e shows view e mod V of each image: the tensor whose logits the teacher gave.
+    Epoch e shows view e mod V of each image: the tensor whose logits the teacher gave. `levels`
+    are what `moe_kd` learns from beside them; the other losses take None.
     """
-    spec = student_spec(student, hidden_width, data.image_shape, len(data.classes))
+    spec = student_spec(student, hidden_width, None, data.image_shape, len(data.classes))
     with seeded(seed, "student"):
         start = fresh(Student, spec)
     net = module(start, env.device)
+    rest = (data, logits, distill, temperature, augment, precision, seed)
+    if levels is not None:
+        return _latent(env, net, spec, levels, *rest)
+    history = _taught(env, net, lambda x_BCHW: net(x_BCHW).float()[None], *rest)
+    return Student(spec, net.state_dict(), history)
+
+
+@stage(version=1)
+def distill_fallback(
+    env: Env,
+    *,
+    data: Dataset,
+    logits: Logits,
+    arch: str,
+    distill: Distill,
+    temperature: float,
+    augment: Augment,
+    precision: str,
+    seed: int,
+) -> Student:
+    """A larger network, distilled as the student is, for images that the model is unsure of."""
+    return distill_student(
+        env, data=data, logits=logits, student=StudentConfig.model_validate({"arch": arch}),
+        hidden_width=1, levels=None, distill=distill, temperature=temperature, augment=augment,
+        precision=precision, seed=seed,
+    )  # fmt: skip
+
+
+@stage(version=1)
+def distill_ensemble(
+    env: Env,
+    *,
+    data: Dataset,
+    logits: Logits,
+    k: int,
+    views: tuple[str, ...],
+    student: StudentConfig,
+    hidden_width: int,
+    distill: Distill,
+    temperature: float,
+    augment: Augment,
+    precision: str,
+    seed: int,
+) -> Ensemble:
+    """k students from weights of their own, each distilled on the image as it sees it.
+
+    Student i learns from all classes what student i of Chang et al. (COLING 2022) learns from
+    its input; they are trained side by side, on one loss that is the sum of theirs.
+    """
+    spec = student_spec(student, hidden_width, None, data.image_shape, len(data.classes))
+    with seeded(seed, "ensemble"):
+        start = Ensemble(tuple(fresh(Student, spec) for _ in range(k)), views, ())
+    net = module(start, env.device)
+    assert isinstance(net, Average)
+    history = _taught(
+        env, net, net.opinions, data, logits, distill, temperature, augment, precision, seed
+    )
+    students = tuple(Student(spec, member.state_dict(), ()) for member in net.students)
+    return Ensemble(students, views, history)
+
+
+def _taught(
+    env: Env,
+    net: nn.Module,
+    opinions: Answer,
+    data: Dataset,
+    logits: Logits,
+    distill: Distill,
+    temperature: float,
+    augment: Augment,
+    precision: str,
+    seed: int,
+) -> tuple[Row, ...]:
+    """Train the students whose logits (K, B, C) `opinions` gives, each on the same batch."""
     taught_VNC = logits.train_VNC.to(env.device)
 
     def loss(batch: Batch) -> torch.Tensor:
-        student_BC = net(batch.images_BCHW).float()
-        if distill.alpha == 0:
-            return F.cross_entropy(student_BC, batch.labels_B)
         teacher_BC = taught_VNC[batch.view, batch.index_B].float()
-        return distillation(
-            student_BC, teacher_BC, batch.labels_B, alpha=distill.alpha, temperature=temperature
+        ramp = min((batch.epoch + 1) / distill.warmup, 1.0) if distill.warmup else 1.0
+        return torch.stack(
+            [
+                distillation(student_BC, teacher_BC, batch.labels_B, distill, temperature, ramp)
+                for student_BC in opinions(batch.images_BCHW)
+            ]
+        ).sum()
+
+    return _fitted(env, net, loss, data, logits, distill, augment, precision, seed)
+
+
+def _latent(
+    env: Env,
+    net: nn.Module,
+    spec: Spec,
+    levels: Levels,
+    data: Dataset,
+    logits: Logits,
+    distill: Distill,
+    temperature: float,
+    augment: Augment,
+    precision: str,
+    seed: int,
+) -> Student:
+    """MoE-KD: the student and what it needs to learn from a latent teacher; that stays behind."""
+    with seeded(seed, "latent"):
+        latent = Latent(net, LAST[spec.name], levels, distill, temperature).to(env.device)
+    taught_VNC = logits.train_VNC.to(env.device)
+    levels_VND = levels.features_VND.to(env.device)
+
+    def loss(batch: Batch) -> torch.Tensor:
+        assert batch.view is not None
+        return latent.loss(
+            batch.images_BCHW,
+            batch.labels_B,
+            taught_VNC[batch.view, batch.index_B].float(),
+            levels_VND[batch.view % len(levels_VND), batch.index_B].float(),
         )
 
-    history = fit(
+    history = _fitted(env, latent, loss, data, logits, distill, augment, precision, seed)
+    state, form = latent.deployed()
+    if form is not None:
+        spec = replace(spec, options={**spec.options, "latent": (form, len(levels.widths))})
+    return Student(spec, state, history)
+
+
+def _fitted(
+    env: Env,
+    net: nn.Module,
+    loss: Loss,
+    data: Dataset,
+    logits: Logits,
+    distill: Distill,
+    augment: Augment,
+    precision: str,
+    seed: int,
+) -> tuple[Row, ...]:
+    return fit(
         env,
         net,
-        passes(env, data, augment, distill.batch_size, seed, views=len(taught_VNC)),
+        passes(env, data, augment, distill.batch_size, seed, views=len(logits.train_VNC)),
         loss,
         images=len(data.train),
         training=distill,
@@ -61,4 +195,3 @@ def distill_student(
         seed=seed,
         validate=validation(env, net, data, precision),
     )
-    return Student(spec, net.state_dict(), history)

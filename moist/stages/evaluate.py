@@ -6,9 +6,19 @@ from dataclasses import replace
 
 import torch
 
-from moist.artifacts import Clusters, Dataset, Mixture, Network, Router, Spec
+from moist.artifacts import (
+    Cascade,
+    Clusters,
+    Dataset,
+    Ensemble,
+    Mixture,
+    Network,
+    Router,
+    Spec,
+)
 from moist.env import Env
 from moist.measure import (
+    Answers,
     accuracy,
     calibration_error,
     class_means,
@@ -16,14 +26,23 @@ from moist.measure import (
     cost,
     negative_log_likelihood,
 )
-from moist.mixture import module
-from moist.report import Evaluation, Routing
+from moist.models import module
+from moist.opinions import threshold_for
+from moist.report import Doubt, Evaluation, Point, Routing
 from moist.stages import stage
 
+SHARES = tuple(i / 20 for i in range(21))
+"""Of the validation images, those that ask for a second opinion: points of its curve."""
 
-@stage(version=1)
+
+@stage(version=2)
 def evaluate(
-    env: Env, *, data: Dataset, model: Network | Mixture, oracle: bool, precision: str
+    env: Env,
+    *,
+    data: Dataset,
+    model: Network | Mixture | Ensemble | Cascade,
+    oracle: bool,
+    precision: str,
 ) -> Evaluation:
     """The model on the test split, and on the validation split if there is one.
 
@@ -32,25 +51,54 @@ def evaluate(
     if oracle and isinstance(model, Mixture):
         model = with_oracle(model)
     net = module(model, env.device)
-    logits_NC, gate_NE = classify(env, net, data.test, data, precision)
+    test = classify(env, net, data.test, data, precision)
+    val = classify(env, net, data.val, data, precision) if len(data.val) else None
+    test_NC, val_NC, doubt = test.logits_NC, val.logits_NC if val else None, None
+    if isinstance(model, Cascade):
+        assert val is not None
+        doubt = doubted(net, model.threshold, data, test, val)
+        test_NC, val_NC = test.settled(model.threshold), val.settled(model.threshold)
     labels_N = data.test.labels_N
-    hit_N = logits_NC.argmax(1) == labels_N
-    val = classify(env, net, data.val, data, precision)[0] if len(data.val) else None
+    hit_N = test_NC.argmax(1) == labels_N
     return Evaluation(
-        accuracy=accuracy(logits_NC, labels_N),
-        val_accuracy=None if val is None else accuracy(val, data.val.labels_N),
-        loss=negative_log_likelihood(logits_NC, labels_N),
-        ece=calibration_error(logits_NC.softmax(1), labels_N),
+        accuracy=accuracy(test_NC, labels_N),
+        val_accuracy=None if val_NC is None else accuracy(val_NC, data.val.labels_N),
+        loss=negative_log_likelihood(test_NC, labels_N),
+        ece=calibration_error(test_NC.softmax(1), labels_N),
         per_class=dict(
             zip(data.classes, class_means(hit_N, labels_N, len(data.classes)), strict=True)
         ),
         n=len(data.test),
         n_val=len(data.val),
-        cost=cost(net, data.image_shape),
-        routing=routing(data, model.clusters, gate_NE, hit_N)
-        if isinstance(model, Mixture) and gate_NE is not None
-        else None,
+        cost=cost(net, data.image_shape, doubt.chosen.asked if doubt else 0.0),
+        routing=routing_of(model, data, test.gate_NE, hit_N),
+        doubt=doubt,
     )
+
+
+def doubted(
+    net: torch.nn.Module, threshold: float, data: Dataset, test: Answers, val: Answers
+) -> Doubt:
+    """The chosen threshold, and all others: each is where a share of validation images lies."""
+
+    def point(threshold: float) -> Point:
+        asked, val_asked = (float(said.below(threshold).double().mean()) for said in (test, val))
+        return Point(
+            threshold=threshold,
+            asked=asked,
+            val_asked=val_asked,
+            accuracy=accuracy(test.settled(threshold), data.test.labels_N),
+            val_accuracy=accuracy(val.settled(threshold), data.val.labels_N),
+            mflops=never.mflops + asked * (always.mflops - never.mflops),
+            mmacs=never.mmacs + asked * (always.mmacs - never.mmacs),
+            val_mflops=never.mflops + val_asked * (always.mflops - never.mflops),
+            val_mmacs=never.mmacs + val_asked * (always.mmacs - never.mmacs),
+        )
+
+    never, always = (cost(net, data.image_shape, asked) for asked in (0.0, 1.0))
+    assert val.certainty_N is not None
+    found = {threshold} | {threshold_for(val.certainty_N, share) for share in SHARES}
+    return Doubt(chosen=point(threshold), curve=tuple(map(point, sorted(found))))
 
 
 def with_oracle(mixture: Mixture) -> Mixture:
@@ -58,6 +106,19 @@ def with_oracle(mixture: Mixture) -> Mixture:
     spec = mixture.router.spec
     oracle = Router(Spec("oracle", spec.image_shape, spec.outputs, {}), {}, ())
     return replace(mixture, router=oracle)
+
+
+def routing_of(
+    model: Network | Mixture | Ensemble | Cascade,
+    data: Dataset,
+    gate_NE: torch.Tensor | None,
+    hit_N: torch.Tensor,
+) -> Routing | None:
+    """Where the test images went, and how well each cluster fared; None without a router."""
+    first = model.first if isinstance(model, Cascade) else model
+    if not isinstance(first, Mixture) or gate_NE is None:
+        return None
+    return routing(data, first.clusters, gate_NE, hit_N)
 
 
 def routing(

@@ -5,23 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from moist.artifacts import Clusters, Dataset, Logits, Mixture, Router, Student
 from moist.augment import Batch
 from moist.config import Augment, Joint
 from moist.env import Env
+from moist.errors import ConfigError
 from moist.fit import autocast, fit, passes
-from moist.losses import balance, divergence, free_energy
+from moist.gates import (
+    balance,
+    divergence,
+    free_energy,
+    importance,
+    load,
+    mixture_nll,
+    noisy,
+    squared_variation,
+    top_gates,
+    z_loss,
+)
 from moist.measure import validation
-from moist.mixture import MoIST, duplicate, module
+from moist.mixture import MoIST, duplicate
+from moist.models import module
 from moist.stages import stage
 
+QUIETEST = 0.01
+"""The least deviation of the noise of `noisy_topk`: a load without noise has no slope."""
+
 Prior = Callable[[Batch], torch.Tensor]
-Objective = Callable[[MoIST, Batch, Joint, Prior], torch.Tensor]
+Objective = Callable[[MoIST, Batch, Joint, Prior], tuple[torch.Tensor, torch.Tensor]]
+"""A scalar loss, and the router's logits (B, E) that it was computed from."""
 
 
-@stage(version=1)
+@stage(version=2)
 def train_jointly(
     env: Env,
     *,
@@ -42,21 +60,23 @@ def train_jointly(
     objectives take None.
     """
     gated = joint.objective == "switch"
-    start = Mixture(
-        router, duplicate(student, clusters.k), clusters, joint.mask_students, gated, ()
-    )
+    students, shared = duplicate(student, clusters.k), router.spec.name == "shared"
+    start = Mixture(router, students, clusters, joint.mask_students, gated, (), shared)
     net = module(start, env.device)
     assert isinstance(net, MoIST)
-    if joint.objective == "students_only":
-        net.freeze_router()
+    prepare(net, joint)
     views = None if logits is None else len(logits.train_VNC)
     prior = _no_prior if logits is None else teacher_prior(net, logits, temperature or 1.0)
-    objective = OBJECTIVES[joint.objective]
+
+    def loss(batch: Batch) -> torch.Tensor:
+        value, gate_BE = OBJECTIVES[joint.objective](net, batch, joint, prior)
+        return value + joint.z_loss * z_loss(gate_BE) if joint.z_loss else value
+
     history = fit(
         env,
         net,
         passes(env, data, augment, joint.batch_size, seed, views=views),
-        lambda batch: objective(net, batch, joint, prior),
+        loss,
         images=len(data.train),
         training=joint,
         precision=precision,
@@ -65,50 +85,94 @@ def train_jointly(
     )
     return Mixture(
         Router(router.spec, net.router.state_dict(), router.history),
-        tuple(Student(student.spec, expert.state_dict(), ()) for expert in net.students),
+        tuple(Student(student.spec, state, ()) for state in net.student_states()),
         clusters,
         joint.mask_students,
         gated,
         history,
+        shared,
     )
 
 
-def hierarchical(net: MoIST, batch: Batch, joint: Joint, prior: Prior) -> torch.Tensor:
+def prepare(net: MoIST, joint: Joint) -> None:
+    """What an objective needs of the module before it trains. Raises ConfigError."""
+    if joint.objective == "students_only":
+        net.freeze_router()
+    if joint.objective == "noisy_topk":
+        if joint.top > len(net.students):
+            raise ConfigError(
+                f"`joint.top={joint.top}` asks more students than there are ({len(net.students)})",
+                f"set `joint.top={len(net.students)}` or less",
+            )
+        net.deviation_E = nn.Parameter(torch.zeros(len(net.students), device=net.cluster_C.device))
+
+
+def hierarchical(
+    net: MoIST, batch: Batch, joint: Joint, prior: Prior
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The exact likelihood of a two-level softmax: the router on the label's cluster, and that
     cluster's student on the label. (Exact with masked students; an upper bound without.)"""
+    x_BCHW = net.trunk(batch.images_BCHW)
     cluster_B = net.cluster_C[batch.labels_B]
-    gate_BE = net.route(batch.images_BCHW, batch.labels_B)
-    logits_BC = net.dispatch(batch.images_BCHW, cluster_B)
-    return F.cross_entropy(gate_BE, cluster_B) + F.cross_entropy(logits_BC, batch.labels_B)
+    gate_BE = net.route(x_BCHW, batch.labels_B)
+    logits_BC = net.dispatch(x_BCHW, cluster_B)
+    loss = F.cross_entropy(gate_BE, cluster_B) + F.cross_entropy(logits_BC, batch.labels_B)
+    return loss, gate_BE
 
 
-def students_only(net: MoIST, batch: Batch, joint: Joint, prior: Prior) -> torch.Tensor:
+def students_only(
+    net: MoIST, batch: Batch, joint: Joint, prior: Prior
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What the paper's code trains: the student the router picks, on the label. The router gets
     no gradient from a hard choice; here it is frozen, so its batch norm can't drift either."""
     with torch.no_grad():
-        expert_B = net.route(batch.images_BCHW, batch.labels_B).argmax(1)
-    return F.cross_entropy(net.dispatch(batch.images_BCHW, expert_B), batch.labels_B)
+        gate_BE = net.route(batch.images_BCHW, batch.labels_B)
+    logits_BC = net.dispatch(batch.images_BCHW, gate_BE.argmax(1))
+    return F.cross_entropy(logits_BC, batch.labels_B), gate_BE
 
 
-def em(net: MoIST, batch: Batch, joint: Joint, prior: Prior) -> torch.Tensor:
+def em(net: MoIST, batch: Batch, joint: Joint, prior: Prior) -> tuple[torch.Tensor, torch.Tensor]:
     """The mixture's likelihood by EM, the router tied to the teacher's cluster prior."""
-    gate_BE = net.route(batch.images_BCHW)
-    prior_BE = prior(batch)
+    x_BCHW, prior_BE = net.trunk(batch.images_BCHW), prior(batch)
+    gate_BE = net.route(x_BCHW)
     bound = free_energy(
-        gate_BE,
-        net.experts(batch.images_BCHW),
-        batch.labels_B,
-        prior_BE,
-        teacher_prior=joint.teacher_prior,
+        gate_BE, net.experts(x_BCHW), batch.labels_B, prior_BE, teacher_prior=joint.teacher_prior
     )
-    return bound + joint.prior_weight * divergence(prior_BE, gate_BE)
+    return bound + joint.prior_weight * divergence(prior_BE, gate_BE), gate_BE
 
 
-def switch(net: MoIST, batch: Batch, joint: Joint, prior: Prior) -> torch.Tensor:
+def switch(
+    net: MoIST, batch: Batch, joint: Joint, prior: Prior
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Switch routing: the chosen student's logits, scaled by its gate, and the balance loss."""
     logits_BC, gate_BE = net.routed(batch.images_BCHW)
+    loss = F.cross_entropy(logits_BC, batch.labels_B)
+    return loss + joint.balance * balance(gate_BE, shares(net, joint)), gate_BE
+
+
+def noisy_topk(
+    net: MoIST, batch: Batch, joint: Joint, prior: Prior
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy top-k gates over the students' probabilities, and their balance (Shazeer 2017).
+
+    Ours: the noise's deviation is learnt for each expert, theirs from each image; probabilities
+    are mixed, not logits. A trained model asks one student; its noise is left behind.
+    """
+    x_BCHW = net.trunk(batch.images_BCHW)
+    gate_BE = net.route(x_BCHW)
+    deviation_BE = (F.softplus(net.deviation_E) + QUIETEST).expand_as(gate_BE)
+    noisy_BE = noisy(gate_BE, deviation_BE, torch.randn_like(gate_BE))
+    prob_BE, share_E = top_gates(noisy_BE, joint.top), shares(net, joint)
+    load_E = load(gate_BE, deviation_BE, noisy_BE, joint.top).sum(0)
+    uneven = squared_variation(importance(prob_BE), share_E) + squared_variation(load_E, share_E)
+    loss = mixture_nll(prob_BE, net.experts(x_BCHW), batch.labels_B)
+    return loss + joint.balance * uneven, gate_BE
+
+
+def shares(net: MoIST, joint: Joint) -> torch.Tensor:
+    """The part of the images (E,) each student should get; `weighted`: its share of classes."""
     share_E = net.member_EC.float().mean(1)
-    return F.cross_entropy(logits_BC, batch.labels_B) + joint.balance * balance(gate_BE, share_E)
+    return share_E if joint.balance_form == "weighted" else share_E.mean().expand_as(share_E)
 
 
 def teacher_prior(net: MoIST, logits: Logits, temperature: float) -> Prior:
@@ -133,4 +197,5 @@ OBJECTIVES: dict[str, Objective] = {
     "students_only": students_only,
     "em": em,
     "switch": switch,
+    "noisy_topk": noisy_topk,
 }

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.artifacts import Clusters, Dataset, Mixture, Network, Spec, Split, Teacher
+from moist.artifacts import Clusters, Dataset, Split
 from moist.augment import plain_batches
 from moist.config import Latency
-from moist.config import Student as StudentConfig
 from moist.env import Env
-from moist.fit import seeded
 from moist.measure import inference, time_interleaved
-from moist.mixture import MoIST, fresh, module, student_spec, untrained
+from moist.mixture import MoIST
+from moist.models import Architecture, module, timed_models
 from moist.report import Latencies, Machine, Timing
 from moist.routers import IMPOSSIBLE
 from moist.stages import stage
@@ -26,19 +24,13 @@ from moist.stages import stage
 BATCH_SIZES = (1, 256)
 
 
-@stage(version=2)
+@stage(version=3)
 def measure_latency(
     env: Env,
     *,
     data: Dataset,
-    teacher: str,
-    student: StudentConfig,
-    hidden_width: int,
-    router: str,
-    options: dict[str, Any],
+    arch: Architecture,
     k: int | Clusters,
-    masked: bool,
-    gated: bool,
     latency: Latency,
     precision: str,
     machine: Machine,
@@ -49,19 +41,11 @@ def measure_latency(
     training, so that all runs of one architecture share one measurement and a sweep has it
     before it trains. Weights would decide two things more. Which student an image is sent to:
     see `in_turn`. And, on a processor, how many numbers are subnormal, on which it is slow; a
-    network that weight decay has driven there is slower than measured here.
+    network that weight decay has driven there is slower than measured here. How many images ask
+    for a second opinion is not known yet: first and second are timed apart.
     """
-    shape, classes = data.image_shape, len(data.classes)
-    students = student_spec(student, hidden_width, shape, classes)
-    routing = Spec(router, shape, k.k if isinstance(k, Clusters) else k, options)
-    mixture = untrained(students, routing, masked=masked, gated=gated)
-    with seeded(0, "untrained", "teacher"):
-        reference = fresh(Teacher, Spec(teacher, shape, classes, {}))
-    models: dict[str, Network | Mixture] = {
-        "mixture": mixture,
-        "student": mixture.students[0],
-        "teacher": reference,
-    }
+    number = k.k if isinstance(k, Clusters) else k
+    models = timed_models(arch, data.image_shape, len(data.classes), number)
     nets = {name: module(model, env.device).eval() for name, model in models.items()}
     timings = {size: _timings(env, nets, data, size, latency, precision) for size in BATCH_SIZES}
     return Latencies(
@@ -81,21 +65,19 @@ def _timings(
     latency: Latency,
     precision: str,
 ) -> dict[str, Timing]:
-    """Each network on the same `size` images; the mixture is told the labels, for an oracle."""
+    """Each network on the same `size` images; a mixture is told the labels, for an oracle."""
     images, labels = _some_images(env, data, size)
-    mixture = nets["mixture"]
-    assert isinstance(mixture, MoIST)
     calls: dict[str, Callable[[], object]] = {
-        name: partial(net, images, labels) if net is mixture else partial(net, images)
+        name: partial(net, images, labels) if isinstance(net, MoIST) else partial(net, images)
         for name, net in nets.items()
     }
-    with inference(mixture, env.device, precision), in_turn(mixture, images):
+    with inference(nets["model"], env.device, precision), in_turn(nets["model"], images):
         return time_interleaved(
             calls, synchronizer(env), repeats=latency.repeats, seconds=latency.seconds
         )
 
 
-def in_turn(net: MoIST, images_BCHW: torch.Tensor) -> AbstractContextManager[object]:
+def in_turn(net: nn.Module, images_BCHW: torch.Tensor) -> AbstractContextManager[object]:
     """Within it, the router's logits send image i of a batch to student i mod k.
 
     An untrained router may send all images to one student, which makes one large batch of them;
@@ -104,7 +86,7 @@ def in_turn(net: MoIST, images_BCHW: torch.Tensor) -> AbstractContextManager[obj
     A single image is left to the router: one student answers it, and all cost the same. An
     oracle doesn't look at images, and sends each where its label says.
     """
-    if len(images_BCHW) == 1:
+    if len(images_BCHW) == 1 or not isinstance(net, MoIST):
         return nullcontext()
     k = len(net.students)
     turn_B = torch.arange(len(images_BCHW), device=images_BCHW.device) % k

@@ -10,7 +10,7 @@ from moist.augment import draw, render
 from moist.config import Augment
 from moist.env import Env
 from moist.fit import autocast
-from moist.mixture import module
+from moist.models import module
 from moist.stages import stage
 
 BATCH = 256

@@ -5,21 +5,24 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from moist.artifacts import Clusters, Dataset, Router, Spec
+from moist.artifacts import Clusters, Dataset, Router, Spec, Student
+from moist.augment import Batch
 from moist.config import Augment, Routing
 from moist.env import Env
 from moist.fit import fit, passes, seeded
-from moist.mixture import fresh, module
+from moist.models import fresh, module
+from moist.nets import TRUNK, features
 from moist.routers import router_options
 from moist.stages import stage
 
 
-@stage(version=1)
+@stage(version=2)
 def pretrain_router(
     env: Env,
     *,
     data: Dataset,
     clusters: Clusters,
+    student: Student | None,
     router: str,
     routing: Routing,
     augment: Augment,
@@ -28,20 +31,33 @@ def pretrain_router(
 ) -> Router:
     """A router trained on the cluster of each image's label; the oracle has nothing to learn.
 
-    Cross-entropy on logits: the paper's code feeds it probabilities, which caps confidence.
+    Cross-entropy on logits: the paper's code feeds it probabilities, which caps confidence. Only
+    the `shared` router has a `student`: it learns to read that one's trunk, which stays as it is.
     """
-    spec = Spec(router, data.image_shape, clusters.k, router_options(router, routing))
+    shape = data.image_shape
+    if student is not None:
+        shape = features(shape, student.spec.options["channels"])
+    spec = Spec(router, shape, clusters.k, router_options(router, routing))
     with seeded(seed, "router"):
         start = fresh(Router, spec)
     if not start.state:
         return start
     net = module(start, env.device)
     cluster_C = torch.tensor(clusters.of_class, device=env.device)
+    trunk: torch.nn.Module = torch.nn.Identity()
+    if student is not None:
+        trunk = module(student, env.device).get_submodule(TRUNK).eval()
+
+    def loss(batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            x_BCHW = trunk(batch.images_BCHW)
+        return F.cross_entropy(net(x_BCHW).float(), cluster_C[batch.labels_B])
+
     history = fit(
         env,
         net,
         passes(env, data, augment, routing.batch_size, seed),
-        lambda batch: F.cross_entropy(net(batch.images_BCHW).float(), cluster_C[batch.labels_B]),
+        loss,
         images=len(data.train),
         training=routing,
         precision=precision,

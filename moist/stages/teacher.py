@@ -15,7 +15,7 @@ from moist.env import Env
 from moist.errors import ConfigError
 from moist.fit import fit, passes, seeded
 from moist.measure import validation
-from moist.mixture import module
+from moist.models import module
 from moist.nets import TEACHERS
 from moist.objects import digest
 from moist.stages import stage

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 from moist.config import Config
+from moist.models import known_students
 from moist.pipeline import run_key, stages
 from moist.static import known
 from moist.store import Call, Store
@@ -33,8 +34,8 @@ class Foresight:
     def __call__(self, config: Config) -> Foreseen:
         """Prepares the data, and counts; what is foreseen can be `measured`, too."""
         foreseen = self.plan(config)
-        counted = known(config, self.store, latency=False) or {}
-        if not (counted and self.reuse):
+        counted = known(config, self.store, latency=False)
+        if known_students(config) is None or not self.reuse:
             return replace(foreseen, known=counted)
         return replace(foreseen, known=counted, measure=partial(self._time, config))
 
@@ -42,7 +43,7 @@ class Foresight:
         # The data are prepared by now: a worker that is kept still may hold their lock.
         timed = all(call.reused for call in self.plan(config).calls if call.stage == LATENCY)
         with nullcontext() if timed else self.quiet():
-            return known(config, self.store, latency=True) or {}
+            return known(config, self.store, latency=True)
 
     def plan(self, config: Config) -> Foreseen:
         """The same without the quantities: computes nothing."""

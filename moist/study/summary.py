@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
     from sqlalchemy import URL
 
-MODEL = "train_jointly"
-"""The stage that gives a trial's model."""
-
 
 def tell(tracker: Tracker, study: str, url: URL, home: Path, page: Path) -> None:
     """Tell W&B of a study as it is now; `page` is its report."""
@@ -116,6 +113,6 @@ def _add(models: wandb.Artifact, home: Path, trial: Trial) -> None:
         return
     folder = f"trial-{trial.number:05d}"
     models.add_file(str(home / "runs" / f"{found.key}.json"), f"{folder}/run.json")
-    for key in found.artifacts.get(MODEL, ()):
-        if (stored := objects.folder_of(home, key)).is_dir():
-            models.add_dir(str(stored), f"{folder}/model")
+    key = found.report.model_key
+    if key and (stored := objects.folder_of(home, key)).is_dir():
+        models.add_dir(str(stored), f"{folder}/model")

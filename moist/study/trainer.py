@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moist import runs
-from moist.artifacts import Row
+from moist.artifacts import Cascade
 from moist.env import make_env
 from moist.objectives import quantities, reported
 from moist.overrides import build
-from moist.pipeline import report_of, stages
+from moist.pipeline import Outputs, report_of, stages
 from moist.store import Store
 from moist.study.eager import Eager
+from moist.study.policy import CURVES
 from moist.study.workers import Kind, Task
 
 Send = Callable[[Kind, dict[str, Any]], None]
@@ -68,14 +69,17 @@ class Trainer:
                 "found": quantities(report),
                 "key": report.key,
                 "reported": reported(report),
-                "curves": {
-                    "distill_student": curve(out.student.value.history),
-                    "train_jointly": curve(out.mixture.value.history),
-                },
+                "curves": curves(out),
             },
         )
 
 
-def curve(history: Sequence[Row]) -> list[float]:
-    """Validation accuracy after each epoch; empty without a validation split."""
-    return [row["val_accuracy"] for row in history if "val_accuracy" in row]
+def curves(out: Outputs) -> dict[str, list[float]]:
+    """Validation accuracy after each epoch of the stages that foretell the model's; empty
+    without a validation split."""
+    trained = {model.stage: model.value for model in out.models.values() if model.stage in CURVES}
+    return {
+        stage: [row["val_accuracy"] for row in model.history if "val_accuracy" in row]
+        for stage, model in trained.items()
+        if not isinstance(model, Cascade)
+    }

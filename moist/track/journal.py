@@ -22,14 +22,11 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from moist.config import Config
-from moist.objectives import PREFIX
+from moist.objectives import PREFIX, TRAINED_BY
 from moist.track.files import hold
 
 if TYPE_CHECKING:
     import wandb
-
-LAST_STAGE = "train_jointly"
-"""Its validation accuracy is the model's, so far: W&B's hyperband looks at it."""
 
 TEST, TRIAL, LIMIT = "test/", "trial/", "limit/"
 
@@ -45,12 +42,17 @@ EXITS = {"complete": 0, "pruned": 0, "failed": 1, "killed": 130}
 
 def epochs_of(config: Config) -> dict[str, int]:
     """The epochs of each stage that trains, in order."""
-    return {
-        "train_teacher": config.teacher.epochs,
-        "distill_student": config.distill.epochs,
-        "pretrain_router": config.routing.epochs,
-        LAST_STAGE: config.joint.epochs,
-    }
+    c = config
+    found = {"train_teacher": c.teacher.epochs, "distill_student": c.distill.epochs}
+    if c.system in {"moist", "ones"}:
+        found |= {"pretrain_router": c.routing.epochs, "train_jointly": c.joint.epochs}
+    if c.system == "ones":
+        found |= {"integrate": c.merge.epochs}
+    if c.system == "ensemble":
+        found |= {"distill_ensemble": c.distill.epochs}
+    if c.cascade.fallback not in {"none", "teacher"}:
+        found |= {"distill_fallback": c.distill.epochs}
+    return found
 
 
 def offsets(config: Config) -> dict[str, int]:
@@ -67,9 +69,11 @@ class Journal:
         self,
         do: Callable[[Callable[[], Any]], None],
         opened: Callable[[], wandb.Run],
-        before: Mapping[str, int],
+        config: Config | None,
     ) -> None:
-        self._do, self._opened, self._before = do, opened, before
+        self._do, self._opened = do, opened
+        self._before = offsets(config) if config else {}
+        self._last = TRAINED_BY[config.system] if config else None
         self._run: wandb.Run | None = None
         self._took: dict[str, tuple[bool, float]] = {}
         self.ended = False
@@ -105,7 +109,7 @@ class Journal:
             return
         row = {f"{stage}/{name}": value for name, value in metrics.items()}
         row[f"{stage}/epoch"] = done
-        if stage == LAST_STAGE and "val_accuracy" in metrics:
+        if stage == self._last and "val_accuracy" in metrics:
             row[f"{PREFIX}accuracy"] = metrics["val_accuracy"]
         step = self._before[stage] + done
         self._do(lambda: self._run and self._run.log(row, step=step, commit=True))

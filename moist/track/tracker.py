@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from moist.config import Config
 from moist.track.behind import Behind
 from moist.track.client import About, Client, abandon, forget, service, serving
-from moist.track.journal import OFFLINE, Journal, offsets
+from moist.track.journal import OFFLINE, Journal
 from moist.track.mode import Mode, base_url, decide, host, reachable
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Tracker:
         """A journal for one run, told nobody where tracking is off; of a run that trains nothing
         without a config."""
         do = (lambda _work: None) if self.off else self._behind.do
-        journal = Journal(do, lambda: self._opened(about), offsets(config) if config else {})
+        journal = Journal(do, lambda: self._opened(about), config)
         self.journals = [one for one in self.journals if one.open or not one.ended] + [journal]
         return journal
 

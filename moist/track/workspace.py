@@ -6,8 +6,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from moist.errors import ConfigError, StoreError
-from moist.objectives import PREFIX
-from moist.track.journal import LAST_STAGE, TRIAL
+from moist.objectives import PREFIX, TRAINED_BY
+from moist.track.journal import TRIAL
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
@@ -19,7 +19,7 @@ ACCURACY, COSTS = f"{PREFIX}accuracy", ("mflops", "latency_ms", "params")
 SEARCHED = {"k": False, "hidden_width": True, "router": False, "temperature": True}
 """Columns of the parallel coordinates, and whether their axis is logarithmic."""
 
-CURVES = ("distill_student", LAST_STAGE)
+CURVES = tuple(dict.fromkeys(("distill_student", *TRAINED_BY.values())))
 TITLES = {
     "mflops": "accuracy over MFLOPs (a multiply-add is one)",
     "latency_ms": "accuracy over latency, ms (batch 1)",

@@ -1,0 +1,45 @@
+"""The types of the config's values: how they are read from text, and their bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+WHERE: dict[str, Any] = {"keyed": False}
+
+
+def _numbers(value: object) -> object:
+    """Read `32,64` or `[32, 64]`; sequences pass through."""
+    if isinstance(value, str):
+        return [part for part in value.strip("[]() ").replace(" ", "").split(",") if part]
+    return value
+
+
+def _nothing(value: object) -> object:
+    """Read the ways YAML, Python and a shell write 'no value'."""
+    return None if isinstance(value, str) and value.lower() in {"", "none", "null"} else value
+
+
+Widths = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=65536)], ...],
+    BeforeValidator(_numbers),
+    PlainSerializer(lambda widths: ",".join(map(str, widths)), return_type=str),
+]
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+OptionalInt = Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_nothing)]
+OptionalEpochs = Annotated[Epochs | None, BeforeValidator(_nothing)]
+Weight = Annotated[float, Field(ge=0, le=100)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_nothing)]
+
+
+Peer = Literal["resnet8", "resnet20", "shufflenetv2_x0_5", "mobilenetv2_x0_5"]
+"""Small networks that others use: teachers, students, experts or fallbacks here."""
+
+
+class Section(BaseModel):
+    """Frozen, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

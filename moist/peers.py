@@ -1,0 +1,123 @@
+"""Small networks that others use, in their forms for small images. B images, C channels, H x W.
+
+Each is built for an image shape (C, H, W) and a number of outputs, and returns class logits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def stem(image_shape: tuple[int, int, int], outputs: int) -> nn.Conv2d:
+    """A first convolution that keeps the resolution: small images have none to spare."""
+    return nn.Conv2d(image_shape[0], outputs, 3, padding=1, bias=False)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; the shortcut is a bare 1x1 convolution when the
+    shape changes (as in MLPerf Tiny's reference, which has no batch norm there)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        changes = stride > 1 or inputs != outputs
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride) if changes else nn.Identity()
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.bn1(self.conv1(x_BCHW)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x_BCHW))
+
+
+class ResNet8(nn.Module):
+    """MLPerf Tiny's image classifier: three residual blocks of 16, 32 and 64 filters."""
+
+    def __init__(self, image_shape: tuple[int, int, int], outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(image_shape[0], 16, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.blocks = nn.Sequential(
+            ResidualBlock(16, 16, 1), ResidualBlock(16, 32, 2), ResidualBlock(32, 64, 2)
+        )
+        self.fc = nn.Linear(64, outputs)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        x = self.blocks(F.relu(self.bn1(self.conv1(x_BCHW))))
+        logits: torch.Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
+
+
+def resnet20(image_shape: tuple[int, int, int], outputs: int) -> nn.Module:
+    """The CIFAR ResNet of He et al. 2016 with n=3: stages of 16, 32 and 64 filters.
+
+    Shortcuts that change the shape are a 1x1 convolution and batch norm, and state-dict names
+    are torchvision's, both as in chenyaofo/pytorch-cifar-models.
+    """
+    from torchvision.models.resnet import BasicBlock
+
+    def stage(inputs: int, width: int, stride: int) -> nn.Sequential:
+        shortcut = None
+        if stride > 1:
+            narrow = nn.Conv2d(inputs, width, 1, stride, bias=False)
+            shortcut = nn.Sequential(narrow, nn.BatchNorm2d(width))
+        first = BasicBlock(inputs, width, stride, shortcut)
+        return nn.Sequential(first, BasicBlock(width, width), BasicBlock(width, width))
+
+    layers: dict[str, nn.Module] = {
+        "conv1": stem(image_shape, 16), "bn1": nn.BatchNorm2d(16), "relu": nn.ReLU(),
+        "layer1": stage(16, 16, 1), "layer2": stage(16, 32, 2), "layer3": stage(32, 64, 2),
+        "avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(64, outputs),
+    }  # fmt: skip
+    net = nn.Sequential(OrderedDict(layers))
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return net
+
+
+def shufflenetv2_x0_5(image_shape: tuple[int, int, int], outputs: int) -> nn.Module:
+    """torchvision's ShuffleNetV2 x0.5 (Ma et al. 2018): stride-1 stem, no max-pool.
+
+    As chenyaofo/pytorch-cifar-models changes it for CIFAR; its weights load as they are.
+    """
+    from torchvision.models import shufflenet_v2_x0_5
+
+    net: nn.Module = shufflenet_v2_x0_5(num_classes=outputs)
+    net.set_submodule("conv1.0", stem(image_shape, 24))
+    net.maxpool = nn.Identity()
+    return net
+
+
+def mobilenetv2_x0_5(image_shape: tuple[int, int, int], outputs: int) -> nn.Module:
+    """torchvision's MobileNetV2 x0.5 (Sandler et al. 2018): stride 1 in stem and second stage.
+
+    As chenyaofo/pytorch-cifar-models changes it for CIFAR; its weights load as they are.
+    """
+    from torchvision.models import mobilenet_v2
+
+    expansion_filters_blocks_stride = [
+        [1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2],
+        [6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1],
+    ]  # fmt: skip
+    net: nn.Module = mobilenet_v2(
+        num_classes=outputs,
+        width_mult=0.5,
+        inverted_residual_setting=expansion_filters_blocks_stride,
+    )
+    net.set_submodule("features.0.0", stem(image_shape, 16))
+    return net
+
+
+PEERS: dict[str, Callable[..., nn.Module]] = {
+    "resnet8": ResNet8,
+    "resnet20": resnet20,
+    "shufflenetv2_x0_5": shufflenetv2_x0_5,
+    "mobilenetv2_x0_5": mobilenetv2_x0_5,
+}

@@ -1,0 +1,36 @@
+"""When a model asks for a second opinion: where its certainty is low on validation images."""
+
+from __future__ import annotations
+
+from moist.artifacts import Cascade, Dataset, Ensemble, Mixture, Network, Student
+from moist.env import Env
+from moist.errors import StageError
+from moist.measure import classify
+from moist.models import module
+from moist.opinions import threshold_for
+from moist.stages import stage
+
+
+@stage(version=1)
+def choose_threshold(
+    env: Env,
+    *,
+    data: Dataset,
+    first: Mixture | Ensemble | Student,
+    fallback: Network | None,
+    share: float,
+    precision: str,
+) -> Cascade:
+    """`first`, with a second opinion for the `share` of validation images it is least sure of.
+
+    `fallback` gives it, or else the mixture's own second expert.
+    """
+    if not len(data.val):
+        raise StageError(
+            "there are no validation images to choose a threshold on: classes have too few images",
+            "raise `data.val_fraction`",
+        )
+    model = Cascade(first, fallback, 0.0)
+    said = classify(env, module(model, env.device), data.val, data, precision)
+    assert said.certainty_N is not None
+    return Cascade(first, fallback, threshold_for(said.certainty_N, share))

@@ -1,0 +1,110 @@
+"""Knowledge gathering of OneS: a mixture's students become one. B images, H hidden units."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from moist.artifacts import Dataset, Mixture, Student
+from moist.augment import normalize
+from moist.config import Augment, Merge
+from moist.env import Env
+from moist.fit import autocast, passes, seeded
+from moist.measure import accuracy, classify
+from moist.merge import gather
+from moist.models import fresh, module
+from moist.stages import stage
+
+CALIBRATION = 512
+"""Images whose activations say which units matter."""
+
+
+@stage(version=1)
+def gather_students(
+    env: Env,
+    *,
+    data: Dataset,
+    mixture: Mixture,
+    ancestor: Student,
+    merge: Merge,
+    augment: Augment,
+    precision: str,
+    seed: int,
+) -> Student:
+    """One student from the mixture's, by `merge.method`; the router is dropped.
+
+    Batch norm's statistics fit no merged network: they are taken anew over the training images.
+    The controls: `random` weights, the `ancestor` all students started from, and `best_expert`,
+    the one student that is best on all validation images (training images, without a split).
+    """
+    if merge.method == "ancestor":
+        return ancestor
+    if merge.method == "random":
+        with seeded(seed, "merged"):
+            return fresh(Student, ancestor.spec)
+    if merge.method == "best_expert":
+        split = data.val if len(data.val) else data.train
+        scores = [
+            accuracy(
+                classify(env, module(one, env.device), split, data, precision).logits_NC,
+                split.labels_N,
+            )
+            for one in mixture.students
+        ]
+        return mixture.students[scores.index(max(scores))]
+    needed = merge.method == "topk" and merge.score == "act"
+    state = gather(
+        [student.state for student in mixture.students], ancestor.state, merge,
+        mixture.clusters.of_class,
+        [_activity(env, one, data) for one in mixture.students] if needed else None,
+    )  # fmt: skip
+    net = module(Student(ancestor.spec, state, ()), env.device)
+    _renew_statistics(env, net, data, augment, precision, seed)
+    return Student(ancestor.spec, net.state_dict(), ())
+
+
+def _activity(env: Env, student: Student, data: Dataset) -> dict[str, torch.Tensor]:
+    """Mean activation (H,) of each hidden layer's units, after their ReLU, on training images."""
+    net = module(student, env.device).eval()
+    conv1, conv2 = _of_type(net, nn.ReLU)
+    watched = {"conv1": conv1, "conv2": conv2, "fc1": net.get_submodule("fc1")}
+    found: dict[str, torch.Tensor] = {}
+
+    def seen(name: str, x: torch.Tensor) -> None:
+        found[name] = F.relu(x).transpose(0, 1).flatten(1).mean(1).cpu()
+
+    handles = [
+        part.register_forward_hook(lambda _net, _args, x, name=name: seen(name, x))
+        for name, part in watched.items()
+    ]
+    rows = torch.linspace(0, len(data.train) - 1, min(CALIBRATION, len(data.train))).long()
+    with torch.inference_mode():
+        net(normalize(data.train.images_NHWC[rows].to(env.device), data.mean, data.std))
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _of_type(net: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+    return [part for part in net.modules() if isinstance(part, kind)]
+
+
+def _renew_statistics(
+    env: Env, net: nn.Module, data: Dataset, augment: Augment, precision: str, seed: int
+) -> None:
+    """Batch norm's running mean and variance, as averages over one pass of training images."""
+    norms = [part for part in _of_type(net, nn.BatchNorm2d) if isinstance(part, nn.BatchNorm2d)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    net.train()
+    with torch.no_grad(), autocast(env.device, precision):
+        for batch in passes(env, data, augment, 256, seed)(0):
+            net(batch.images_BCHW)
+    net.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -1,0 +1,130 @@
+"""What the teacher sees and says at each of its levels, on the views that a student learns from.
+
+Ours: of MoE-KD (OpenReview UC1UD0EIWn) only the abstract is known, which says that experts are
+implemented from multi-level teacher outputs. V views, N images, B of a batch, M levels, D
+channels, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from moist import checkpoint
+from moist.artifacts import Dataset, Levels, Teacher
+from moist.augment import draw, render
+from moist.config import Augment
+from moist.env import Env
+from moist.fit import autocast
+from moist.models import module
+from moist.nets import LAST, LEVELS
+from moist.stages import stage
+
+BATCH = 256
+STEPS = 100
+"""Of a probe's descent, at most."""
+DECAY = 1e-3
+"""Of a probe's weights, so that classes that can be told apart have a finite best."""
+CONSTANT = 1e-6
+"""A channel of a smaller deviation says nothing."""
+
+
+@stage(version=1)
+def teacher_levels(
+    env: Env,
+    *,
+    data: Dataset,
+    teacher: Teacher,
+    augment: Augment,
+    views: int,
+    precision: str,
+    seed: int,
+) -> Levels:
+    """The teacher's levels on `views` augmented copies of the training images; a finished view
+    is kept. The views are those of `teacher_logits`.
+
+    What a level says is what a linear probe on it says: one trained on view 0, and counted on
+    the same images (ours), as the teacher knows them all anyway.
+    """
+    net = module(teacher, env.device).eval()
+    names = LEVELS[teacher.spec.name]
+    found = checkpoint.load(env.checkpoints, env.progress.warned)
+    done: list[list[torch.Tensor]] = [list(view) for view in found[1]] if found else []
+    for view in range(len(done), views):
+        done.append(_one_view(env, net, names, data, augment, view, precision, seed))
+        checkpoint.save(env.checkpoints, tuple(done), view + 1)
+        env.advanced(view + 1, views)
+    labels_N, classes = data.train.labels_N.to(env.device), len(data.classes)
+    tables = [
+        table(probed(level_ND.to(env.device).float(), labels_N, classes), labels_N, classes)
+        for level_ND in done[0]
+    ]
+    last = net.get_submodule(LAST[teacher.spec.name])
+    assert isinstance(last, nn.Linear)
+    return Levels(
+        torch.stack([torch.cat(view, 1) for view in done]),
+        tuple(level_ND.shape[1] for level_ND in done[0]),
+        torch.stack(tables),
+        last.weight.detach(),
+        last.bias.detach(),
+    )
+
+
+def _one_view(
+    env: Env,
+    net: nn.Module,
+    names: tuple[str, ...],
+    data: Dataset,
+    augment: Augment,
+    view: int,
+    precision: str,
+    seed: int,
+) -> list[torch.Tensor]:
+    """Each level's pooled outputs (N, width), float16, on one view of the training split."""
+    drawn = draw(len(data.train), augment, data.image_shape[1:], seed, view).to(env.device)
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    hooks = [
+        net.get_submodule(name).register_forward_hook(
+            lambda _, __, maps_BDHW, name=name: parts[name].append(
+                maps_BDHW.float().mean((2, 3)).half().cpu()
+            )
+        )
+        for name in names
+    ]
+    with torch.inference_mode(), autocast(env.device, precision):
+        for rows in torch.split(torch.arange(len(data.train)), BATCH):
+            images = data.train.images_NHWC[rows].to(env.device)
+            net(render(images, drawn[rows.to(env.device)], augment, data.mean, data.std))
+    for hook in hooks:
+        hook.remove()
+    return [torch.cat(parts[name]) for name in names]
+
+
+def probed(features_ND: torch.Tensor, labels_N: torch.Tensor, classes: int) -> torch.Tensor:
+    """What a linear classifier of these features, trained on these labels, says of each (N,)."""
+    deviation_D = features_ND.std(0).clamp_min(CONSTANT)
+    inputs_ND = (features_ND - features_ND.mean(0)) / deviation_D
+    weight_CD = inputs_ND.new_zeros(classes, inputs_ND.shape[1], requires_grad=True)
+    bias_C = inputs_ND.new_zeros(classes, requires_grad=True)
+    descent = torch.optim.LBFGS([weight_CD, bias_C], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        descent.zero_grad()
+        value = F.cross_entropy(F.linear(inputs_ND, weight_CD, bias_C), labels_N)
+        value = value + DECAY / 2 * weight_CD.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+
+    descent.step(loss)  # type: ignore[no-untyped-call]
+    return F.linear(inputs_ND, weight_CD, bias_C).detach().argmax(1)
+
+
+def table(said_N: torch.Tensor, labels_N: torch.Tensor, classes: int) -> torch.Tensor:
+    """Row z, column y: the share (C, C) of class y among the images of which it said z.
+
+    One image more is spread evenly over each row, so that what it never says tells nothing.
+    """
+    cells = torch.bincount(said_N * classes + labels_N, minlength=classes**2)
+    count_CC = cells.view(classes, classes).float() + 1 / classes
+    return count_CC / count_CC.sum(1, keepdim=True)
