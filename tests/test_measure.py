@@ -325,16 +325,16 @@ def test_an_oracle_sends_images_where_their_labels_say_also_when_timed() -> None
 
 
 @pytest.mark.parametrize(
-    ("router", "values", "second"),
+    ("router", "values", "asked"),
     [
         ("linear", {}, []),
         ("oracle", {}, []),
         ("linear", {"system": "ensemble"}, []),
-        ("linear", {"top": 2}, ["second"]),
-        ("linear", {"fallback": "teacher"}, ["second"]),
+        ("linear", {"top": 2}, ["asked"]),
+        ("linear", {"fallback": "teacher"}, ["asked"]),
     ],
 )
-def test_latency_is_that_of_all_models_at_two_batch_sizes(router, values, second) -> None:
+def test_latency_is_that_of_all_models_at_two_batch_sizes(router, values, asked) -> None:
     clusters = Clusters((0, 1, 1, 0), {})
     found = [
         measure_latency(
@@ -346,7 +346,7 @@ def test_latency_is_that_of_all_models_at_two_batch_sizes(router, values, second
     ]  # fmt: skip
     for latencies in found:
         assert latencies.machine == ENV.machine()
-        assert list(latencies.models) == ["model", "student", "teacher", *second]
+        assert list(latencies.models) == ["model", "student", "teacher", *asked]
         for timings in latencies.models.values():
             assert list(timings) == ["batch_1", "batch_256"]
             assert all(t.n == 11 and t.p95 >= t.median > 0 for t in timings.values())

@@ -560,7 +560,6 @@ BASELINES = {
     "system=ensemble": set(),
     "system=ensemble ensemble.views=filtered k=3": set(),
     "system=ones": {"mixture", "gathered"},
-    "system=ones router=oracle merge.teacher=teacher": {"mixture", "gathered"},
     "mixture.top=2": {"oracle", "first"},
     "router=shared mixture.top=2": {"oracle", "first"},
     "cascade.fallback=teacher": {"oracle", "first"},
