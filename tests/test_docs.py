@@ -16,6 +16,8 @@ from moist.space import config_of, problems, read_sweep
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "sweeps").glob("*"))
 SOUND = [path for path in SWEEPS if "# as in sweeps/sound.yaml" in path.read_text()]
+AS_SHORT = "# as in sweeps/short.yaml"
+SHORT = [path for path in SWEEPS if AS_SHORT in path.read_text()]
 MODULES = sorted((ROOT / "moist").rglob("*.py"))
 README = (ROOT / "README.md").read_text()
 HELP = "\n".join(path.read_text() for path in ROOT.glob("moist/cli/*.py"))
@@ -46,6 +48,16 @@ def test_a_sweep_over_the_sound_recipe_has_the_rest_of_it(path):
     recipe, sweep = read_sweep(ROOT / "sweeps" / "sound.yaml").fixed, read_sweep(path)
     searched = {parameter.name for parameter in sweep.parameters}
     assert sweep.fixed == {key: recipe[key] for key in recipe if key not in searched}
+
+
+@pytest.mark.parametrize("path", SHORT, ids=lambda path: path.name)
+def test_a_system_at_the_short_recipe_differs_from_it_only_where_it_says_so(path):
+    own, _, same = path.read_text().partition(f"  {AS_SHORT}\n")
+    recipe, fixed = read_sweep(ROOT / "sweeps" / "short.yaml").fixed, read_sweep(path).fixed
+    kept = yaml.safe_load(same).keys() & recipe.keys()
+    assert len(kept) > 10 and {key: fixed[key] for key in kept} == {k: recipe[k] for k in kept}
+    named = own.partition("parameters:")[2]
+    assert all(key in named for key in fixed if key in recipe and fixed[key] != recipe[key])
 
 
 def commands(text: str) -> list[str]:
