@@ -123,8 +123,9 @@ def blank(arch: Architecture, image_shape: Shape, classes: int, k: int) -> Model
         student = fresh(Student, spec)
         first: Mixture | Ensemble | Student = student
         if arch.system == "moist":
+            reads = spec if arch.router == "shared" else None
             router = fresh(
-                Router, router_spec(arch.router, dict(arch.options), image_shape, k, spec)
+                Router, router_spec(arch.router, dict(arch.options), image_shape, k, reads)
             )
             clusters = Clusters(tuple(c % k for c in range(classes)), {})
             students = duplicate(student, k)
@@ -177,10 +178,10 @@ def student_spec(
 
 
 def router_spec(
-    router: str, options: dict[str, Any], image_shape: Shape, k: int, student: Spec
+    router: str, options: dict[str, Any], image_shape: Shape, k: int, student: Spec | None
 ) -> Spec:
-    """What a router is built from; `shared` reads the feature maps of such a student's trunk."""
-    if router == "shared":
+    """What a router is built from; `shared` reads the feature maps of such a `student`'s trunk."""
+    if student is not None:
         image_shape = features(image_shape, student.options["channels"])
     return Spec(router, image_shape, k, options)
 

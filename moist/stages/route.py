@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from moist.artifacts import Clusters, Dataset, Router, Spec, Student
+from moist.artifacts import Clusters, Dataset, Router, Student
 from moist.augment import Batch
 from moist.config import Augment, Routing
 from moist.env import Env
 from moist.fit import fit, passes, seeded
-from moist.models import fresh, module
-from moist.nets import TRUNK, features
+from moist.models import fresh, module, router_spec
+from moist.nets import TRUNK
 from moist.routers import router_options
 from moist.stages import stage
 
@@ -34,10 +34,8 @@ def pretrain_router(
     Cross-entropy on logits: the paper's code feeds it probabilities, which caps confidence. Only
     the `shared` router has a `student`: it learns to read that one's trunk, which stays as it is.
     """
-    shape = data.image_shape
-    if student is not None:
-        shape = features(shape, student.spec.options["channels"])
-    spec = Spec(router, shape, clusters.k, router_options(router, routing))
+    options, reads = router_options(router, routing), None if student is None else student.spec
+    spec = router_spec(router, options, data.image_shape, clusters.k, reads)
     with seeded(seed, "router"):
         start = fresh(Router, spec)
     if not start.state:
