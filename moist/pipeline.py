@@ -22,7 +22,7 @@ from moist.stages.integrate import integrate
 from moist.stages.joint import train_jointly
 from moist.stages.latency import measure_latency
 from moist.stages.levels import teacher_levels
-from moist.stages.logits import teacher_logits
+from moist.stages.logits import mixture_logits, teacher_logits
 from moist.stages.prepare import prepare
 from moist.stages.route import pretrain_router
 from moist.stages.teacher import WeightsFile, load_teacher, train_teacher
@@ -164,10 +164,28 @@ def merged(
         merge=c.merge.gathering, **taught.common,
     )  # fmt: skip
     refined = store.call(
-        integrate, student=gathered, mixture=mixture, merge=c.merge, temperature=c.temperature,
-        **taught.soft,
+        integrate, student=gathered, taught=refiners(c, store, taught, mixture),
+        data=taught.data, views=c.distill.views, merge=c.merge, temperature=c.temperature,
+        **taught.common,
     )  # fmt: skip
     return gathered, refined
+
+
+def refiners(
+    config: Config, store: Store, taught: Taught, mixture: Ref[Mixture]
+) -> tuple[Ref[Logits], ...]:
+    """Whose logits refine the gathered student, by `merge.teacher`."""
+    c, who = config, config.merge.teacher
+    found = []
+    if who in {"mixture", "hard", "both"}:
+        own = store.call(
+            mixture_logits, data=taught.data, mixture=mixture, views=c.distill.views,
+            temperature=None if who == "hard" else c.temperature, **taught.common,
+        )  # fmt: skip
+        found.append(own)
+    if who in {"teacher", "both"}:
+        found.append(taught.logits)
+    return tuple(found)
 
 
 def doubting(config: Config, store: Store, taught: Taught, first: Ref[Any]) -> Ref[Any]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from moist import checkpoint
 from moist.artifacts import Clusters, Dataset, Logits, Mixture, Router, Spec, Split, Student
 from moist.augment import Batch
 from moist.config import Augment, Merge
@@ -20,7 +21,8 @@ from moist.nets import Shape
 from moist.routers import ROUTERS
 from moist.schema import choices
 from moist.stages.gather import gather_students
-from moist.stages.integrate import integrate, opinions
+from moist.stages.integrate import integrate, mean_log_prob
+from moist.stages.logits import mixture_logits
 
 SHAPE: Shape = (1, 8, 8)
 CLUSTERS = Clusters((0, 1, 0, 2, 1), {})
@@ -182,15 +184,30 @@ def test_batch_norms_statistics_are_those_of_a_training_pass(method: str, images
 # refining
 
 
-def refined(
-    merge: Merge, env: Env = ENV, batch_norm: bool = True, masked: bool = False
-) -> Student:
-    start = student(7, batch_norm)
-    return integrate(
-        env, data=dataset(val=10), logits=taught(), student=start,
-        mixture=mixture(batch_norm, masked), merge=merge, temperature=2.0,
-        augment=Augment(shift=1), precision="float32", seed=0,
+def says(temperature: float | None, masked: bool = False, env: Env = ENV) -> Logits:
+    return mixture_logits(
+        env, data=dataset(val=10), mixture=mixture(True, masked), temperature=temperature,
+        augment=Augment(shift=1), views=2, precision="float32", seed=0,
     )  # fmt: skip
+
+
+def refined(merge: Merge, env: Env = ENV, masked: bool = False) -> Student:
+    mixed, hard = says(2.0, masked), says(None, masked)
+    who = {
+        "mixture": (mixed,), "hard": (hard,), "teacher": (taught(),), "both": (mixed, taught()),
+        "none": (),
+    }  # fmt: skip
+    return integrate(
+        env, data=dataset(val=10), student=student(7, True), taught=who[merge.teacher], views=2,
+        merge=merge, temperature=2.0, augment=Augment(shift=1), precision="float32", seed=0,
+    )  # fmt: skip
+
+
+class Stops(Silent):
+    """Progress of someone who interrupts after the first epoch, or view."""
+
+    def advanced(self, *told: object) -> None:
+        raise KeyboardInterrupt
 
 
 def asked(teacher: str, **values: object) -> Merge:
@@ -224,12 +241,6 @@ def test_without_a_teacher_it_is_the_labels_that_refine_whatever_the_weight() ->
 
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_a_killed_refinement_goes_on_to_the_same_student(teacher: str, tmp_path: Path) -> None:
-    class Stops(Silent):
-        """Progress of someone who interrupts after the first epoch."""
-
-        def advanced(self, *told: object) -> None:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         refined(asked(teacher), Env(ENV.device, Stops(), "integrate", tmp_path))
     resumed = refined(asked(teacher), ENV.at("integrate", tmp_path))
@@ -238,23 +249,40 @@ def test_a_killed_refinement_goes_on_to_the_same_student(teacher: str, tmp_path:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_opinions_are_what_they_are_called(masked: bool) -> None:
-    model, t = mixture(masked=masked), 2.0
-    x_BCHW = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(0))
-    batch = Batch(torch.arange(6), x_BCHW, torch.arange(6) % 5, view=1)
-    said = opinions(ENV, model, taught(), t)
+def test_a_mixture_teaches_what_its_students_say_of_the_images_that_are_seen(masked: bool) -> None:
+    data, model, t = dataset(val=10), mixture(True, masked), 2.0
+    mixed_VNC, hard_VNC = says(t, masked).train_VNC, says(None, masked).train_VNC
     member_EC = torch.tensor(CLUSTERS.of_class)[None] == torch.arange(3)[:, None]
-    with torch.inference_mode():
-        found = {name: opinion(batch).exp() for name, opinion in said.items()}
-        gate_BE = module(model.router).eval()(x_BCHW).softmax(1)
-        each_EBC = torch.stack([module(one)(x_BCHW) for one in model.students])
-        if masked:
-            each_EBC = each_EBC.masked_fill(~member_EC[:, None], -torch.inf)
-        soft = (gate_BE.T[:, :, None] * (each_EBC / t).softmax(2)).sum(0)
-        hard = (module(model).eval()(x_BCHW) / t).softmax(1)
-        teacher = (taught().train_VNC[1, :6].float() / t).softmax(1)
-    torch.testing.assert_close(found["mixture"], soft)
-    torch.testing.assert_close(found["hard"], hard)
-    torch.testing.assert_close(found["teacher"], teacher)
-    torch.testing.assert_close(found["both"], (soft + teacher) / 2)
-    assert {*found, "none"} == {*TEACHERS}
+    for view in range(2):
+        for batch in passes(ENV, data, Augment(shift=1), 8, 0, views=2)(view):
+            with torch.inference_mode():
+                gate_BE = module(model.router).eval()(batch.images_BCHW).softmax(1)
+                each = [module(one).eval()(batch.images_BCHW) for one in model.students]
+                each_EBC = torch.stack(each)
+                if masked:
+                    each_EBC = each_EBC.masked_fill(~member_EC[:, None], -torch.inf)
+                mean_BC = (gate_BE.T[:, :, None] * (each_EBC / t).softmax(2)).sum(0)
+                routed_BC = module(model).eval()(batch.images_BCHW).softmax(1)
+            mixed = (mixed_VNC[view, batch.index_B].float() / t).softmax(1)
+            torch.testing.assert_close(mixed, mean_BC, rtol=5e-3, atol=1e-4)
+            hard = hard_VNC[view, batch.index_B].float().softmax(1)
+            torch.testing.assert_close(hard, routed_BC, rtol=5e-3, atol=1e-4)
+    assert not torch.allclose(mixed_VNC[0], mixed_VNC[1], atol=1e-2)
+
+
+def test_two_teachers_have_the_mean_of_their_probabilities() -> None:
+    one, other = (taught().train_VNC[v].float() for v in range(2))
+    mean = ((one / 3).softmax(1) + (other / 3).softmax(1)) / 2
+    torch.testing.assert_close(mean_log_prob([one, other], 3.0).exp(), mean)
+    torch.testing.assert_close(mean_log_prob([one], 3.0), (one / 3).log_softmax(1))
+
+
+def test_a_mixtures_logits_of_a_killed_stage_go_on_from_the_last_whole_view(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        says(2.0, env=Env(ENV.device, Stops(), "mixture_logits", tmp_path))
+    found = checkpoint.load(tmp_path, print)
+    assert found is not None and found[0] == 1
+    resumed = says(2.0, env=ENV.at("mixture_logits", tmp_path))
+    assert torch.equal(resumed.train_VNC, says(2.0).train_VNC)

@@ -87,7 +87,7 @@ SYSTEMS = {
     "system=student": (*TAUGHT, "model measured", *BESIDE),
     "system=ensemble": (*TAUGHT, "ensemble", "model measured", *BESIDE),
     "system=ones": (
-        *SPECIALIZED, "gathered", "refined",
+        *SPECIALIZED, "gathered", "said", "refined",
         "model measured", *BESIDE, "mixture measured", "gathered measured",
     ),
     "mixture.top=2": (*DOUBTING, "first measured"),
@@ -96,7 +96,7 @@ SYSTEMS = {
         *SPECIALIZED, "fallback", *DOUBTING[len(SPECIALIZED):], "first measured",
     ),
     "system=ones cascade.fallback=teacher": (
-        *SPECIALIZED, "gathered", "refined", "threshold",
+        *SPECIALIZED, "gathered", "said", "refined", "threshold",
         "model measured", *BESIDE, "mixture measured", "gathered measured", "first measured",
     ),
 }  # fmt: skip
@@ -106,8 +106,8 @@ STAGES = {
     "prepare": "prepare", "latency": "measure_latency", "teacher": "train_teacher",
     "logits": "teacher_logits", "student": "distill_student", "clusters": "cluster_classes",
     "router": "pretrain_router", "mixture": "train_jointly", "gathered": "gather_students",
-    "refined": "integrate", "ensemble": "distill_ensemble", "fallback": "distill_fallback",
-    "threshold": "choose_threshold",
+    "said": "mixture_logits", "refined": "integrate", "ensemble": "distill_ensemble",
+    "fallback": "distill_fallback", "threshold": "choose_threshold",
 }  # fmt: skip
 """Whose work a label is; all others are `evaluate`'s."""
 
@@ -124,8 +124,8 @@ IN_SYSTEMS = [
     ("system=ensemble", "k=3", ENSEMBLE | LATENCY),
     ("system=ensemble", "ensemble.views=filtered", ENSEMBLE | LATENCY),
     ("system=ensemble", "temperature=2", ENSEMBLE | {"student", "student measured"}),
-    ("system=ones", "joint.lr=1", {"mixture", "mixture measured"} | GATHERED),
-    ("system=ones", "router=cnn", {"router", "mixture", "mixture measured"} | GATHERED),
+    ("system=ones", "joint.lr=1", {"mixture", "mixture measured", "said"} | GATHERED),
+    ("system=ones", "router=cnn", {"router", "mixture", "mixture measured", "said"} | GATHERED),
     ("system=ones", "ensemble.views=filtered cascade.defer=0.5", set()),
     ("mixture.top=2", "mixture.second=0.5", THRESHOLD),
     ("mixture.top=2", "joint.lr=1", FIRST),
@@ -275,7 +275,20 @@ def test_what_only_the_refinement_reads_gathers_nothing_anew(tmp_path, key):
     after = planned(tmp_path, "system=ones", f"{key}={another(key)}", labels=labels)
     refines = key.partition(".")[2] in {*TrainingConfig.model_fields, "teacher", "alpha"}
     expected = REFINED if refines else GATHERED
+    expected = expected | ({"said"} if key == "merge.teacher" else set())
     assert {label for label in labels if before[label] != after[label]} == expected
+
+
+def test_a_mixture_labels_views_only_where_it_refines_and_once_for_every_gathering(tmp_path):
+    def said(*overrides: str) -> list[str]:
+        plan = Plan(tmp_path, env())
+        stages(tiny("system=ones", *overrides), plan)
+        return [call.key for call in plan.calls if call.stage == "mixture_logits"]
+
+    assert said("merge.teacher=none") == said("merge.teacher=teacher") == []
+    (mixed,), (hard,) = said("merge.teacher=mixture"), said("merge.teacher=hard")
+    assert said("merge.teacher=both", "merge.method=svd") == [mixed] != [hard]
+    assert said("merge.teacher=hard", "merge.method=random", "merge.lr=1") == [hard]
 
 
 def test_every_stage_of_a_system_stands_beside_the_models_that_it_shares(tmp_path):
