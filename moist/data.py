@@ -46,8 +46,8 @@ class Source:
     image_size: int | None
     classes: tuple[str, ...]
     key: str
-    side: int | None = None
-    """Pixels a side, where known before decoding."""
+    pixels: tuple[int, int] | None = None
+    """Height and width, where known before decoding."""
 
 
 def locate(data: config.Data, home: Path, fetch: bool = True) -> Source:
@@ -57,24 +57,28 @@ def locate(data: config.Data, home: Path, fetch: bool = True) -> Source:
     not laid out as classes.
     """
     root: Path | None = None
-    side: int | None = None
+    pixels: tuple[int, int] | None
     if data.name == "digits":
-        classes, side, content = DIGITS, 8, sha(read(_digits_file()))
+        classes, pixels, content = DIGITS, (8, 8), sha(read(_digits_file()))
     elif data.name == "folder":
         root = _given_root(data)
         classes, files = _survey(root)
+        pixels = size_of(root / files[0].name)
         content = fingerprint(root, files, home)
     else:
         root = _expanded(data.root or home / "data" / "downloads" / data.name)
         classes, side = PUBLIC[data.name].classes, PUBLIC[data.name].side
+        pixels = (side, side)
         content = fingerprint(root, public_files(data.name, root, fetch), home)
     key = sha(json.dumps([data.name, content, data.image_size]).encode())
-    return Source(data.name, root, data.image_size, classes, key, data.image_size or side)
+    if data.image_size is not None:
+        pixels = (data.image_size, data.image_size)
+    return Source(data.name, root, data.image_size, classes, key, pixels)
 
 
 def check(asked: config.Config, source: Source) -> None:
     """Raise ConfigError for what can't work on these data, before anything is computed."""
-    classes, side, shift = len(source.classes), source.side, asked.augment.shift
+    classes = len(source.classes)
     clustered = asked.system in {"moist", "ones"}
     if clustered and asked.k != "auto" and asked.k > classes:
         raise ConfigError(
@@ -83,22 +87,40 @@ def check(asked: config.Config, source: Source) -> None:
         )
     if clustered and asked.k == "auto" and classes < 3:
         raise ConfigError(f"`k=auto` needs 3 or more classes, found {classes}", "set k=1 or k=2")
-    if side is not None and side < SMALLEST:
+    if source.pixels is not None:
+        fits(asked, source.pixels, clustered)
+
+
+def size_of(path: Path) -> tuple[int, int] | None:
+    """Height and width by an image's header; None of a file that decoding will refuse."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def fits(asked: config.Config, pixels: tuple[int, int], clustered: bool) -> None:
+    """Raise ConfigError for what can't be done with images of so many pixels."""
+    short, long = sorted(pixels)
+    named, shift, arch = f"{pixels[1]}x{pixels[0]} images", asked.augment.shift, asked.student.arch
+    if short < SMALLEST:
         raise ConfigError(
-            f"`data.image_size={side}` leaves nothing after two poolings",
-            f"set it to {SMALLEST} or more",
+            f"two poolings leave nothing of {named}",
+            f"set `data.image_size={SMALLEST}` or more",
         )
-    if side is not None and clustered and asked.student.arch in DEEP:
-        if side <= DEEP[asked.student.arch]:
-            raise ConfigError(
-                f"`student.arch={asked.student.arch}` leaves one pixel of {side}x{side} images,"
-                " and batch norm can't train an expert on a single image of one pixel",
-                f"set `data.image_size={2 * DEEP[asked.student.arch]}`, or `system=student`",
-            )
-    if side is not None and shift >= side:
+    if clustered and long <= DEEP.get(arch, 0):
         raise ConfigError(
-            f"`augment.shift={shift}` is too far for {side}x{side} images",
-            f"reflection reaches `augment.shift={side - 1}` at most",
+            f"`student.arch={arch}` leaves one pixel of {named},"
+            " and batch norm can't train an expert on a single image of one pixel",
+            f"set `data.image_size={2 * DEEP[arch]}`, or `system=student`",
+        )
+    if shift >= short:
+        raise ConfigError(
+            f"`augment.shift={shift}` is too far for {named}",
+            f"reflection reaches `augment.shift={short - 1}` at most",
         )
 
 

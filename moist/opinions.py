@@ -71,6 +71,15 @@ class First(NamedTuple):
     left: tuple[torch.Tensor, ...]
 
 
+class Settled(NamedTuple):
+    """A last word: logits (B, C), router logits (B, E) if it routes, and who (B,) was asked
+    twice."""
+
+    logits_BC: torch.Tensor
+    gate_BE: torch.Tensor | None
+    asked_B: torch.Tensor
+
+
 class SecondOpinion(nn.Module):
     """`first`, and where its certainty is below `threshold` a second opinion.
 
@@ -84,12 +93,18 @@ class SecondOpinion(nn.Module):
         self.first, self.fallback, self.threshold = first, fallback, threshold
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Logits (B, C); the second opinion is computed only for images that need it."""
+        """Logits (B, C) of `settled`."""
+        return self.settled(images_BCHW).logits_BC
+
+    def settled(self, images_BCHW: torch.Tensor) -> Settled:
+        """The second opinion is computed only for images that need it."""
         first = self.doubted(images_BCHW)
-        rows = (first.certainty_B < self.threshold).nonzero().squeeze(1)
-        if not len(rows):
-            return first.logits_BC
-        return first.logits_BC.index_copy(0, rows, self.second(*(x[rows] for x in first.left)))
+        asked_B = first.certainty_B < self.threshold
+        logits_BC, rows = first.logits_BC, asked_B.nonzero().squeeze(1)
+        if len(rows):
+            second_BC = self.second(*(x[rows] for x in first.left))
+            logits_BC = logits_BC.index_copy(0, rows, second_BC)
+        return Settled(logits_BC, first.gate_BE, asked_B)
 
     def doubted(self, images_BCHW: torch.Tensor) -> First:
         """The first opinion, and how certain it is."""

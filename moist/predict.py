@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moist.artifacts import Cascade, Dataset
+import torch
+from torch import nn
+
+from moist.artifacts import Dataset
 from moist.augment import normalize
 from moist.errors import StoreError
 from moist.images import read_image
-from moist.measure import Answers, answers, inference
+from moist.measure import EVAL_BATCH, answers, inference
 from moist.models import module
+from moist.opinions import SecondOpinion
 from moist.runs import Run
 from moist.store import Store
+
+Said = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
 def predict_images(store: Store, run: Run, paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -24,36 +30,42 @@ def predict_images(store: Store, run: Run, paths: Sequence[Path]) -> list[dict[s
     DataError for a file that can't be decoded, StageError for a model that needs labels, and
     StoreError for one that is gone.
     """
-    import torch
-
     if run.report.model_key is None:
         raise StoreError(
             f"run `{run.key}` was recorded by an older moist, without its model's key",
             f"run it again: `{run.command}`",
         )
     data: Dataset = store.load(run.artifacts["prepare"][0])
-    model = store.load(run.report.model_key)
-    net = module(model, store.env.device)
-    images_BHWC = torch.stack([read_image(path, data.image_shape) for path in paths])
+    net = module(store.load(run.report.model_key), store.env.device)
+    found: list[dict[str, Any]] = []
     with inference(net, store.env.device, run.config["precision"]):
-        x_BCHW = normalize(images_BHWC.to(store.env.device), data.mean, data.std)
-        said = answers(net, x_BCHW)
-    threshold = model.threshold if isinstance(model, Cascade) else None
-    return [
-        {"image": str(path), **_record(said, i, data.classes, threshold)}
-        for i, path in enumerate(paths)
-    ]
+        for start in range(0, len(paths), EVAL_BATCH):
+            batch = paths[start : start + EVAL_BATCH]
+            images_BHWC = torch.stack([read_image(path, data.image_shape) for path in batch])
+            x_BCHW = normalize(images_BHWC.to(store.env.device), data.mean, data.std)
+            said = settled(net, x_BCHW)
+            found += [
+                {"image": str(path), **_record(said, i, data.classes)}
+                for i, path in enumerate(batch)
+            ]
+    return found
 
 
-def _record(
-    said: Answers, i: int, classes: Sequence[str], threshold: float | None
-) -> dict[str, Any]:
-    logits_NC = said.logits_NC if threshold is None else said.settled(threshold)
-    prob_C = logits_NC[i].softmax(0)
+def settled(net: nn.Module, x_BCHW: torch.Tensor) -> Said:
+    """Logits (B, C), router logits (B, E) or None, and who (B,) got a second opinion or None."""
+    if isinstance(net, SecondOpinion):
+        return net.settled(x_BCHW)
+    said = answers(net, x_BCHW)
+    return said.logits_NC, said.gate_NE, None
+
+
+def _record(said: Said, i: int, classes: Sequence[str]) -> dict[str, Any]:
+    logits_BC, gate_BE, asked_B = said
+    prob_C = logits_BC[i].float().softmax(0)
     found = {"class": classes[int(prob_C.argmax())], "probability": float(prob_C.max())}
-    if said.gate_NE is not None:
-        gate_E = said.gate_NE[i].softmax(0)
+    if gate_BE is not None:
+        gate_E = gate_BE[i].softmax(0)
         found |= {"expert": int(gate_E.argmax()), "router_confidence": float(gate_E.max())}
-    if threshold is not None:
-        found |= {"second_opinion": bool(said.below(threshold)[i])}
+    if asked_B is not None:
+        found |= {"second_opinion": bool(asked_B[i])}
     return found
