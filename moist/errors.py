@@ -31,3 +31,14 @@ class StageError(MoistError):
 
 class StoreError(MoistError):
     """The store can't be read or written."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its class if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def brief(error: Exception) -> str:
+    """An error's class and the first line of what it says."""
+    name, said = type(error).__name__, first_line(error)
+    return name if said == name else f"{name}: {said}"

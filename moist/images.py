@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from moist.artifacts import Split
 from moist.data import SPLITS, Source, images_in
-from moist.errors import DataError
+from moist.errors import DataError, brief
 from moist.public import open_public
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _public(name: str, root: Path, *, train: bool) -> tuple[Pixels, Labels]:
         found = open_public(name, root, train=train)
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         raise DataError(
-            f"can't read `{name}` in `{root}`: {_said(error)}",
+            f"can't read `{name}` in `{root}`: {brief(error)}",
             "remove the files there and run again to download them anew",
         ) from None
     if name == "svhn":
@@ -207,7 +207,7 @@ def _opened(path: Path) -> Image:
         raise DataError(f"can't read the image `{path}`: {error.strerror}") from None
     except Exception as error:  # decoders raise anything at all on damaged bytes
         raise DataError(
-            f"can't decode `{path}`: {_said(error)}",
+            f"can't decode `{path}`: {brief(error)}",
             "remove the file, or re-encode it as 8-bit png or jpeg",
         ) from None
 
@@ -241,7 +241,3 @@ def _differ(first: Path, shape: tuple[int, ...], path: Path, other: tuple[int, .
         f" `{path}` is {other[1]}x{other[0]}",
         "set `data.image_size=32` (pixels a side) to resize them all",
     )
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from shell import MAIN, searched
 from wandb_standin import Run, Server
 
 from moist import pareto
@@ -21,25 +22,7 @@ from moist.objectives import DEFAULT, losses, quantities
 from moist.runs import all_runs
 
 PATIENCE = 480.0
-MAIN = [sys.executable, "-c", "from moist.cli.main import main; main()"]
-GRID = """
-program: moist
-method: grid
-command: ["${env}", moist, run, "${args_no_hyphens}"]
-parameters:
-  data.name: {value: digits}
-  teacher.arch: {value: resnet8}
-  teacher.epochs: {value: 2}
-  student.channels: {value: "8,16"}
-  distill.epochs: {value: 4}
-  routing.epochs: {value: 2}
-  joint.epochs: {value: 4}
-  latency.repeats: {value: 10}
-  latency.seconds: {value: 0.01}
-  router: {value: linear}
-  k: {values: [2, 3]}
-  hidden_width: {values: [4, 32]}
-"""
+GRID = searched("grid", 2, 4, 2, 4, width=[4, 32])
 POINTS = {(2, 4), (2, 32), (3, 4), (3, 32)}
 
 

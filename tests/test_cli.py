@@ -17,6 +17,7 @@ import click
 import numpy as np
 import pytest
 from PIL import Image
+from shell import MAIN, Said
 
 from moist import objects
 from moist.cli.main import cli, main
@@ -31,7 +32,6 @@ TINY = [
     *(f"{section}.epochs=1" for section in ("teacher", "distill", "routing", "joint")),
     "distill.views=1", "latency.repeats=10", "latency.seconds=0.01",
 ]  # fmt: skip
-MAIN = [sys.executable, "-c", "from moist.cli.main import main; main()"]
 PATIENCE = 240.0
 
 
@@ -52,25 +52,6 @@ def command(*words: str, **environment: str) -> subprocess.CompletedProcess:
         [*MAIN, *words], capture_output=True, text=True, timeout=PATIENCE,
         env={**os.environ, **environment},
     )  # fmt: skip
-
-
-class Said:
-    """What one command printed, and its exit code; the entry point itself, in this process."""
-
-    def __init__(self, capsys, *words: str) -> None:
-        before, sys.argv = sys.argv, ["moist", *map(str, words)]
-        try:
-            with pytest.raises(SystemExit) as exit_:
-                main()
-        finally:
-            sys.argv = before
-        self.code = exit_.value.code or 0
-        self.out, self.err = capsys.readouterr()
-
-    @property
-    def json(self):
-        assert self.code == 0, self.err
-        return json.loads(self.out)
 
 
 # run

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from shell import Said, searched
 
 from moist.cli.main import main
 from moist.objectives import parse_objectives
@@ -21,43 +22,7 @@ from moist.study.search import describe
 from moist.trials import Trial
 
 PATIENCE = 240.0
-SWEEP = """
-program: moist
-method: grid
-command: ["${env}", moist, run, "${args_no_hyphens}"]
-parameters:
-  data.name: {value: digits}
-  teacher.arch: {value: resnet8}
-  teacher.epochs: {value: 2}
-  student.channels: {value: "8,16"}
-  distill.epochs: {value: 2}
-  routing.epochs: {value: 1}
-  joint.epochs: {value: 2}
-  latency.repeats: {value: 10}
-  latency.seconds: {value: 0.01}
-  router: {value: linear}
-  k: {values: [2, 3]}
-  hidden_width: {values: [4, 32]}
-"""
-
-
-class Said:
-    """What one command printed, and its exit code; the entry point itself, in this process."""
-
-    def __init__(self, capsys, *words: object) -> None:
-        before, sys.argv = sys.argv, ["moist", *map(str, words)]
-        try:
-            with pytest.raises(SystemExit) as exit_:
-                main()
-        finally:
-            sys.argv = before
-        self.code = exit_.value.code or 0
-        self.out, self.err = capsys.readouterr()
-
-    @property
-    def json(self):
-        assert self.code == 0, self.err
-        return json.loads(self.out)
+SWEEP = searched("grid", 2, 2, 1, 2, width=[4, 32])
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from driving import Driving, attempts, command, records, start, trials
+from shell import searched
 from toy import Start, moist, search
 
 from moist import objects
@@ -18,24 +19,7 @@ from moist.study.doctor import examine
 from moist.study.ledger import opened
 from moist.study.storage import load, url_of
 
-SWEEP = """
-program: moist
-method: random
-command: ["${env}", moist, run, "${args_no_hyphens}"]
-parameters:
-  data.name: {value: digits}
-  teacher.arch: {value: resnet8}
-  teacher.epochs: {value: 3}
-  student.channels: {value: "8,16"}
-  router: {value: linear}
-  distill.epochs: {value: 6}
-  routing.epochs: {value: 3}
-  joint.epochs: {value: 6}
-  latency.repeats: {value: 10}
-  latency.seconds: {value: 0.01}
-  k: {values: [2, 3]}
-  hidden_width: {values: [8, 32]}
-"""
+SWEEP = searched("random", 3, 6, 3, 6, width=[8, 32])
 KILLS = 20
 COMMITS = (18, 48)
 """Of the database, until a driver is killed: 10 are a resumed driver's before it goes on, about

@@ -5,13 +5,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from shell import MAIN, searched
 from tracked import FIRST
 from wandb_standin import Client, Server
 
@@ -19,31 +19,13 @@ from moist.config import Config
 from moist.track.files import history, read
 from moist.track.journal import epochs_of, offsets
 
-MAIN = [sys.executable, "-c", "from moist.cli.main import main; main()"]
 PATIENCE = 300.0
 TINY = [
     "data.name=digits", "teacher.arch=resnet8", "teacher.epochs=2", "student.channels=8,16",
     "hidden_width=8", "k=2", "router=linear", "distill.epochs=3", "routing.epochs=2",
     "joint.epochs=4", "latency.repeats=10", "latency.seconds=0.01",
 ]  # fmt: skip
-SWEEP = """
-program: moist
-method: random
-command: ["${env}", moist, run, "${args_no_hyphens}"]
-parameters:
-  data.name: {value: digits}
-  teacher.arch: {value: resnet8}
-  teacher.epochs: {value: 2}
-  student.channels: {value: "8,16"}
-  router: {value: linear}
-  distill.epochs: {value: 3}
-  routing.epochs: {value: 2}
-  joint.epochs: {value: 4}
-  latency.repeats: {value: 10}
-  latency.seconds: {value: 0.01}
-  k: {values: [2, 3]}
-  hidden_width: {values: [64, 32, 8]}
-"""
+SWEEP = searched("random", 2, 3, 2, 4, width=[64, 32, 8])
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_agents import GRID, MAIN, POINTS
+from shell import MAIN
+from test_agents import GRID, POINTS
 
 PROJECT = "moist-live-test"
 PATIENCE = 900.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from moist.errors import StageError
+from moist.errors import StageError, first_line
 from moist.objectives import PREFIX
 from moist.study.listing import figure, settings
 from moist.terminal import Watcher
@@ -41,7 +41,7 @@ class Watching:
             self._look()
         except (wandb.Error, WandbApiFailedError, requests.RequestException, ValueError) as error:
             if not self.troubled:
-                said = (str(error).splitlines() or [""])[0]
+                said = first_line(error)
                 self.watcher.warned(f"can't look at the sweep ({said}); its agents go on")
             self.troubled = True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moist.errors import first_line
 from moist.track.client import About
 from moist.track.files import Logged, Row, Say, history
 from moist.track.journal import ENDS, TRIAL
@@ -41,7 +42,7 @@ def complete(
         there = next(iter(found), None)
         last = there.lastHistoryStep if there is not None else None
     except (wandb.Error, WandbApiFailedError, ValueError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         return None if "not find" in said or "not found" in said else said
     if last is None:
         return None

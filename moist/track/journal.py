@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from moist.config import Config
+from moist.errors import brief
 from moist.objectives import PREFIX, TRAINED_BY
 from moist.track.files import hold
 
@@ -90,8 +91,7 @@ class Journal:
         if isinstance(error, SystemExit) and not error.code:
             self.end("pruned", {f"{TRIAL}reason": "stopped by its agent"})
         elif isinstance(error, Exception):
-            name, (first, *_) = type(error).__name__, str(error).splitlines() or [""]
-            self.end("failed", {f"{TRIAL}reason": f"{name}: {first}"})
+            self.end("failed", {f"{TRIAL}reason": brief(error)})
         elif error is not None:
             self.end("killed")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moist.errors import ConfigError
+from moist.errors import ConfigError, first_line
 from moist.objectives import PREFIX, QUANTITIES, Objective
 from moist.track.files import Logged, Say, logs, read
 from moist.track.files import State as Logging
@@ -79,7 +79,7 @@ def _from_server(source: str) -> tuple[list[Logged], list[str]]:
         runs = [_logged(run) for run in found]
         searched = _searched(_sweep(api, source)) if sweep else []
     except (wandb.Error, WandbApiFailedError, ValueError, requests.RequestException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(f"W&B has no `{source}`: {reason}", "is it spelled right?") from None
     return sorted(runs, key=lambda run: (run.started, run.id)), searched
 

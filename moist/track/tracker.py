@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.config import Config
+from moist.errors import brief, first_line
 from moist.track.behind import Behind
 from moist.track.client import About, Client, abandon, forget, service, serving
 from moist.track.journal import OFFLINE, Journal
@@ -96,7 +97,7 @@ class Tracker:
         except CommError as error:
             if self.strict or self.client.mode.name != "online":
                 raise
-            self.warned(f"{host()} refused a run ({_first(error)}); tracking goes on offline")
+            self.warned(f"{host()} refused a run ({first_line(error)}); tracking goes on offline")
             run = self._open_offline(about)
         self._service = service()
         return run
@@ -110,11 +111,7 @@ class Tracker:
         return self.client.open(about)
 
     def _broken(self, error: Exception) -> None:
-        self.warned(f"tracking stopped: {type(error).__name__}: {_first(error)}")
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
+        self.warned(f"tracking stopped: {brief(error)}")
 
 
 def tracker(flag: str, home: Path, said: Say, warned: Say) -> Tracker:
