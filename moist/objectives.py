@@ -41,6 +41,8 @@ TRAINED_BY = {
 
 PREFIX = "objective/"
 """Before an objective's name in W&B's summaries, and so in sweep files."""
+TEST = "test/"
+"""Before the name of what is only reported: `test/accuracy`."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +150,9 @@ def quantities(report: Report) -> dict[str, float]:
 
 
 def reported(report: Report) -> dict[str, float]:
-    """Accuracies on the test split: told, never selected by."""
-    found = {
-        "accuracy": report.accuracy,
-        "student": report.baselines.student.accuracy,
-        "teacher": report.baselines.teacher.accuracy,
-        "routing": report.routing_accuracy,
-    }
+    """Accuracies on the test split, the model's and those beside it: told, never selected by."""
+    beside = {name: row.accuracy for name, row in report.baselines if row is not None}
+    found = {"accuracy": report.accuracy, **beside, "routing": report.routing_accuracy}
     return {name: value for name, value in found.items() if value is not None}
 
 

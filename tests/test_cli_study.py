@@ -81,6 +81,34 @@ def test_pareto_prints_the_same_trials_as_table_json_and_csv(ask):
     assert costs == sorted(costs) and accuracies == sorted(accuracies) and trials
 
 
+def test_a_table_has_every_setting_with_its_parameters_side_by_side(ask):
+    trials = ask("sweep", "status", "four", "--json").json["trials"]
+    rows = ask("table", "four", "--json").json
+    assert [row["params"] for row in rows] == [trial["params"] for trial in trials]
+    for row, trial in zip(rows, trials, strict=True):
+        found = {name: one["mean"] for name, one in row["values"].items()}
+        assert found == {**trial["values"], "test/accuracy": trial["reported"]["accuracy"]}
+    across = ask("table", "four", "--across", "k", "--show", "test/student").out
+    heads = [line for line in across.splitlines() if "parameters" in line]
+    assert "2: test %, student" in heads[0] and "3: test %, student" in heads[0]
+    shown = [line.split() for line in across.splitlines() if "hidden_width=" in line]
+    student = {t["params"]["hidden_width"]: t["reported"]["student"] for t in trials}
+    assert [line[0] for line in shown] == ["hidden_width=4", "hidden_width=32"]
+    for line, width in zip(shown, (4, 32), strict=True):
+        assert line[1:] == ["1", *[f"{100 * student[width]:.2f}"] * 2]
+    lines = list(csv.DictReader(io.StringIO(ask("table", "four", "--over", "k", "--csv").out)))
+    assert [line["hidden_width"] for line in lines] == ["4", "32"]
+    assert [line["accuracy_n"] for line in lines] == ["2", "2"]
+    assert "4 of 4 trials complete" in ask("table", "four").out
+
+
+def test_a_table_names_what_it_could_show(ask):
+    said = ask("table", "four", "--across", "router")
+    assert said.code == 2 and "differ in: k, hidden_width" in said.err
+    said = ask("table", "four", "--show", "speed")
+    assert said.code == 2 and "test/student" in said.err
+
+
 def test_a_trial_says_what_its_run_record_says(ask, home):
     records = {run.key: run for run in all_runs(home)}
     trials = ask("sweep", "status", "four", "--json").json["trials"]

@@ -13,7 +13,7 @@ LAYERS = [
     "errors config schema overrides report artifacts env",
     "recipe data public fingerprint images augment nets peers routers losses latent gates"
     " objects checkpoint",
-    "objectives trials pareto frontier space",
+    "objectives trials pareto frontier averages space",
     "merge topk mixture opinions models fit measure",
     "stages",
     "store cache runs",
@@ -31,8 +31,9 @@ LAYER = {name: level for level, names in enumerate(LAYERS) for name in names.spl
 FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 AT_ONCE = (
     "config errors report runs terminal overrides schema recipe cache objects objectives trials"
-    " pareto frontier space cli.main cli.options cli.store cli.bench cli.sweep cli.study cli.run"
-    " cli.upkeep cli.wandb study.listing study.storage study.ledger study.policy study.commands"
+    " pareto frontier averages space cli.main cli.options cli.store cli.bench cli.sweep cli.study"
+    " cli.run cli.table cli.upkeep cli.wandb study.listing study.table study.storage study.ledger"
+    " study.policy study.commands"
 ).split()
 READS_TEST = {"stages/evaluate.py", "stages/prepare.py", "data.py", "images.py", "cli/store.py"}
 

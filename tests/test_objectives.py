@@ -160,9 +160,16 @@ def test_without_validation_images_there_is_no_accuracy_to_choose_by():
 
 def test_the_test_split_is_told_and_never_chosen_by():
     assert reported(report(0.5)) == {
-        "accuracy": 0.25, "student": 0.375, "teacher": 0.75, "routing": 0.5,
+        "accuracy": 0.25, "student": 0.375, "teacher": 0.75, "oracle": 1.0, "routing": 0.5,
     }  # fmt: skip
     assert reported(report(0.5)) == reported(report(0.9))
+
+
+def test_every_model_beside_the_runs_own_is_told_of():
+    one = report(0.5)
+    beside = one.baselines.model_copy(update={"gathered": one.baselines.teacher})
+    found = reported(one.model_copy(update={"baselines": beside}))
+    assert found["gathered"] == 0.75 and "mixture" not in found
 
 
 def test_a_value_that_is_no_number_is_told_with_the_option_it_was_given_to():

@@ -21,6 +21,7 @@ from moist.cli.run import plan, run
 from moist.cli.store import cache, data
 from moist.cli.study import best, dashboard, pareto
 from moist.cli.sweep import sweep
+from moist.cli.table import table
 from moist.cli.wandb import browse, sync
 from moist.cli.workspace import wandb
 from moist.errors import ConfigError, MoistError
@@ -252,6 +253,7 @@ cli.add_command(pareto)
 cli.add_command(plan)
 cli.add_command(run)
 cli.add_command(sweep)
+cli.add_command(table)
 cli.add_command(sync)
 sweep.add_command(wandb_sweep)
 cli.add_command(wandb)

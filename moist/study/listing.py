@@ -14,8 +14,9 @@ from moist.terminal import SHORT, duration, print_table
 from moist.trials import Trial
 
 if TYPE_CHECKING:
+    from moist.averages import Spread
     from moist.frontier import Comparison
-    from moist.study.reseed import Member, Spread
+    from moist.study.reseed import Member
     from moist.study.settings import Outcome
     from moist.study.storage import Described
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist import frontier, pareto
+from moist.averages import Spread, spread
 from moist.config import Config
 from moist.errors import ConfigError, StageError
 from moist.objectives import Objective, losses
@@ -30,14 +31,6 @@ if TYPE_CHECKING:
 
 MOST = 1000
 """Seeds that a frontier can be trained under, so that more can be asked for later."""
-
-
-class Spread(Record):
-    """Mean and standard deviation (n - 1) of a quantity over n seeds."""
-
-    mean: float
-    sd: float
-    n: int
 
 
 class Member(Record):
@@ -166,10 +159,6 @@ def _members(
             front, groups, values, latencies, sure, strict=True
         )
     ]
-
-
-def spread(values: Sequence[float]) -> Spread:
-    return Spread(mean=statistics.fmean(values), sd=statistics.stdev(values), n=len(values))
 
 
 def on_front(

@@ -11,11 +11,11 @@ from moist import objects, runs
 from moist.figures import charts
 from moist.figures.picture import picture_of
 from moist.frontier import members
-from moist.objectives import PREFIX, Objective
+from moist.objectives import PREFIX, TEST, Objective
 from moist.study.drawing import COST, importances
 from moist.study.storage import find, load
 from moist.study.tracking import about_of
-from moist.track.journal import STUDY, TEST
+from moist.track.journal import STUDY
 from moist.track.tracker import Tracker
 from moist.trials import Trial
 

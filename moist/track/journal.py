@@ -23,13 +23,13 @@ from filelock import FileLock
 
 from moist.config import Config
 from moist.errors import brief
-from moist.objectives import PREFIX, TRAINED_BY
+from moist.objectives import PREFIX, TEST, TRAINED_BY
 from moist.track.files import hold
 
 if TYPE_CHECKING:
     import wandb
 
-TEST, TRIAL, LIMIT = "test/", "trial/", "limit/"
+TRIAL, LIMIT = "trial/", "limit/"
 
 OFFLINE = "-offline"
 """After the id of a run that its server refused while others were open."""

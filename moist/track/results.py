@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.errors import ConfigError, first_line
-from moist.objectives import PREFIX, QUANTITIES, Objective
+from moist.objectives import PREFIX, QUANTITIES, TEST, Objective
+from moist.report import Baselines
 from moist.track.files import Logged, Say, logs, read
 from moist.track.files import State as Logging
-from moist.track.journal import LIMIT, OFFLINE, STUDY, TEST, TRIAL
+from moist.track.journal import LIMIT, OFFLINE, STUDY, TRIAL
 from moist.trials import State, Trial
 
 if TYPE_CHECKING:
     import wandb
 
-REPORTED = ("accuracy", "student", "teacher", "routing")
+REPORTED = ("accuracy", *Baselines.model_fields, "routing")
 """The order of `moist.objectives.reported`: a server has its own."""
 FACTS = {"study", "trial", "params", "moist", "commit"}
 """In a run's config, and no setting of it."""

@@ -1,0 +1,75 @@
+"""`moist table`: a study's trials, averaged over seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moist.averages import averaged
+from moist.cli.options import HOME, JSON, STORAGE, check_together, print_json
+from moist.errors import ConfigError
+from moist.objectives import TEST
+from moist.study.table import as_csv, print_averages
+
+
+@click.command()
+@click.argument("study")
+@click.option("--across", metavar="PARAMETER", help="One whose values lie side by side.")
+@click.option(
+    "--show",
+    multiple=True,
+    metavar="NAME",
+    help="A number of the runs, as mflops or test/accuracy; default: the study's objectives"
+    " (with --across the first) and test/accuracy.",
+)
+@click.option(
+    "--over",
+    multiple=True,
+    default=("seed",),
+    show_default="seed",
+    metavar="PARAMETER",
+    help="What is averaged over.",
+)
+@click.option("--csv", "in_csv", is_flag=True, help="One line a setting, unrounded.")
+@JSON
+@STORAGE
+@HOME
+def table(
+    study: str,
+    across: str | None,
+    show: tuple[str, ...],
+    over: tuple[str, ...],
+    in_csv: bool,
+    as_json: bool,
+    storage: str | None,
+    home: Path,
+) -> None:
+    """All settings that a study tried: mean and deviation over its seeds.
+
+    \b
+    moist table distillers
+    moist table ones_ablation --across merge.teacher --show accuracy --show test/accuracy
+    moist table ones_ablation --show test/gathered --over seed --over merge.teacher
+    """
+    check_together(apart=[("--csv", "--json")])
+    from moist.study.storage import load, url_of
+
+    described, trials = load(study, url_of(storage, home), home)
+    named = [one.name for one in described.objectives]
+    default = (*(named[:1] if across else named), f"{TEST}accuracy")
+    rows = averaged(trials, show or default, over)
+    if across is not None and not any(across in row.params for row in rows):
+        differ = ", ".join(dict.fromkeys(name for row in rows for name in row.params))
+        raise ConfigError(
+            f"the settings of `{study}` don't differ in `{across}`",
+            f"they differ in: {differ or 'nothing'}",
+        )
+    if as_json:
+        print_json([row.model_dump(mode="json") for row in rows])
+    elif in_csv:
+        click.echo(as_csv(rows), nl=False)
+    else:
+        print_averages(study, rows, across)
+        complete = sum(trial.state == "complete" for trial in trials)
+        click.echo(f"{complete} of {len(trials)} trials complete; the test split is only reported")
