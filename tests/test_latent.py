@@ -206,6 +206,24 @@ def test_the_tie_is_zero_when_the_gate_says_what_the_teacher_says_and_only_then(
     assert more - one == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
+def test_the_tie_teaches_the_gate_what_the_teacher_says() -> None:
+    """Its gradient is that of the divergence, for what makes the gate and for nothing else."""
+    loose, tied = latent(tie=0.0), latent(tie=3.0)
+    names = [name for name, _ in tied.named_parameters()]
+    slopes = [
+        torch.autograd.grad(net.loss(*batch()), list(net.parameters())) for net in (loose, tied)
+    ]
+    log_gate_BZ, _ = terms(tied)
+    told = F.softmax(batch()[2] / 4, 1)
+    divergence = 3 * (told * (told.log() - log_gate_BZ)).sum(1).mean()
+    expected = torch.autograd.grad(divergence, list(tied.parameters()), allow_unused=True)
+    for name, without, found, wanted in zip(names, *slopes, expected, strict=True):
+        assert (wanted is None) == name.startswith("experts"), name
+        added = torch.zeros_like(found) if wanted is None else wanted
+        torch.testing.assert_close(found - without, added, rtol=1e-3, atol=1e-5)
+    assert any(wanted is not None and wanted.any() for wanted in expected)
+
+
 # experts
 
 

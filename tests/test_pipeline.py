@@ -577,13 +577,24 @@ VARIANTS: dict[str, Callable[[Report], bool]] = {
     "data.val_fraction=0": lambda r: r.val_accuracy is None and r.n_val == 0,
     "augment.shift=0": lambda r: r.accuracy > 0,
     "data.image_size=12": lambda r: r.accuracy > 0,
+    "distill.loss=dkd distill.warmup=2": lambda r: r.accuracy > 0,
+    "distill.loss=dist": lambda r: r.accuracy > 0,
+    **{
+        f"distill.loss=moe_kd distill.gate={gate} distill.experts={experts}": (
+            lambda r, more=gate == "student": (r.baselines.student.mmacs > 0.0255) == more
+        )
+        for gate in ("student", "teacher")
+        for experts in ("offsets", "heads")
+    },
 }
+"""What is not the tiny config, and what its report shows. The tiny student has 0.0254 MMACs: a
+latent head costs more, a folded one no more."""
 
 
-@pytest.mark.parametrize("override", VARIANTS)
-def test_a_variant_runs_and_reports_what_it_should(home, override):
-    report, computed = ran(home, override)
-    assert computed and VARIANTS[override](report)
+@pytest.mark.parametrize("overrides", VARIANTS)
+def test_a_variant_runs_and_reports_what_it_should(home, overrides):
+    report, computed = ran(home, *overrides.split())
+    assert computed and VARIANTS[overrides](report)
     assert (report.baselines.teacher.val_accuracy is None) == (report.n_val == 0)
 
 
