@@ -4,22 +4,31 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_integrate import ENV, asked, dataset, says, student, taught
-from test_joint import CLUSTERS, batch, joint, network, value
+from test_integrate import ENV, asked, dataset, gathered, says, student, taught
+from test_joint import CLUSTERS, batch, joint, network, train, value
 from torch.nn import functional as F
 
 from moist.artifacts import Dataset, Student
 from moist.augment import plain_batches
-from moist.config import Augment, Distill, Joint
+from moist.config import Augment, Distill, Joint, Merge, Section
 from moist.config import Student as StudentConfig
 from moist.gates import importance, load, noisy, squared_variation, top_gates
 from moist.losses import distillation
 from moist.mixture import MoIST
 from moist.models import module
+from moist.schema import choices
 from moist.stages.distill import distill_ensemble, distill_student
 from moist.stages.integrate import integrate
 from moist.stages.joint import QUIETEST, teacher_prior
 
+OTHERS = {
+    "teacher_prior": 0.5, "prior_weight": 3.0, "balance": 2.0, "balance_form": "plain", "top": 3,
+    "base": "absolute", "layout": "block", "score": "in", "rank": 1, "scale": "sum",
+    "target_weight": 3.0, "others_weight": 3.0, "rows_weight": 3.0, "columns_weight": 3.0,
+    "gate": "teacher", "experts": "heads", "tie": 3.0, "alpha": 0.1, "momentum": 0.5,
+    "nesterov": True,
+}  # fmt: skip
+"""Of every field that is read only under some choices, a value that is not its default."""
 LABELS = [0, 1, 2, 3, 4, 0, 2]
 SHARE_E = torch.tensor([2 / 5, 2 / 5, 1 / 5])
 STILL = {"epochs": 1, "batch_size": 64, "lr": 1e-30, "weight_decay": 0, "schedule": "constant"}
@@ -191,3 +200,50 @@ def test_the_students_of_an_ensemble_start_apart_and_are_trained_on_the_sum_of_t
     assert found.history[0]["loss"] == pytest.approx(sum(losses), rel=1e-4)
     for i, one in enumerate(each):
         assert not any(torch.allclose(one, other, atol=1e-2) for other in each[:i])
+
+
+# what a key leaves out
+
+
+def not_read(section: type[Section], by: str, choice: str) -> dict[str, object]:
+    """Other values of all that a choice leaves unread, as the section declares it."""
+    declared = {
+        name: (field.json_schema_extra or {}).get("only", {})
+        for name, field in section.model_fields.items()
+    }
+    return {
+        name: OTHERS[name] for name, at in declared.items() if choice not in at.get(by, choice)
+    }
+
+
+def test_every_field_that_is_not_always_read_is_tried():
+    for section in (Joint, Merge, Distill):
+        declared = {n for n, f in section.model_fields.items() if f.json_schema_extra}
+        assert declared <= OTHERS.keys()
+
+
+@pytest.mark.parametrize("objective", choices(Joint, "objective"))
+def test_joint_training_does_not_read_what_its_objective_leaves_out(objective: str) -> None:
+    config = joint(objective)
+    vain = not_read(Joint, "objective", objective) | not_read(Joint, "optimizer", "adamw")
+    assert {"momentum", "nesterov"} < vain.keys()
+    one, other = (train(c).students for c in (config, config.model_copy(update=vain)))
+    for a, b in zip(one, other, strict=True):
+        assert all(torch.equal(a.state[name], b.state[name]) for name in a.state)
+
+
+@pytest.mark.parametrize("method", choices(Merge, "method"))
+def test_gathering_does_not_read_what_its_method_leaves_out(method: str) -> None:
+    vain = not_read(Merge, "method", method)
+    assert vain
+    one, other = (gathered(Merge(method=method).model_copy(update=more)) for more in ({}, vain))
+    assert all(torch.equal(one.state[name], other.state[name]) for name in one.state)
+
+
+@pytest.mark.parametrize("loss", ["kd", "dkd", "dist"])
+def test_distillation_does_not_read_what_its_loss_leaves_out(loss: str) -> None:
+    config = Distill.model_validate({"loss": loss, "epochs": 1, "batch_size": 8, "lr": 0.01})
+    vain = not_read(Distill, "loss", loss) | not_read(Distill, "optimizer", "adamw")
+    assert "tie" in vain
+    states = [distilled(config.model_copy(update=more), dataset()).state for more in ({}, vain)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -55,7 +55,7 @@ def needed(key: str, value: str) -> list[str]:
         return [f"{key.removesuffix('.horizon')}.epochs=1"]
     if key == "joint.objective":
         return ["joint.mask_students=false"]
-    return []
+    return ["k=1000"] if key == "joint.top" else []
 
 
 def test_every_key_is_described_and_says_what_it_admits():
@@ -91,14 +91,38 @@ def test_every_admissible_value_is_read_and_comes_back_under_its_key(key):
         assert changed <= {key}
 
 
+def digests(key: str, *more: str) -> tuple[set[str], set[str]]:
+    """Of all its values: what enters a digest, and the configs themselves."""
+    changed = [
+        build(dict(m.split("=") for m in [f"{key}={value}", *needed(key, value), *more]))
+        for value in others(key)
+    ]
+    return {str(keyed(one)) for one in changed}, {str(flat(one)) for one in changed}
+
+
 @pytest.mark.parametrize("key", SPECS)
 def test_every_key_is_part_of_the_digest_unless_it_only_says_where(key):
-    changed = [build({key: value, **dict(m.split("=") for m in needed(key, value))})
-               for value in others(key)]  # fmt: skip
-    found = {str(keyed(config)) for config in changed}
-    distinct = {str(flat(config)) for config in changed}
+    found, distinct = digests(key, *read(key))
     assert len(found) == (1 if key in WHERE else len(distinct))
     assert len(distinct) > 1
+
+
+@pytest.mark.parametrize("key", [key for key in SPECS if "only" in SPECS[key]])
+def test_a_key_that_is_not_read_is_no_part_of_the_digest(key):
+    """Under each choice of its section that is not among those that read it."""
+    section = key.partition(".")[0]
+    for by, at in SPECS[key]["only"].items():
+        for choice in set(SPECS[f"{section}.{by}"]["enum"]) - set(at):
+            settled = [one for one in read(key) if not one.startswith(f"{section}.{by}=")]
+            found, distinct = digests(key, *settled, f"{section}.{by}={choice}")
+            assert len(found) == 1 < len(distinct)
+
+
+def read(key: str) -> list[str]:
+    """What is to be said for a key to be read."""
+    section = key.partition(".")[0]
+    found = [f"{section}.{by}={at[0]}" for by, at in SPECS[key].get("only", {}).items()]
+    return [*found, "joint.mask_students=false"] if found and section == "joint" else found
 
 
 def test_a_section_inside_a_section_loses_what_only_says_where():
@@ -245,6 +269,7 @@ ALONE = {
     "joint.objective=students_only": "`joint.objective=students_only` .*`joint.mask_students",
     "joint.objective=noisy_topk": "`joint.objective=noisy_topk` .*`joint.mask_students",
     f"joint.objective=students_only joint.z_loss=0.1 {UNMASKED}": "`joint.z_loss` .*students_only",
+    f"joint.objective=noisy_topk joint.top=3 k=auto {UNMASKED}": "`joint.top=3` .*`k=auto` may",
     "distill.standardize=true distill.loss=dist": "`distill.standardize` .*`distill.loss=kd`",
 }
 """What one section refuses: its keys are named with the section."""
@@ -275,7 +300,9 @@ TOGETHER = {
     "distill.loss=moe_kd system=ensemble": "`system=ensemble` .*`distill.loss=moe_kd`",
     "distill.loss=moe_kd cascade.fallback=resnet8":
         "`cascade.fallback=resnet8` .*`distill.loss=moe_kd`",
-    f"joint.objective=noisy_topk joint.top=4 {UNMASKED}": "`joint.top=4` .*`k=3`",
+    f"joint.objective=noisy_topk joint.top=4 {UNMASKED}": "`joint.top=4` .*`k=3` gives",
+    "system=ones merge.method=random distill.loss=moe_kd":
+        "`merge.method=random` .*`distill.loss=moe_kd`",
     "mixture.top=2 system=student": "`mixture.top=2` .*`system=student`",
     "mixture.top=2 k=1": "`mixture.top=2` .*`k=1`",
     "mixture.top=2 cascade.fallback=teacher": "choose `mixture.top=2` or `cascade.fallback`",
@@ -311,7 +338,7 @@ def test_every_misfit_has_its_example():
         "system=ensemble cascade.fallback=teacher k=1",
         "distill.loss=moe_kd cascade.fallback=teacher",
         "distill.standardize=true distill.loss=dkd",
-        f"joint.objective=noisy_topk k=auto joint.top=9 {UNMASKED}",
+        f"joint.objective=noisy_topk k=auto joint.top=2 {UNMASKED}",
         "merge.method=topk distill.loss=moe_kd",
     ],
 )

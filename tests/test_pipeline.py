@@ -48,6 +48,25 @@ LOGITS = {"logits"} | STUDENT | CLUSTERS
 TEACHER = {"teacher", "teacher measured"} | LOGITS
 ALL = {"prepare"} | TEACHER | LATENCY
 
+READ = {
+    "joint.objective=em joint.mask_students=false": ("joint.teacher_prior", "joint.prior_weight"),
+    "joint.objective=switch joint.mask_students=false": ("joint.balance", "joint.balance_form"),
+    "joint.objective=noisy_topk joint.mask_students=false k=3": (
+        "joint.balance", "joint.balance_form", "joint.top",
+    ),
+    "distill.loss=dkd": ("distill.target_weight", "distill.others_weight"),
+    "distill.loss=dist": ("distill.rows_weight", "distill.columns_weight"),
+    "distill.loss=moe_kd": ("distill.gate", "distill.experts", "distill.tie"),
+    "teacher.optimizer=sgd": ("teacher.momentum", "teacher.nesterov"),
+    "distill.optimizer=sgd": ("distill.momentum", "distill.nesterov"),
+    "routing.optimizer=sgd": ("routing.momentum", "routing.nesterov"),
+    "joint.optimizer=sgd": ("joint.momentum", "joint.nesterov"),
+}  # fmt: skip
+"""What the tiny config does not read, by what must be said for it to be read."""
+ALSO = {"distill.gate": LATENCY, "distill.experts": LATENCY | {"levels"}}
+"""What the form of a latent teacher decides, beside what is trained."""
+VAIN = {name for names in READ.values() for name in names}
+
 CHANGES = {
     "data.root": set[str](),  # digits have none; what it holds counts, not where
     "data": ALL,
@@ -69,6 +88,7 @@ CHANGES = {
     "routing.dropout": ROUTER | LATENCY,
     "joint": MIXTURE,
     "joint.mask_students": MIXTURE | LATENCY,
+    **{key: set[str]() for key in VAIN},
     "latency": LATENCY,
     "merge": set[str](),
     "ensemble": set[str](),
@@ -235,6 +255,18 @@ def test_a_key_changes_the_stages_that_take_it_and_all_that_follow(tmp_path, key
     assert {label for label in LABELS if before[label] != after[label]} == expected
 
 
+@pytest.mark.parametrize(("under", "key"), [(u, key) for u, keys in READ.items() for key in keys])
+def test_what_is_not_read_decides_nothing_until_it_is(tmp_path, under, key):
+    latent = "moe_kd" in under
+    labels = (*LABELS[:4], "levels", *LABELS[4:]) if latent else LABELS
+    before, after = (
+        planned(tmp_path, *under.split(), *more, labels=labels)
+        for more in ([], [f"{key}={another(key)}"])
+    )
+    expected = CHANGES[key.partition(".")[0]] | ALSO.get(key, set())
+    assert {label for label in labels if before[label] != after[label]} == expected
+
+
 def test_the_table_of_changes_covers_every_key():
     assert {key for key in CHANGES if key not in keys()} == {
         name for name in Config.model_fields if name not in keys()
@@ -270,15 +302,37 @@ def test_in_other_systems_too_a_change_computes_what_takes_it(tmp_path, system, 
     assert {label for label in labels if before[label] != after[label]} == expected
 
 
+OF_METHOD = {
+    "base": "average", "layout": "topk", "score": "topk", "rank": "svd", "scale": "svd",
+    "head": "average",
+}  # fmt: skip
+"""What gathers, and a method that reads it."""
+VAINLY = {"merge.rank=2 merge.scale=sum": "average", "merge.score=in": "svd",
+          "merge.layout=block": "ancestor", "merge.base=absolute": "topk"}  # fmt: skip
+
+
 @pytest.mark.parametrize("key", [key for key in keys() if key.startswith("merge.")])
 def test_what_only_the_refinement_reads_gathers_nothing_anew(tmp_path, key):
-    labels = SYSTEMS["system=ones"]
-    before = planned(tmp_path, "system=ones", labels=labels)
-    after = planned(tmp_path, "system=ones", f"{key}={another(key)}", labels=labels)
-    refines = key.partition(".")[2] in {*TrainingConfig.model_fields, "teacher", "alpha"}
+    labels, name = SYSTEMS["system=ones"], key.partition(".")[2]
+    under = ["system=ones", f"merge.method={OF_METHOD.get(name, 'average')}"]
+    under += ["merge.optimizer=sgd"] * (name in {"momentum", "nesterov"})
+    before = planned(tmp_path, *under, labels=labels)
+    after = planned(tmp_path, *under, f"{key}={another(key)}", labels=labels)
+    refines = name in {*TrainingConfig.model_fields, "teacher", "alpha"}
     expected = REFINED if refines else GATHERED
     expected = expected | ({"said"} if key == "merge.teacher" else set())
     assert {label for label in labels if before[label] != after[label]} == expected
+
+
+@pytest.mark.parametrize(("vain", "method"), VAINLY.items())
+def test_what_a_method_of_merging_does_not_read_decides_nothing(tmp_path, vain, method):
+    labels, under = SYSTEMS["system=ones"], ["system=ones", f"merge.method={method}"]
+    before = planned(tmp_path, *under, labels=labels)
+    assert planned(tmp_path, *under, *vain.split(), labels=labels) == before
+    alone = [label for label in labels if label != "said"]
+    under.append("merge.teacher=none")
+    before = planned(tmp_path, *under, labels=alone)
+    assert planned(tmp_path, *under, "merge.alpha=0.2", labels=alone) == before
 
 
 def test_a_mixture_labels_views_only_where_it_refines_and_once_for_every_gathering(tmp_path):

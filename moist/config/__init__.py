@@ -112,12 +112,15 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def keyed(section: Section) -> dict[str, Any]:
-    """The JSON values of a section that belong in a key: all but what says only where."""
+    """The JSON values of a section that belong in a key: all but what says only where; of what
+    nothing reads under the section's other values, the default."""
     values: dict[str, Any] = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("keyed") is False:
+        extra: dict[str, Any] = dict(field.json_schema_extra or {})  # type: ignore[arg-type]
+        if extra.get("keyed") is False:
             del values[name]
         elif isinstance(inner := getattr(section, name), Section):
             values[name] = keyed(inner)
+        elif not all(getattr(section, by) in at for by, at in extra.get("only", {}).items()):
+            values[name] = field.get_default()
     return values

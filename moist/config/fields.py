@@ -8,6 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 WHERE: dict[str, Any] = {"keyed": False}
+"""Of a field that says only where something is."""
+
+
+def only(**choices: str | tuple[str, ...]) -> dict[str, Any]:
+    """Of a field that is read only under certain values of others of its section: elsewhere it
+    decides nothing, and a key has its default."""
+    each = {name: [one] if isinstance(one, str) else list(one) for name, one in choices.items()}
+    return {"only": each}
 
 
 def _numbers(value: object) -> object:

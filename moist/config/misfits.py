@@ -20,8 +20,12 @@ def misfits(c: Config) -> Iterator[str]:
         yield from _of_an_ensemble(c)
     if c.distill.loss == "moe_kd":
         yield from _of_a_latent_teacher(c)
-    if c.joint.objective == "noisy_topk" and c.k != "auto" and c.joint.top > c.k:
-        yield f"`joint.top={c.joint.top}` asks more students than `k={c.k}`; raise k or lower top"
+    fewest = 2 if c.k == "auto" else c.k
+    if c.joint.objective == "noisy_topk" and c.joint.top > fewest:
+        yield (
+            f"`joint.top={c.joint.top}` asks more students than `k={c.k}`"
+            f" {'may give' if c.k == 'auto' else 'gives'}; raise k or lower `joint.top`"
+        )
     yield from _of_doubt(c)
 
 
@@ -71,6 +75,11 @@ def _of_merging(c: Config) -> Iterator[str]:
         yield (
             "`merge.head=owner` takes a class's row of the last linear layer, which"
             " `distill.loss=moe_kd` replaces; set `merge.head=gather`"
+        )
+    if latent and c.merge.method == "random":
+        yield (
+            "`merge.method=random` draws weights, and the table in a student of"
+            " `distill.loss=moe_kd` is none; use ancestor as the control"
         )
     if c.merge.head == "owner" and c.merge.method in {"random", "ancestor", "best_expert"}:
         yield (

@@ -17,6 +17,7 @@ from moist.config.fields import (
     Section,
     Weight,
     Widths,
+    only,
 )
 
 
@@ -28,8 +29,12 @@ class Training(Section):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
     lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
     weight_decay: float = Field(0.01, ge=0, le=1, description="decay of the weights")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
-    nesterov: bool = Field(False, description="look-ahead momentum of sgd")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="momentum of sgd", json_schema_extra=only(optimizer="sgd")
+    )
+    nesterov: bool = Field(
+        False, description="look-ahead momentum of sgd", json_schema_extra=only(optimizer="sgd")
+    )
     schedule: Literal["constant", "cosine", "one_cycle"] = Field(
         "cosine", description="learning rate over the steps"
     )
@@ -73,7 +78,9 @@ class Distill(Training):
         description="kd: Hinton's; dkd: decoupled; dist: correlations; moe_kd: latent teacher",
     )
     alpha: Fraction = Field(
-        0.7, description="weight of the soft loss, 1-alpha that of the labels; not for moe_kd"
+        0.7,
+        description="weight of the soft loss, 1-alpha that of the labels; not for moe_kd",
+        json_schema_extra=only(loss=("kd", "dkd", "dist")),
     )
     warmup: int = Field(
         0, ge=0, le=10_000, description="epochs in which the soft loss grows to its weight"
@@ -81,18 +88,37 @@ class Distill(Training):
     standardize: bool = Field(
         False, description="kd, dkd: logits to mean 0 and deviation 1, image by image"
     )
-    target_weight: Weight = Field(1.0, description="dkd: weight of the target class's KL")
-    others_weight: Weight = Field(2.0, description="dkd: weight of the other classes' KL")
-    rows_weight: Weight = Field(1.0, description="dist: weight of the correlation over classes")
-    columns_weight: Weight = Field(1.0, description="dist: weight of the correlation over images")
+    target_weight: Weight = Field(
+        1.0, description="dkd: weight of the target class's KL", json_schema_extra=only(loss="dkd")
+    )
+    others_weight: Weight = Field(
+        2.0, description="dkd: weight of the other classes' KL", json_schema_extra=only(loss="dkd")
+    )
+    rows_weight: Weight = Field(
+        1.0,
+        description="dist: weight of the correlation over classes",
+        json_schema_extra=only(loss="dist"),
+    )
+    columns_weight: Weight = Field(
+        1.0,
+        description="dist: weight of the correlation over images",
+        json_schema_extra=only(loss="dist"),
+    )
     gate: Literal["student", "teacher"] = Field(
         "student",
         description="moe_kd: teacher's classifier on student features, or on the teacher's own",
+        json_schema_extra=only(loss="moe_kd"),
     )
     experts: Literal["offsets", "heads"] = Field(
-        "offsets", description="moe_kd: one head with offsets by teacher level, or a head a level"
+        "offsets",
+        description="moe_kd: one head with offsets by teacher level, or a head a level",
+        json_schema_extra=only(loss="moe_kd"),
     )
-    tie: Weight = Field(1.0, description="moe_kd, gate=student: weight of KL(teacher, gate)")
+    tie: Weight = Field(
+        1.0,
+        description="moe_kd, gate=student: weight of KL(teacher, gate)",
+        json_schema_extra=only(loss="moe_kd", gate="student"),
+    )
     views: int = Field(
         4,
         ge=1,
@@ -130,21 +156,39 @@ class Joint(Training):
         True, description="restrict each student's softmax to the classes of its cluster"
     )
     teacher_prior: Fraction = Field(
-        0.0, description="em: exponent of the teacher's cluster prior in the responsibilities"
+        0.0,
+        description="em: exponent of the teacher's cluster prior in the responsibilities",
+        json_schema_extra=only(objective="em"),
     )
     prior_weight: float = Field(
-        1.0, ge=0, le=100, description="em: weight of KL(teacher's cluster prior, router)"
+        1.0,
+        ge=0,
+        le=100,
+        description="em: weight of KL(teacher's cluster prior, router)",
+        json_schema_extra=only(objective="em"),
     )
     balance: float = Field(
-        0.01, ge=0, le=10, description="switch, noisy_topk: weight of the balance loss"
+        0.01,
+        ge=0,
+        le=10,
+        description="switch, noisy_topk: weight of the balance loss",
+        json_schema_extra=only(objective=("switch", "noisy_topk")),
     )
     balance_form: Literal["weighted", "plain"] = Field(
-        "weighted", description="balance by each cluster's share of the classes, or to equal parts"
+        "weighted",
+        description="balance by each cluster's share of the classes, or to equal parts",
+        json_schema_extra=only(objective=("switch", "noisy_topk")),
     )
     z_loss: float = Field(
         0.0, ge=0, le=10, description="weight of the squared log-partition of the router's logits"
     )
-    top: int = Field(2, ge=2, le=1000, description="noisy_topk: students asked while training")
+    top: int = Field(
+        2,
+        ge=2,
+        le=1000,
+        description="noisy_topk: students asked while training",
+        json_schema_extra=only(objective="noisy_topk"),
+    )
 
     @model_validator(mode="after")
     def _masked_students_need_their_own_classes(self) -> Joint:
@@ -167,25 +211,41 @@ class Merge(Training):
         "average", description="how weights are gathered; the last three are controls"
     )
     base: Literal["delta", "absolute"] = Field(
-        "delta", description="average, sum, svd: of what students learnt, or of whole weights"
+        "delta",
+        description="average, sum, svd: of what students learnt, or of whole weights",
+        json_schema_extra=only(method=("average", "sum", "svd")),
     )
     layout: Literal["aligned", "block"] = Field(
-        "aligned", description="topk: units keep their places, or students lie side by side"
+        "aligned",
+        description="topk: units keep their places, or students lie side by side",
+        json_schema_extra=only(method="topk"),
     )
     score: Literal["delta", "in", "inout", "act"] = Field(
-        "delta", description="topk: what makes a unit important"
+        "delta",
+        description="topk: what makes a unit important",
+        json_schema_extra=only(method="topk"),
     )
     rank: OptionalInt = Field(
-        None, description="svd: singular values kept of each student; none: an equal share"
+        None,
+        description="svd: singular values kept of each student; none: an equal share",
+        json_schema_extra=only(method="svd"),
     )
-    scale: Literal["mean", "sum"] = Field("mean", description="svd: mean or sum of the students")
+    scale: Literal["mean", "sum"] = Field(
+        "mean",
+        description="svd: mean or sum of the students",
+        json_schema_extra=only(method="svd"),
+    )
     head: Literal["gather", "owner"] = Field(
         "gather", description="owner: each class's last row from the student of its cluster"
     )
     teacher: Literal["mixture", "hard", "teacher", "both", "none"] = Field(
         "mixture", description="who refines: all students weighted, the routed one, the teacher"
     )
-    alpha: Fraction = Field(0.7, description="weight of the soft loss of the refinement")
+    alpha: Fraction = Field(
+        0.7,
+        description="weight of the soft loss of the refinement",
+        json_schema_extra=only(teacher=("mixture", "hard", "teacher", "both")),
+    )
 
     @property
     def gathering(self) -> Merge:

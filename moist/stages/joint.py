@@ -12,7 +12,6 @@ from moist.artifacts import Clusters, Dataset, Logits, Mixture, Router, Student
 from moist.augment import Batch
 from moist.config import Augment, Joint
 from moist.env import Env
-from moist.errors import ConfigError
 from moist.fit import autocast, fit, passes
 from moist.gates import (
     balance,
@@ -95,15 +94,10 @@ def train_jointly(
 
 
 def prepare(net: MoIST, joint: Joint) -> None:
-    """What an objective needs of the module before it trains. Raises ConfigError."""
+    """What an objective needs of the module before it trains."""
     if joint.objective == "students_only":
         net.freeze_router()
     if joint.objective == "noisy_topk":
-        if joint.top > len(net.students):
-            raise ConfigError(
-                f"`joint.top={joint.top}` asks more students than there are ({len(net.students)})",
-                f"set `joint.top={len(net.students)}` or less",
-            )
         net.deviation_E = nn.Parameter(torch.zeros(len(net.students), device=net.cluster_C.device))
 
 
