@@ -1,8 +1,9 @@
 """OneS, knowledge gathering: the experts' weights become one student's (Xue et al. 2022).
 
-E experts, C classes. OneS gathers the feed-forward layers of transformers; here every layer has
-experts, so every layer is gathered, a convolution as a matrix with one row a channel (ours). The
-sums are made in float64: the mean of equal weights is that weight.
+Only the abstract and second-hand summaries of OneS are known to us. It gathers the feed-forward
+layers of transformers; here every layer has experts, so every layer is gathered, a convolution as
+a matrix with one row a channel (ours). The sums are made in float64: the mean of equal weights is
+that weight. E experts, C classes.
 """
 
 from __future__ import annotations

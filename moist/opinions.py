@@ -29,7 +29,8 @@ FILTERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "smooth": _smooth,
     "edges": _edges,
 }
-"""How a student may see an image: ours, as Chang et al. (COLING 2022) filter text."""
+"""How a student may see an image. Of Chang et al. (COLING 2022), who show students different
+forms of a text, only the abstract and a summary are known to us: these filters are ours."""
 
 
 def views_of(kind: str, students: int) -> tuple[str, ...]:

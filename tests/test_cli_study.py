@@ -96,9 +96,11 @@ def test_a_table_has_every_setting_with_its_parameters_side_by_side(ask):
     assert [line[0] for line in shown] == ["hidden_width=4", "hidden_width=32"]
     for line, width in zip(shown, (4, 32), strict=True):
         assert line[1:] == ["1", *[f"{100 * student[width]:.2f}"] * 2]
-    lines = list(csv.DictReader(io.StringIO(ask("table", "four", "--over", "k", "--csv").out)))
-    assert [line["hidden_width"] for line in lines] == ["4", "32"]
-    assert [line["accuracy_n"] for line in lines] == ["2", "2"]
+    over = ask("table", "four", "--over", "k", "--json").json
+    assert [row["params"] for row in over] == [{"hidden_width": 4}, {"hidden_width": 32}]
+    assert [row["values"]["accuracy"]["n"] for row in over] == [2, 2]
+    lines = list(csv.DictReader(io.StringIO(ask("table", "four", "--csv").out)))
+    assert [line["key"] for line in lines] == [trial["key"] for trial in trials]
     assert "4 of 4 trials complete" in ask("table", "four").out
 
 

@@ -10,7 +10,8 @@ from moist.averages import averaged
 from moist.cli.options import HOME, JSON, STORAGE, check_together, print_json
 from moist.errors import ConfigError
 from moist.objectives import TEST
-from moist.study.table import as_csv, print_averages
+from moist.study import listing
+from moist.study.table import print_averages
 
 
 @click.command()
@@ -31,7 +32,9 @@ from moist.study.table import as_csv, print_averages
     metavar="PARAMETER",
     help="What is averaged over.",
 )
-@click.option("--csv", "in_csv", is_flag=True, help="One line a setting, unrounded.")
+@click.option(
+    "--csv", "as_csv", is_flag=True, help="All complete runs instead, a line each, unrounded."
+)
 @JSON
 @STORAGE
 @HOME
@@ -40,7 +43,7 @@ def table(
     across: str | None,
     show: tuple[str, ...],
     over: tuple[str, ...],
-    in_csv: bool,
+    as_csv: bool,
     as_json: bool,
     storage: str | None,
     home: Path,
@@ -52,13 +55,17 @@ def table(
     moist table ones_ablation --across merge.teacher --show accuracy --show test/accuracy
     moist table ones_ablation --show test/gathered --over seed --over merge.teacher
     """
-    check_together(apart=[("--csv", "--json")])
+    check_together(apart=[("--csv", "--json"), ("--csv", "--across"), ("--csv", "--show")])
     from moist.study.storage import load, url_of
 
     described, trials = load(study, url_of(storage, home), home)
+    complete = [trial for trial in trials if trial.state == "complete"]
+    if as_csv:
+        click.echo(listing.as_csv(complete), nl=False)
+        return
     named = [one.name for one in described.objectives]
     default = (*(named[:1] if across else named), f"{TEST}accuracy")
-    rows = averaged(trials, show or default, over)
+    rows = averaged(complete, show or default, over)
     if across is not None and not any(across in row.params for row in rows):
         differ = ", ".join(dict.fromkeys(name for row in rows for name in row.params))
         raise ConfigError(
@@ -67,9 +74,7 @@ def table(
         )
     if as_json:
         print_json([row.model_dump(mode="json") for row in rows])
-    elif in_csv:
-        click.echo(as_csv(rows), nl=False)
-    else:
-        print_averages(study, rows, across)
-        complete = sum(trial.state == "complete" for trial in trials)
-        click.echo(f"{complete} of {len(trials)} trials complete; the test split is only reported")
+        return
+    print_averages(study, rows, across)
+    count = f"{len(complete)} of {len(trials)} trials complete"
+    click.echo(f"{count}; the test split is only reported")

@@ -95,8 +95,8 @@ def distill_ensemble(
 ) -> Ensemble:
     """k students from weights of their own, each distilled on the image as it sees it.
 
-    Student i learns from all classes what student i of Chang et al. (COLING 2022) learns from
-    its input; they are trained side by side, on one loss that is the sum of theirs.
+    One teacher and several students are Chang et al.'s (COLING 2022, abstract only); that each
+    learns all classes, and that they train side by side on the sum of their losses, is ours.
     """
     spec = student_spec(student, hidden_width, None, data.image_shape, len(data.classes))
     with seeded(seed, "ensemble"):

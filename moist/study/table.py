@@ -52,22 +52,3 @@ def head(name: str) -> str:
         return HEADS[name]
     of = name.removeprefix(TEST)
     return "test %" if of == "accuracy" else f"test %, {of}"
-
-
-def as_csv(rows: Sequence[Averaged]) -> str:
-    """One line a setting, unrounded: parameters, and each number's mean, deviation and count."""
-    import pandas as pd
-
-    lines = [
-        {
-            **row.params,
-            **{
-                f"{name}{suffix}": value
-                for name, one in row.values.items()
-                for suffix, value in (("", one.mean), ("_sd", one.sd), ("_n", one.n))
-            },
-        }
-        for row in rows
-    ]
-    text: str = pd.DataFrame(lines).to_csv(index=False)
-    return text
