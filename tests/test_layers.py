@@ -18,7 +18,7 @@ LAYERS = [
     "stages",
     "store cache runs",
     "pipeline predict bench static",
-    "terminal",
+    "terminal printed",
     "figures",
     "track",
     "study",
@@ -30,10 +30,10 @@ LAYERS = [
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 AT_ONCE = (
-    "config errors report runs terminal overrides schema recipe cache objects objectives trials"
-    " pareto frontier averages space cli.main cli.options cli.store cli.bench cli.sweep cli.study"
-    " cli.run cli.table cli.upkeep cli.wandb study.listing study.table study.storage study.ledger"
-    " study.policy study.commands"
+    "config errors report runs terminal printed overrides schema recipe cache objects"
+    " objectives trials pareto frontier averages space cli.main cli.options cli.store"
+    " cli.bench cli.sweep cli.study cli.run cli.table cli.upkeep cli.wandb study.listing"
+    " study.table study.storage study.ledger study.policy study.commands"
 ).split()
 READS_TEST = {"stages/evaluate.py", "stages/prepare.py", "data.py", "images.py", "cli/store.py"}
 

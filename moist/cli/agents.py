@@ -54,14 +54,7 @@ def wandb_sweep(
         [("--sweep", "--register-only"), ("--sweep", "--entity"), ("--sweep", "--project")]
         + [("--register-only", one) for one in ("--count", "--workers", "--devices", "--threads")]
     )
-    if (file is None) == (joined is None):
-        raise ConfigError(
-            "expected a sweep file or `--sweep ENTITY/PROJECT/ID`, found"
-            f" {'neither' if file is None else 'both'}",
-            "a file makes a new sweep, `--sweep` joins one",
-        )
-    if joined and (joined.count("/") != 2 or not all(joined.split("/"))):
-        raise ConfigError(f"`--sweep {joined}` is no sweep", "write ENTITY/PROJECT/ID")
+    _check_source(file, joined)
     from moist.agents.crew import Crew
     from moist.agents.register import check_online, document, register
     from moist.agents.watching import Watching
@@ -93,3 +86,15 @@ def wandb_sweep(
         raise click.exceptions.Exit(130) from None
     watching.check()
     click.echo(f"its frontier:\n  moist pareto --wandb {path}")
+
+
+def _check_source(file: Path | None, joined: str | None) -> None:
+    """Raise ConfigError unless either a file or a whole sweep's path is given."""
+    if (file is None) == (joined is None):
+        raise ConfigError(
+            "expected a sweep file or `--sweep ENTITY/PROJECT/ID`, found"
+            f" {'neither' if file is None else 'both'}",
+            "a file makes a new sweep, `--sweep` joins one",
+        )
+    if joined and (joined.count("/") != 2 or not all(joined.split("/"))):
+        raise ConfigError(f"`--sweep {joined}` is no sweep", "write ENTITY/PROJECT/ID")

@@ -26,6 +26,7 @@ from moist.cli.wandb import browse, sync
 from moist.cli.workspace import wandb
 from moist.errors import ConfigError, MoistError
 from moist.overrides import parse
+from moist.printed import print_curve, print_report
 from moist.study.database import masked
 from moist.track.client import sweep as sweep_of_agent
 
@@ -122,7 +123,7 @@ def show(run: str, as_json: bool, home: Path) -> None:
     if as_json:
         print_json([found.record()])
     else:
-        terminal.print_report(found.report, found.config, found.command)
+        print_report(found.report, found.config, found.command)
 
 
 @cli.command()
@@ -155,7 +156,7 @@ def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
         lines = [points[0], *(point.values() for point in points)]
         click.echo("\n".join(",".join(map(str, line)) for line in lines))
     else:
-        terminal.print_curve(found.report.doubt)
+        print_curve(found.report.doubt)
 
 
 @cli.command()

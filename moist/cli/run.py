@@ -20,6 +20,7 @@ from moist.cli.options import (
     print_json,
 )
 from moist.overrides import parse
+from moist.printed import print_report
 
 
 @click.command()
@@ -71,7 +72,7 @@ def run(
             if as_json:
                 print_json(report.model_dump(mode="json"))
             else:
-                terminal.print_report(report, record.config, record.command)
+                print_report(report, record.config, record.command)
 
 
 @click.command()
