@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -258,7 +259,8 @@ def test_the_dashboard_serves_the_study_with_notes_and_files_on_loopback(home):
         found = _fetched(f"http://127.0.0.1:{port}/api/studies/1", server)
     finally:
         server.terminate()
-        server.communicate()
+        server.communicate(timeout=PATIENCE)
+    assert server.returncode == -signal.SIGTERM
     assert len(found["trials"]) == 4
     for trial in found["trials"]:
         assert "moist run" in trial["note"]["body"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -286,5 +287,7 @@ def dashboard(study: str, port: int, storage: str | None, home: Path) -> None:
         raise ConfigError(
             "`moist dashboard` needs optuna-dashboard", "`pip install moist[dashboard]`"
         ) from None
+    # The server catches whatever is raised while it answers, an exit as well: it would live on.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     click.echo(f"http://127.0.0.1:{port}/dashboard/studies/{found._study_id}", err=True)
     run_server(found._storage, "127.0.0.1", port, artifact_store(home))
