@@ -8,9 +8,9 @@ import pytest
 from moist import runs
 from moist.config import Config, flat
 from moist.errors import ConfigError, StoreError
+from moist.printed import print_models
 from moist.recipe import canonical
 from moist.report import Baselines, Machine, Measures, Report
-from moist.terminal import print_models
 
 MEASURES = {
     "accuracy": 1 / 3, "val_accuracy": None, "loss": 0.1 + 0.2, "ece": 1e-17,
