@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from moist import objects, report
 from moist.artifacts import pack, unpack
 from moist.env import SPENT
-from moist.errors import StoreError
+from moist.errors import StoreError, first_line
 
 NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.safetensors")
 
@@ -107,6 +107,6 @@ def read_artifact(folder: Path) -> Any:
         return unpack(tree, tensors, RECORDS)
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
-            f"`{folder}` was written by a moist with other artifacts: {error}",
+            f"`{folder}` was written by a moist with other artifacts: {first_line(error)}",
             "`moist cache clear` makes room for new ones",
         ) from error

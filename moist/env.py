@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from moist.errors import ConfigError
+from moist.errors import ConfigError, first_line
 from moist.report import Machine
 
 SPENT = "seconds"
@@ -124,7 +124,7 @@ def make_env(progress: Progress, device: str | None = None, threads: int | None 
         place = torch.device(device)
         torch.zeros(1, device=place)
     except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0]
+        said = first_line(error)
         raise ConfigError(
             f"can't compute on `--device {device}`: {said}", "leave --device out, or use cpu"
         ) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.config import Config, flat
-from moist.errors import ConfigError
+from moist.errors import ConfigError, first_line
 from moist.objects import Signed, now, scratch, sync
 from moist.report import Report
 
@@ -89,7 +89,7 @@ def _read(path: Path, warned: Callable[[str], None]) -> Run | None:
         if run.text() != text:
             raise ValueError("its checksum differs")
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         warned(f"skipped run record `{path}`, which can't be read: {reason}")
         return None
     return run

@@ -65,7 +65,7 @@ def table(
         return
     named = [one.name for one in described.objectives]
     default = (*(named[:1] if across else named), f"{TEST}accuracy")
-    rows = averaged(complete, show or default, over)
+    rows = averaged(trials, show or default, over)
     if across is not None and not any(across in row.params for row in rows):
         differ = ", ".join(dict.fromkeys(name for row in rows for name in row.params))
         raise ConfigError(

@@ -12,7 +12,7 @@ from moist.artifacts import Dataset, Spec, Teacher
 from moist.config import Augment
 from moist.config import Teacher as TeacherConfig
 from moist.env import Env
-from moist.errors import ConfigError
+from moist.errors import ConfigError, first_line
 from moist.fit import fit, passes, seeded
 from moist.measure import validation
 from moist.models import module
@@ -96,7 +96,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises IndexError, KeyError, struct.error, ...
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        said = first_line(error)
         raise ConfigError(f"can't read teacher.weights `{path}`: {said}") from None
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from moist.errors import MoistError, brief
+from moist.errors import MoistError, brief, first_line
 
 Kind = Literal["begun", "stage", "epoch", "done", "held", "failed", "lost", "warned"]
 """What a worker says; `lost` is also said of it."""
@@ -71,14 +71,14 @@ def begin(
 def failure(error: Exception) -> dict[str, Any]:
     """An exception's class and first line, and its last lines; `memory` says that it ran out of
     that."""
-    name, said = type(error).__name__, str(error)
+    name, first = type(error).__name__, first_line(error)
     trace = "".join(traceback.format_exception(error)).splitlines()
     return {
         "error": brief(error),
-        "lines": said.splitlines()[1:] if isinstance(error, MoistError) else trace[-8:],
+        "lines": str(error).splitlines()[1:] if isinstance(error, MoistError) else trace[-8:],
         "memory": isinstance(error, MemoryError)
         or name == "OutOfMemoryError"  # CUDA's
-        or (name == "RuntimeError" and "can't allocate memory" in said),  # torch's, of the CPU
+        or (name == "RuntimeError" and "can't allocate memory" in first),  # torch's, of the CPU
     }
 
 

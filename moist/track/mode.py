@@ -14,7 +14,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from moist.errors import ConfigError
+from moist.errors import ConfigError, first_line
 
 Name = Literal["online", "offline", "off"]
 FLAGS = ("auto", "online", "offline", "off")
@@ -91,7 +91,7 @@ def hindrance() -> str | None:
             host=base_url(), source="moist", prompt=False, update_session=False
         )
     except AuthenticationError as error:
-        return f"its key can't be right: {str(error).splitlines()[0]}"
+        return f"its key can't be right: {first_line(error)}"
     if account is None:
         return "there is no W&B account on this machine (`wandb login`)"
     return None if reachable(base_url()) else f"{host()} can't be reached"

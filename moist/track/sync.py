@@ -27,7 +27,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from moist.errors import StoreError
+from moist.errors import StoreError, first_line
 from moist.objects import digest, now, scratch
 from moist.objects import sync as flush
 from moist.report import Record
@@ -135,7 +135,7 @@ class Outbox:
         try:
             return SENT.validate_json(path.read_bytes()) if path.exists() else {}
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise StoreError(
                 f"can't read what was sent, `{path}`: {reason}",
                 "delete it: what wandb marked as synced still counts as sent",
