@@ -147,6 +147,10 @@ class Store:
         if seconds is None:
             with objects.alone(self.home, job.key, lambda: self._wait(job)):
                 return self._settle_alone(job)
+        if self._partial(job).is_dir():
+            with objects.unless_held(self.home, job.key) as free:
+                if free:
+                    self._tidy(job)
         self.env.progress.reused(job.name, job.key, seconds)
         return job.call(True, seconds)
 
@@ -155,6 +159,7 @@ class Store:
         seconds = self._stored(job, alone=True)
         if seconds is None:
             return job.call(False, self._compute(job))
+        self._tidy(job)
         self.env.progress.reused(job.name, job.key, seconds)
         return job.call(True, seconds)
 
@@ -183,9 +188,8 @@ class Store:
     def _compute(self, job: Job) -> float:
         """Run the stage and store what it gives. Needs the key's lock."""
         inputs = {name: resolved(value) for name, value in job.inputs.items()}
-        partial = self.home / "partial" / job.key
         self.env.progress.started(job.name, job.key)
-        env = self.env.at(job.name, partial)
+        env = self.env.at(job.name, self._partial(job))
         value = job.stage(env, **inputs)
         seconds = env.seconds()
         objects.publish(
@@ -193,10 +197,18 @@ class Store:
             version=job.version, recipe=job.recipe, seconds=seconds, moist=runs.version(),
             commit=runs.commit(), machine=self.env.machine().model_dump(mode="json"),
         )  # fmt: skip
-        shutil.rmtree(partial, ignore_errors=True)
+        self._tidy(job)
         self._sound[job.key] = seconds
         self.env.progress.finished(job.name, job.key, seconds)
         return seconds
+
+    def _partial(self, job: Job) -> Path:
+        return self.home / "partial" / job.key
+
+    def _tidy(self, job: Job) -> None:
+        """Delete the checkpoints of a stored output, which who computed it may have been killed
+        before it could. Needs the key's lock."""
+        shutil.rmtree(self._partial(job), ignore_errors=True)
 
     def _value(self, job: Job) -> Any:
         """Always what was read from disk, so that a repeated run works with the same values."""

@@ -521,6 +521,40 @@ def test_a_killed_stage_publishes_nothing_and_continues_from_its_checkpoint(tmp_
     assert not files_under(home, "partial")
 
 
+def leave(home: Path, key: str) -> Path:
+    """Checkpoints of an output: its process was killed once it was stored, before they went."""
+    left = home / "partial" / key / "step-000001-0123456789abcdef.safetensors"
+    left.parent.mkdir()
+    left.write_bytes(b"state")
+    return left
+
+
+def test_checkpoints_that_outlived_their_stored_output_go_once_it_is_found(tmp_path):
+    key = Store(tmp_path, env()).call(logits, seed=0).key
+    left = leave(tmp_path, key)
+    with objects.alone(tmp_path, key, waiting=lambda: None):  # computed anew, for all we know
+        Store(tmp_path, env()).call(logits, seed=0)
+        assert left.exists()
+    Store(tmp_path, env()).call(logits, seed=0)
+    assert not files_under(tmp_path, "partial")
+
+
+def test_who_waited_for_a_process_deletes_the_checkpoints_that_it_left(tmp_path):
+    home, told, log = tmp_path / "home", Told(), tmp_path / "log"
+    job = {"seed": 0, "log": str(log)}
+    key = Store(tmp_path / "other", env()).call(logits, **job).key
+    store = Store(home, env(told))
+    waiter = threading.Thread(target=store.call, args=(logits,), kwargs=job)
+    with objects.alone(home, key, waiting=lambda: None):
+        waiter.start()
+        assert told.warned_once.wait(PATIENCE)
+        leave(home, key)
+        shutil.copytree(tmp_path / "other" / "objects", home / "objects", dirs_exist_ok=True)
+    waiter.join(PATIENCE)
+    assert times(log) == 1
+    assert not files_under(home, "partial")
+
+
 def test_who_waits_for_another_process_is_told_once(tmp_path):
     told, log = Told(), tmp_path / "log"
     store = Store(tmp_path / "home", env(told))

@@ -170,8 +170,12 @@ def test_a_sweep_of_the_command_line_killed_and_interrupted_goes_on_with_what_is
     def midway(stages: int) -> Driving:
         """Driven until that many stages are stored and another is in the middle."""
         driving = command(moist, words, home=tmp_path)
-        partial = home / "partial"
-        driving.until(lambda: len(stored(home)) >= stages and [*partial.glob("*/step-*")])
+
+        def reached() -> bool:
+            steps = {path.parent.name for path in home.glob("partial/*/step-*")}
+            return len(known := stored(home)) >= stages and bool(steps - {*known})
+
+        driving.until(reached)
         return driving
 
     midway(0).kill()
