@@ -23,7 +23,8 @@ from moist.routers import IMPOSSIBLE
 laws = settings(deadline=None, max_examples=20)
 seeds = st.integers(0, 2**20)
 shares = st.floats(0, 1)
-UNEQUAL = torch.tensor([0.6, 0.2, 0.2])
+partitions = st.lists(st.integers(1, 6), min_size=2, max_size=7)
+"""Sizes of clusters, in classes."""
 
 
 def drawn(seed: int, *shape: int, scale: float = 2.0) -> torch.Tensor:
@@ -189,23 +190,32 @@ def certain(expert_B: list[int], experts: int) -> torch.Tensor:
     return F.one_hot(torch.tensor(expert_B), experts).float() * 100
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (6, 2, 2), (1, 3, 1)])
-def test_balance_is_one_when_each_cluster_gets_its_share(sizes: tuple[int, ...]) -> None:
+@laws
+@given(partitions)
+def test_right_routing_has_balance_one_and_is_fought_by_equal_shares(sizes: list[int]) -> None:
     share_E = torch.tensor(sizes) / sum(sizes)
-    routed = [j for j, size in enumerate(sizes) for _ in range(size)]
-    assert float(balance(certain(routed, 3), share_E)) == pytest.approx(1)
+    right = certain([j for j, size in enumerate(sizes) for _ in range(size)], len(sizes))
+    assert float(balance(right, share_E)) == pytest.approx(1)
+    plain = float(balance(right, torch.full((len(sizes),), 1 / len(sizes))))
+    assert plain == pytest.approx(len(sizes) * float(share_E.square().sum()))
+    assert len(set(sizes)) == 1 or plain > 1
 
 
-@pytest.mark.parametrize("experts", [2, 3, 7])
-def test_balance_is_the_number_of_experts_when_one_takes_all(experts: int) -> None:
-    share_E = torch.full((experts,), 1 / experts)
-    assert float(balance(certain([1] * 8, experts), share_E)) == pytest.approx(experts)
-
-
-def test_equal_shares_fight_the_right_routing_to_unequal_clusters() -> None:
+def test_the_papers_clusters_under_plain_balance() -> None:
     right = certain([0, 0, 0, 1, 2], 3)
-    assert float(balance(right, UNEQUAL)) == pytest.approx(1)
     assert float(balance(right, torch.full((3,), 1 / 3))) == pytest.approx(1.32)
+
+
+@laws
+@given(partitions, st.data())
+def test_balance_of_one_that_takes_all_is_one_over_its_share(
+    sizes: list[int], data: st.DataObject
+) -> None:
+    """With equal shares: the number of experts."""
+    share_E = torch.tensor(sizes) / sum(sizes)
+    taker = data.draw(st.integers(0, len(sizes) - 1))
+    all_to_one = certain([taker] * 8, len(sizes))
+    assert float(balance(all_to_one, share_E)) == pytest.approx(sum(sizes) / sizes[taker])
 
 
 @laws

@@ -106,10 +106,15 @@ def test_what_is_gathered_is_a_state_of_the_same_network(arch: str, merge: Merge
 @everywhere
 @bases
 @pytest.mark.parametrize("method", ["average", "svd"])
-def test_equal_experts_gather_to_that_expert(arch: str, base: str, method: str) -> None:
-    (expert,), ancestor = family(2, arch, experts=1)
+@laws
+@given(seeds, st.integers(1, 4))
+def test_equal_experts_gather_to_that_expert(
+    arch: str, base: str, method: str, seed: int, experts: int
+) -> None:
+    (expert,), ancestor = family(seed, arch, experts=1)
     merge = Merge(method=method, base=base, rank=1024)
-    found = gather([expert] * 3, ancestor, merge, OF_CLASS)
+    of_class = [j % experts for j in OF_CLASS]
+    found = gather([expert] * experts, ancestor, merge, of_class)
     if method == "average":
         same(found, expert)
         assert torch.equal(logits(found, arch), logits(expert, arch))

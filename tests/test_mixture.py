@@ -100,13 +100,26 @@ def test_the_order_of_the_experts_does_not_matter(
         torch.testing.assert_close(other(images()), net(images()))
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-def test_grouped_dispatch_equals_one_image_at_a_time(masked: bool, batch_norm: bool) -> None:
-    net = mixture(masked=masked, batch_norm=batch_norm)
+@laws
+@given(seeds, st.lists(st.integers(0, 2), min_size=1, max_size=12), st.booleans())
+def test_grouped_dispatch_equals_one_image_at_a_time(
+    seed: int, expert_B: list[int], batch_norm: bool
+) -> None:
+    net = mixture(seed, batch_norm=batch_norm)
+    x_BCHW = images(len(expert_B))
     with torch.inference_mode():
-        _, gate_BE = net.routed(images())
-        assert len(gate_BE.argmax(1).unique()) == 3
+        grouped_BC = net.dispatch(x_BCHW, torch.tensor(expert_B))
+        alone_BC = [net.students[j](x_BCHW[i : i + 1]) for i, j in enumerate(expert_B)]
+    torch.testing.assert_close(grouped_BC, torch.cat(alone_BC), rtol=1e-5, atol=1e-5)
+
+
+@laws
+@given(seeds, st.booleans(), st.booleans(), st.booleans())
+def test_a_batch_is_answered_as_one_image_at_a_time(
+    seed: int, masked: bool, gated: bool, batch_norm: bool
+) -> None:
+    net = mixture(seed, masked=masked, gated=gated, batch_norm=batch_norm)
+    with torch.inference_mode():
         alone_BC = torch.cat([net(image) for image in images().split(1)])
         torch.testing.assert_close(net(images()), alone_BC, rtol=1e-5, atol=1e-5)
 
@@ -154,19 +167,21 @@ def test_a_masked_mixture_is_a_distribution_that_keeps_the_routers(seed: int) ->
             torch.testing.assert_close(share_C, own_C if j == chosen else even_C)
 
 
-def test_the_two_level_likelihood_is_router_and_student_cross_entropy() -> None:
-    net = mixture(masked=True)
-    cluster_B = net.cluster_C[LABELS]
+@laws
+@given(seeds)
+def test_the_two_level_likelihood_is_router_and_student_cross_entropy(seed: int) -> None:
+    """Of every class of the cluster that an image is sent to."""
+    net = mixture(seed, masked=True)
     with torch.inference_mode():
         log_probs_BC, gate_BE = net.routed(images())
-        at_home = gate_BE.argmax(1) == cluster_B
-        assert at_home.any()
-        within_BC = net.dispatch(images(), cluster_B)
-    found = F.nll_loss(log_probs_BC[at_home], LABELS[at_home])
-    expected = F.cross_entropy(gate_BE[at_home], cluster_B[at_home]) + F.cross_entropy(
-        within_BC[at_home], LABELS[at_home]
-    )
-    torch.testing.assert_close(found, expected)
+        sent_B = gate_BE.argmax(1)
+        within_BC = net.dispatch(images(), sent_B)
+    for row, sent in enumerate(sent_B):
+        classes_B = (net.cluster_C == sent).nonzero()[:, 0]
+        router = F.cross_entropy(gate_BE[row], sent)
+        for c in classes_B:
+            found = F.nll_loss(log_probs_BC[row], c)
+            torch.testing.assert_close(found, router + F.cross_entropy(within_BC[row], c))
 
 
 @laws

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 from moist.config import Routing
@@ -53,6 +56,23 @@ def test_the_linear_router_without_hidden_layers_is_a_linear_map() -> None:
     x_BCHW = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     weight, bias = net.state_dict().values()
     torch.testing.assert_close(net(x_BCHW), F.linear(x_BCHW.flatten(1), weight, bias))
+
+
+@settings(max_examples=10)
+@given(st.sampled_from(sorted(ROUTERS.keys() - {"oracle"})), st.integers(0, 2**20))
+def test_a_router_answers_with_logits(name: str, seed: int) -> None:
+    """What is added to its head's biases is added to its answer; no softmax in between does so."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = router(name).eval()
+        x_BCHW, bias_E = torch.randn(4, *CIFAR), torch.randn(3) * 3
+    head = [part for part in net.modules() if isinstance(part, nn.Linear)][-1]
+    with torch.no_grad():
+        plain_BE = net(x_BCHW)
+        head.bias += bias_E
+        found_BE = net(x_BCHW)
+    torch.testing.assert_close(found_BE - plain_BE, bias_E.expand(4, 3), rtol=1e-4, atol=1e-4)
+    assert not torch.isclose(found_BE.sum(1), torch.ones(4)).any()
 
 
 def test_dropout_is_at_work_in_training_only() -> None:
