@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+import psutil
 import torch
 
 from moist.errors import ConfigError, first_line
@@ -87,6 +88,25 @@ class Env:
             system=f"{platform.system()} {platform.machine()}",
         )
 
+    def crowding(self, workers: int = 1) -> str | None:
+        """What to expect if the threads of so many workers find too few free cores; else None.
+
+        Threads wait for each other after each operation, so one that shares its core holds up
+        all; a process of one thread only gets its part. Looks for a tenth of a second.
+        """
+        threads = torch.get_num_threads()
+        if threads == 1 or self.device.type != "cpu":
+            return None
+        percents, mine = psutil.cpu_percent(interval=0.1, percpu=True), cores()
+        busy = sum(percents[core] for core in mine) / 100
+        if busy + threads * workers < len(mine) + 0.5:
+            return None
+        return (
+            f"{threads * workers} threads on {len(mine)} cores, {busy:.1f} of which other work"
+            " keeps busy: training may take several times longer than with `--threads 1`, and"
+            " latencies are not those of an idle machine"
+        )
+
 
 def _spent(checkpoints: Path) -> float:
     """What killed attempts took; only a time on record hangs on it, so a damaged one is 0."""
@@ -94,6 +114,13 @@ def _spent(checkpoints: Path) -> float:
         return float((checkpoints / SPENT).read_text())
     except (OSError, ValueError):
         return 0.0
+
+
+def cores() -> list[int]:
+    """The numbers of the processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def default_device() -> torch.device:

@@ -58,6 +58,8 @@ def run(
     command = runs.reproducing(config)
     with closing(terminal.Watcher(quiet)) as watcher:
         env = make_env(watcher, device, threads)
+        if crowded := env.crowding():
+            watcher.said(crowded)
         with (
             tracker(wandb, home, watcher.said, watcher.warned) as tracked,
             tracked.open(run_of(config, home, command), config) as journal,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -104,13 +103,13 @@ def slots(devices: str | None, workers: int, threads: int | None) -> list[Slot]:
     """
     import torch
 
-    from moist.env import Silent, make_env
+    from moist.env import Silent, cores, make_env
 
     found: list[str | None] = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     found = [*devices.split(",")] if devices else found or [None]
     for device in dict.fromkeys(found if devices else ()):
         make_env(Silent(), device)
-    each = threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    each = threads or max(1, len(cores()) // workers)
     return [Slot(found[i % len(found)], each) for i in range(workers)]
 
 
@@ -147,13 +146,15 @@ def search(
     KeyboardInterrupt once what Ctrl-C interrupted has been written.
     """
     from moist.data import locate
-    from moist.env import make_env
+    from moist.env import Silent, make_env
     from moist.store import Store
     from moist.study.foresight import Foresight
     from moist.study.trainer import Trainer
 
     data = _checked(sweep, described, settings, study)
     locate(data, home)
+    # asked before the workers' server starts to import
+    crowded = make_env(Silent(), slots[0].device, slots[0].threads).crowding(len(slots))
     with ExitStack() as stack:
         ledger = stack.enter_context(opened(study, url, home, described))
         pool = stack.enter_context(
@@ -161,6 +162,8 @@ def search(
         )
         board = stack.enter_context(Board(study, described.objectives, settings.trials, quiet))
         env = make_env(Aside(board), slots[0].device, slots[0].threads)
+        if crowded:
+            board.said(crowded)
         store = Store(home, env)
         foresight = Foresight(store, settings.reuse, pool.quiet)
         watch: Watch = board
