@@ -212,7 +212,8 @@ def check(home: Path, key: str) -> Manifest | None:
     if not folder.is_dir():
         return None
     manifest = read(folder)
-    found = {path.name for path in folder.iterdir()}
+    with _reading(MANIFEST):
+        found = {path.name for path in folder.iterdir()}
     for name in sorted(found ^ {MANIFEST, *manifest.files}):
         raise Damaged(f"{name}: {'not part of it' if name in found else 'missing'}")
     for name, file in manifest.files.items():

@@ -144,22 +144,24 @@ class Store:
     def _settle(self, job: Job) -> Call:
         """Make sure that the output is stored and sound."""
         seconds = self._stored(job)
+        if seconds is not None:
+            return self._reused(job, seconds)
+        with objects.alone(self.home, job.key, lambda: self._wait(job)):
+            return self._settle_alone(job)
+
+    def _settle_alone(self, job: Job) -> Call:
+        """The same, holding the key's lock."""
+        self._tidy(job)
+        seconds = self._stored(job, alone=True)
         if seconds is None:
-            with objects.alone(self.home, job.key, lambda: self._wait(job)):
-                return self._settle_alone(job)
+            return job.call(False, self._compute(job))
+        return self._reused(job, seconds)
+
+    def _reused(self, job: Job, seconds: float) -> Call:
         if self._partial(job).is_dir():
             with objects.unless_held(self.home, job.key) as free:
                 if free:
                     self._tidy(job)
-        self.env.progress.reused(job.name, job.key, seconds)
-        return job.call(True, seconds)
-
-    def _settle_alone(self, job: Job) -> Call:
-        """The same, holding the key's lock."""
-        seconds = self._stored(job, alone=True)
-        if seconds is None:
-            return job.call(False, self._compute(job))
-        self._tidy(job)
         self.env.progress.reused(job.name, job.key, seconds)
         return job.call(True, seconds)
 
@@ -197,7 +199,7 @@ class Store:
             version=job.version, recipe=job.recipe, seconds=seconds, moist=runs.version(),
             commit=runs.commit(), machine=self.env.machine().model_dump(mode="json"),
         )  # fmt: skip
-        self._tidy(job)
+        shutil.rmtree(self._partial(job), ignore_errors=True)
         self._sound[job.key] = seconds
         self.env.progress.finished(job.name, job.key, seconds)
         return seconds
@@ -206,19 +208,24 @@ class Store:
         return self.home / "partial" / job.key
 
     def _tidy(self, job: Job) -> None:
-        """Delete the checkpoints of a stored output, which who computed it may have been killed
-        before it could. Needs the key's lock."""
-        shutil.rmtree(self._partial(job), ignore_errors=True)
+        """Delete checkpoints older than the stored output: who wrote both was killed in between.
+
+        Newer ones are of who computes it afresh. Needs the key's lock.
+        """
+        partial, folder = self._partial(job), objects.folder_of(self.home, job.key)
+        if partial.is_dir() and folder.is_dir():
+            newest = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))
+            if newest <= folder.stat().st_mtime:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def _value(self, job: Job) -> Any:
         """Always what was read from disk, so that a repeated run works with the same values."""
-        folder = objects.folder_of(self.home, job.key)
         try:
-            return read_artifact(folder)
+            return read_artifact(objects.folder_of(self.home, job.key))
         except FileNotFoundError:  # another process cleaned up since
             self._sound.pop(job.key, None)
             self._settle(job)
-            return read_artifact(folder)
+            return self._value(job)
 
     def _wait(self, job: Job) -> None:
         self.env.progress.warned(

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from moist import artifacts, objects
+from moist.cache import clear
 from moist.env import Env, Silent
 from moist.errors import StageError, StoreError
 from moist.stages import stage
 from moist.store import Plan, Ref, Store
-from moist.study.eager import Eager
+from moist.study.eager import Eager, Left
 
 PATIENCE = 120.0
 HOLDER = """
@@ -130,6 +131,19 @@ def test_what_is_stored_is_reused_whoever_holds_it(tmp_path):
     with held(tmp_path, keys["a"]):
         graph(store)
     assert store.left == set() and all(call.reused for call in store.calls)
+
+
+def test_what_was_there_and_is_cleared_while_another_computes_it_is_left(tmp_path):
+    store = opened(tmp_path)
+    found = graph(store)
+    clear(tmp_path)
+    with held(tmp_path, found["c"].key):
+        with pytest.raises(Left, match="another process") as caught:
+            _ = found["c"].value
+        assert caught.value.held == [found["c"].key]
+        with pytest.raises(Left):
+            store.check()
+    opened(tmp_path).check()
 
 
 def test_a_damaged_output_is_computed_again_unless_another_does(tmp_path):

@@ -22,6 +22,7 @@ from moist.env import Env, Silent
 from moist.errors import StoreError
 from moist.stages import stage
 from moist.store import Job, Plan, Ref, Store
+from moist.study.eager import Eager
 
 SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 120.0
@@ -521,22 +522,50 @@ def test_a_killed_stage_publishes_nothing_and_continues_from_its_checkpoint(tmp_
     assert not files_under(home, "partial")
 
 
-def leave(home: Path, key: str) -> Path:
-    """Checkpoints of an output: its process was killed once it was stored, before they went."""
+def leave(home: Path, key: str, seconds: float) -> Path:
+    """Checkpoints of a stored output, so many seconds older than it is."""
     left = home / "partial" / key / "step-000001-0123456789abcdef.safetensors"
     left.parent.mkdir()
     left.write_bytes(b"state")
+    when = objects.folder_of(home, key).stat().st_mtime - seconds
+    for path in (left, left.parent):
+        os.utime(path, (when, when))
     return left
 
 
-def test_checkpoints_that_outlived_their_stored_output_go_once_it_is_found(tmp_path):
+@pytest.mark.parametrize("kind", [Store, Eager])
+def test_checkpoints_that_outlived_their_stored_output_go_once_it_is_found(tmp_path, kind):
+    """Their process was killed once the output was stored, before they were deleted."""
     key = Store(tmp_path, env()).call(logits, seed=0).key
-    left = leave(tmp_path, key)
-    with objects.alone(tmp_path, key, waiting=lambda: None):  # computed anew, for all we know
-        Store(tmp_path, env()).call(logits, seed=0)
+    left = leave(tmp_path, key, seconds=1)
+    with objects.alone(tmp_path, key, waiting=lambda: None):
+        kind(tmp_path, env()).call(logits, seed=0)
         assert left.exists()
-    Store(tmp_path, env()).call(logits, seed=0)
+    kind(tmp_path, env()).call(logits, seed=0)
     assert not files_under(tmp_path, "partial")
+
+
+def test_checkpoints_of_who_computes_an_output_afresh_stay(tmp_path):
+    key = Store(tmp_path, env()).call(logits, seed=0).key
+    left = leave(tmp_path, key, seconds=-1)
+    Store(tmp_path, env()).call(logits, seed=0)
+    assert left.exists()
+
+
+def test_afresh_is_not_from_the_checkpoints_that_an_output_left(tmp_path):
+    seen = []
+
+    @stage(version=1)
+    def looks(env: Env) -> artifacts.Clusters:
+        seen.append(env.checkpoints.exists())
+        return artifacts.Clusters((0,), {})
+
+    key = Store(tmp_path, env()).call(looks).key
+    for seconds in (1, -1):
+        leave(tmp_path, key, seconds)
+        Store(tmp_path, env(), reuse=False).call(looks)
+        assert not files_under(tmp_path, "partial")
+    assert seen == [False, False, True]
 
 
 def test_who_waited_for_a_process_deletes_the_checkpoints_that_it_left(tmp_path):
@@ -548,11 +577,28 @@ def test_who_waited_for_a_process_deletes_the_checkpoints_that_it_left(tmp_path)
     with objects.alone(home, key, waiting=lambda: None):
         waiter.start()
         assert told.warned_once.wait(PATIENCE)
-        leave(home, key)
         shutil.copytree(tmp_path / "other" / "objects", home / "objects", dirs_exist_ok=True)
+        leave(home, key, seconds=1)
     waiter.join(PATIENCE)
     assert times(log) == 1
     assert not files_under(home, "partial")
+
+
+def test_an_output_that_is_cleared_while_it_is_checked_is_computed_again(tmp_path, monkeypatch):
+    """Between the reading of its manifest and the listing of its files."""
+    Store(tmp_path, env()).call(logits, seed=0)
+    read = objects.read
+
+    def read_and_lose(folder: Path) -> objects.Manifest:
+        manifest = read(folder)
+        monkeypatch.undo()
+        clear(tmp_path)
+        return manifest
+
+    monkeypatch.setattr(objects, "read", read_and_lose)
+    store = Store(tmp_path, env())
+    store.call(logits, seed=0)
+    assert [call.reused for call in store.calls] == [False]
 
 
 def test_who_waits_for_another_process_is_told_once(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,18 @@ from moist.errors import StoreError
 from moist.store import Call, Job, Store
 
 
-class Eager(Store):
-    """A Store that never waits: what another process computes, and all that needs it, is `left`.
+class Left(StoreError):
+    """Something is missing because other processes compute it; `held` are their keys."""
 
-    So a worker does what it can and makes room; whose `held` keys it lacks, it says. The value of
-    what was left raises StoreError.
+    def __init__(self, message: str, held: Sequence[str]) -> None:
+        super().__init__(message)
+        self.held = held
+
+
+class Eager(Store):
+    """A Store that never waits: what another process computes, and all that needs it, is left out.
+
+    So a worker does what it can and makes room. The value of what was left out raises Left.
     """
 
     def __init__(self, home: Path, env: Env, reuse: bool = True) -> None:
@@ -23,12 +31,16 @@ class Eager(Store):
         self.held: list[str] = []
         self.left: set[str] = set()
 
+    def check(self) -> None:
+        """Raises Left if anything was left out."""
+        if self.left:
+            raise Left(f"{len(self.left)} outputs were left out for other processes", self.held)
+
     def _settle(self, job: Job) -> Call:
         if self.left.isdisjoint(job.needs):
             seconds = self._stored(job)
             if seconds is not None:
-                self.env.progress.reused(job.name, job.key, seconds)
-                return job.call(True, seconds)
+                return self._reused(job, seconds)
             with objects.unless_held(self.home, job.key) as free:
                 if free:
                     return self._settle_alone(job)
@@ -38,5 +50,6 @@ class Eager(Store):
 
     def _value(self, job: Job) -> Any:
         if job.key in self.left:
-            raise StoreError(f"`{job.name}` {job.key[:8]} is another process's: it was left out")
+            what = f"`{job.name}` {job.key[:8]}"
+            raise Left(f"{what} is another process's: it was left out", self.held)
         return super()._value(job)

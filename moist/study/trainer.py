@@ -14,7 +14,7 @@ from moist.objectives import quantities, reported
 from moist.overrides import build
 from moist.pipeline import Outputs, report_of, stages
 from moist.store import Store
-from moist.study.eager import Eager
+from moist.study.eager import Eager, Left
 from moist.study.policy import CURVES
 from moist.study.workers import Kind, Task
 
@@ -55,11 +55,14 @@ class Trainer:
         kind = Store if task.patient or not self.reuse else Eager
         store = kind(self.home, env, self.reuse)
         config = build(task.config)
-        out = stages(config, store)
-        if isinstance(store, Eager) and store.left:
-            send("held", {"keys": store.held})
+        try:
+            out = stages(config, store)
+            if isinstance(store, Eager):
+                store.check()
+            report = report_of(config, out, store.calls)
+        except Left as left:
+            send("held", {"keys": left.held})
             return
-        report = report_of(config, out, store.calls)
         runs.save(
             self.home, command=task.command, config=config, report=report, artifacts=store.keys()
         )
