@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from moist import config
 from moist.errors import ConfigError, DataError
-from moist.fingerprint import File, fingerprint, read, sha, stated
+from moist.fingerprint import File, fingerprint, read, sha, signed, stated
 from moist.public import DIGITS, PUBLIC, public_files
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -48,6 +48,8 @@ class Source:
     key: str
     pixels: tuple[int, int] | None = None
     """Height and width, where known before decoding."""
+    signature: str | None = None
+    """Names, sizes and times of the files below `root`, as they were digested."""
 
 
 def locate(data: config.Data, home: Path, fetch: bool = True) -> Source:
@@ -56,7 +58,7 @@ def locate(data: config.Data, home: Path, fetch: bool = True) -> Source:
     Raises DataError when they are missing (with `fetch=False`: not downloaded yet), unreadable or
     not laid out as classes.
     """
-    root: Path | None = None
+    root, signature = None, None
     pixels: tuple[int, int] | None
     if data.name == "digits":
         classes, pixels, content = DIGITS, (8, 8), sha(read(_digits_file()))
@@ -64,16 +66,29 @@ def locate(data: config.Data, home: Path, fetch: bool = True) -> Source:
         root = _given_root(data)
         classes, files = _survey(root)
         pixels = size_of(root / files[0].name)
-        content = fingerprint(root, files, home)
+        content, signature = fingerprint(root, files, home), signed(files)
     else:
         root = _expanded(data.root or home / "data" / "downloads" / data.name)
         classes, side = PUBLIC[data.name].classes, PUBLIC[data.name].side
         pixels = (side, side)
-        content = fingerprint(root, public_files(data.name, root, fetch), home)
+        files = public_files(data.name, root, fetch)
+        content, signature = fingerprint(root, files, home), signed(files)
     key = sha(json.dumps([data.name, content, data.image_size]).encode())
     if data.image_size is not None:
         pixels = (data.image_size, data.image_size)
-    return Source(data.name, root, data.image_size, classes, key, pixels)
+    return Source(data.name, root, data.image_size, classes, key, pixels, signature)
+
+
+def check_untouched(source: Source) -> None:
+    """Raise DataError if files were changed, added or removed since they were digested."""
+    if source.root is None:
+        return
+    if source.name == "folder":
+        _, files = _survey(source.root)
+    else:
+        files = public_files(source.name, source.root, fetch=False)
+    if signed(files) != source.signature:
+        raise DataError(f"the files in `{source.root}` changed while they were read", "run again")
 
 
 def check(asked: config.Config, source: Source) -> None:

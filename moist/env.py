@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -75,8 +76,9 @@ class Env:
         self.progress.advanced(self.stage, done, total, metrics)
         if self.checkpoints is not None and self.checkpoints.is_dir():
             tmp = self.checkpoints / f"{SPENT}.tmp"
-            tmp.write_text(repr(self.seconds()))
-            os.replace(tmp, self.checkpoints / SPENT)
+            with suppress(OSError):  # a full disk; only a time on record hangs on it
+                tmp.write_text(repr(self.seconds()))
+                os.replace(tmp, self.checkpoints / SPENT)
 
     def machine(self) -> Machine:
         """What a time measured here depends on."""

@@ -27,8 +27,7 @@ class File:
 
 def fingerprint(root: Path, files: list[File], home: Path) -> str:
     """A digest of names and contents, read again only when a name, size or time has changed."""
-    lines = sorted(f"{file.name} {file.stat}" for file in files)
-    signature = sha("\n".join(lines).encode(errors="surrogateescape"))
+    signature = signed(files)
     place = sha(os.fsencode(root.resolve()))
     memo = home / "data" / "fingerprints" / f"{place}.json"
     content = _recall(memo, signature)
@@ -36,6 +35,12 @@ def fingerprint(root: Path, files: list[File], home: Path) -> str:
         content = _digest(root, files)
         _remember(memo, signature, content)
     return content
+
+
+def signed(files: list[File]) -> str:
+    """A digest of names, sizes and times: what changes when a file is touched."""
+    lines = sorted(f"{file.name} {file.stat}" for file in files)
+    return sha("\n".join(lines).encode(errors="surrogateescape"))
 
 
 def _digest(root: Path, files: list[File]) -> str:

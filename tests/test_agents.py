@@ -15,7 +15,7 @@ from shell import MAIN, searched
 from wandb_standin import Run, Server
 
 from moist import pareto
-from moist.agents.crew import shares
+from moist.agents.crew import BOUND, shares
 from moist.agents.register import document
 from moist.errors import ConfigError
 from moist.objectives import DEFAULT, losses, quantities
@@ -204,6 +204,18 @@ def test_conditions_are_refused_where_w_and_b_itself_would_search(tmp_path):
 def test_agents_share_all_runs_and_none_gets_two_more_than_another(count, workers):
     found = shares(count, workers)
     assert sum(found) == count and len(found) == workers and max(found) - min(found) <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere agents are not bound")
+def test_an_agent_whose_crew_is_gone_before_it_starts_does_not_start():
+    alive, gone = (
+        subprocess.run(
+            [sys.executable, "-c", BOUND, str(crew), "--version"], capture_output=True, text=True
+        )
+        for crew in (os.getpid(), 0)
+    )
+    assert (alive.returncode, alive.stdout[:5]) == (0, "wandb")
+    assert (gone.returncode, gone.stdout) == (1, "") and "is gone" in gone.stderr
 
 
 def test_what_a_killed_trial_had_told_is_kept_and_sent_once_and_its_agent_goes_on(

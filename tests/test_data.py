@@ -74,7 +74,7 @@ def test_the_key_follows_the_content_not_the_place(root: Path) -> None:
     assert before.classes == ("cat", "dog")
 
 
-@pytest.mark.parametrize(
+changes = pytest.mark.parametrize(
     "change",
     [
         lambda root: save(root / "train/cat/0.png", plain(7)),
@@ -84,10 +84,24 @@ def test_the_key_follows_the_content_not_the_place(root: Path) -> None:
     ],
     ids=["a pixel", "a name", "one more", "one fewer"],
 )
+
+
+@changes
 def test_any_change_of_the_files_changes_the_key(root: Path, change: object) -> None:
     before = found(root).key
     change(root)  # type: ignore[operator]
     assert found(root).key != before
+
+
+@changes
+def test_images_that_change_after_they_were_digested_are_refused(
+    root: Path, change: object
+) -> None:
+    """What is decoded must be what the key says."""
+    source = found(root)
+    change(root)  # type: ignore[operator]
+    with pytest.raises(DataError, match="changed while they were read"):
+        prepare(Env(torch.device("cpu")), source=source, val_fraction=0.0)
 
 
 def test_the_key_sees_new_content_under_the_old_size_and_time(root: Path) -> None:

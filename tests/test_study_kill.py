@@ -5,11 +5,15 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from driving import Driving, attempts, command, records, start, trials
+from optuna.artifacts import get_all_artifact_meta
+from optuna.samplers import RandomSampler
 from shell import searched
 from toy import Start, moist, search
 
@@ -17,6 +21,8 @@ from moist import objects
 from moist.cache import verify
 from moist.study.doctor import examine
 from moist.study.ledger import opened
+from moist.study.samplers import suggest
+from moist.study.search import sweep_of
 from moist.study.storage import load, url_of
 
 SWEEP = searched("random", 3, 6, 3, 6, width=[8, 32])
@@ -61,6 +67,15 @@ def stored(home: Path) -> dict[str, str]:
     """When each stage's output was stored."""
     folders = (home / "objects").glob("*/*")
     return {folder.name: objects.read(folder).created for folder in folders}
+
+
+def amid(driving: Driving, keys: set[str]) -> psutil.Process | None:
+    """A worker that holds the lock of one of these stages."""
+    for worker in driving.workers():
+        with suppress(psutil.NoSuchProcess):
+            if keys & {Path(file.path).stem for file in worker.open_files()}:
+                return worker
+    return None
 
 
 def test_a_study_killed_twenty_times_ends_with_every_trial_complete_and_none_run_twice(tmp_path):
@@ -120,6 +135,41 @@ def test_points_in_line_outlive_a_driver_that_is_lost_while_it_takes_them(tmp_pa
     assert [one.params for one in found[1:]] == points
 
 
+@pytest.mark.parametrize("step", ["fail", "_retry"])
+def test_a_requeue_that_is_broken_off_puts_each_trial_in_line_once(tmp_path, monkeypatch, step):
+    search(Start(tmp_path, trials=1))
+    url = url_of(None, tmp_path)
+    described, _ = load("toy", url, tmp_path)
+    with opened("toy", url, tmp_path, described) as lost:
+        lost.ask(RandomSampler(), partial(suggest, sweep_of(described, "toy")), {})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with opened("toy", url, tmp_path, described) as ledger, pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(ledger, step, killed)
+        ledger.requeue_unfinished()
+    with opened("toy", url, tmp_path, described) as ledger:
+        ledger.requeue_unfinished()
+    found = trials(tmp_path)
+    assert [(t.state, t.retry_of) for t in found] == [
+        ("complete", None), ("failed", None), ("waiting", 1)
+    ]  # fmt: skip
+
+
+def test_a_trials_files_are_shown_once_though_its_driver_was_killed_before_it_told(tmp_path):
+    search(Start(tmp_path, trials=1))
+    url = url_of(None, tmp_path)
+    described, _ = load("toy", url, tmp_path)
+    (tmp_path / "report.md").write_text("found")
+    with opened("toy", url, tmp_path, described) as ledger:
+        number, _ = ledger.ask(RandomSampler(), partial(suggest, sweep_of(described, "toy")), {})
+        for _ in range(2):
+            ledger.annotate(number, "note", [tmp_path / "report.md"])
+        shown = get_all_artifact_meta(ledger.study.trials[number], storage=ledger.storage)
+    assert [meta.filename for meta in shown] == ["report.md"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_of_a_job_ends_it_in_order_and_costs_no_attempt(
     number, tmp_path
@@ -167,28 +217,30 @@ def test_a_sweep_of_the_command_line_killed_and_interrupted_goes_on_with_what_is
     words += ["--home", str(home)]
     stamps: dict[str, str] = {}
 
-    def midway(stages: int) -> Driving:
-        """Driven until that many stages are stored and another is in the middle."""
+    def midway(stages: int) -> tuple[Driving, psutil.Process]:
+        """Driven until that many stages are stored, and the worker amid another."""
         driving = command(moist, words, home=tmp_path)
 
-        def reached() -> bool:
+        def reached() -> psutil.Process | None:
             steps = {path.parent.name for path in home.glob("partial/*/step-*")}
-            return len(known := stored(home)) >= stages and bool(steps - {*known})
+            steps -= (known := stored(home)).keys()
+            return amid(driving, steps) if len(known) >= stages else None
 
-        driving.until(reached)
-        return driving
+        worker = driving.until(reached)
+        assert worker is not None
+        return driving, worker
 
-    midway(0).kill()
+    midway(0)[0].kill()
     assert verify(home) == []
     stamps |= stored(home)
-    interrupted = midway(len(stamps) + 2)
+    interrupted, _ = midway(len(stamps) + 2)
     os.killpg(interrupted.process.pid, signal.SIGINT)
     assert interrupted.finish() == 130
     assert interrupted.text.endswith(f"continue with\n  moist {' '.join(words)}\n")
     assert verify(home) == []
     stamps |= stored(home)
-    resumed = midway(len(stamps) + 2)
-    resumed.workers()[0].kill()
+    resumed, worker = midway(len(stamps) + 2)
+    worker.kill()
     assert resumed.finish() == 0, resumed.text
     assert verify(home) == [] and not list((home / "partial").iterdir())
     assert stamps.items() <= stored(home).items()

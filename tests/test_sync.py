@@ -179,25 +179,58 @@ class Waiting(Server):
         return super()._answer(method, path, body)
 
 
-def test_killed_while_it_sends_it_sends_nothing_twice(tmp_path, monkeypatch):
-    log(tmp_path, "one")
+def killed_while_it_sends(server: Waiting, home: Path) -> None:
+    """Killed once `wandb sync` has reached the server, and only back when that is done."""
     code = (
         "import sys; from pathlib import Path; from moist.track.sync import Outbox, Place;"
         "box = Outbox(Path(sys.argv[1]), print); box.send(box.due(), Place('x'), print)"
     )
+    process = subprocess.Popen([sys.executable, "-c", code, str(home)])
+    assert server.reached.wait(60)
+    process.kill()
+    process.wait()
+    with pytest.raises(StoreError, match="another process sends the runs"):
+        send(home)
+    server.go.set()
+    with (home / "wandb" / LOCK).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    assert not (home / "wandb" / MANIFEST).exists()
+
+
+def test_killed_while_it_sends_it_sends_nothing_twice(tmp_path, monkeypatch):
+    log(tmp_path, "one")
     with Waiting() as server:
         knowing(server, tmp_path, monkeypatch)
-        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
-        assert server.reached.wait(60)
-        process.kill()
-        process.wait()
-        with pytest.raises(StoreError, match="another process sends the runs"):
-            send(tmp_path)
-        server.go.set()
-        with (tmp_path / "wandb" / LOCK).open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until `wandb sync` is done, too
-        assert not (tmp_path / "wandb" / MANIFEST).exists() and due(tmp_path) == []
+        killed_while_it_sends(server, tmp_path)
+        assert due(tmp_path) == []
         assert epochs(server, "one") == [1, 2, 3]
+
+
+class Refusing(Waiting):
+    """Refuses all rows, for a time."""
+
+    refuses = True
+
+    def _answer(self, method: str, path: str, body: bytes) -> Any:
+        if self.refuses and path.endswith("file_stream") and "sdk" not in path:
+            raise Refused(403, "not today")
+        return super()._answer(method, path, body)
+
+
+def test_killed_while_the_server_refuses_it_sends_all_again(tmp_path, monkeypatch):
+    """wandb marks a log as synced that was refused, and says so to nobody who lives."""
+    log(tmp_path, "one")
+    (path,) = outbox(tmp_path).due()[0].paths
+    with Refusing() as server:
+        knowing(server, tmp_path, monkeypatch)
+        killed_while_it_sends(server, tmp_path)
+        assert marker(path).exists() and epochs(server, "one") == []
+        assert due(tmp_path) == ["one"]
+        server.refuses = False
+        assert [one.state for one in send(tmp_path)] == ["sent"]
+        assert due(tmp_path) == [] and epochs(server, "one") == [1, 2, 3]
+        marker(path).unlink()
+        assert due(tmp_path) == []
 
 
 def test_a_note_of_what_was_sent_that_cannot_be_read_is_no_licence_to_send(tmp_path):

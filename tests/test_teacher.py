@@ -111,6 +111,14 @@ def test_a_files_key_is_its_content_and_not_its_place(tmp_path: Path) -> None:
 # files that do not
 
 
+def test_weights_that_change_after_they_were_digested_are_refused(tmp_path: Path) -> None:
+    path = stored(tmp_path, trained_state())
+    weights = WeightsFile(path)
+    stored(tmp_path, {n: t + 1 for n, t in trained_state().items()})
+    with pytest.raises(ConfigError, match="changed while it was read"):
+        load_teacher(ENV, data=dataset(), arch="resnet8", weights=weights)
+
+
 def test_a_wrong_number_of_classes_is_named_with_both_shapes(tmp_path: Path) -> None:
     said = refused(stored(tmp_path, trained_state(classes=4)), classes=3)
     assert "teacher.arch=resnet8 on 3 classes" in said

@@ -27,9 +27,12 @@ LEAVE = 20.0
 
 BOUND = """
 import ctypes, os, signal, sys
+parent, *words = sys.argv[1:]
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGINT)
-os.execv(sys.executable, [sys.executable, "-m", "wandb", *sys.argv[1:]])
+    if os.getppid() != int(parent):
+        sys.exit("who started this is gone")
+os.execv(sys.executable, [sys.executable, "-m", "wandb", *words])
 """
 """wandb, asked to leave when the process that started it is gone (PR_SET_PDEATHSIG)."""
 
@@ -107,10 +110,11 @@ class Crew:
             "WANDB_AGENT_DISABLE_FLAPPING": "true",  # several runs may fail early, and others not
             "PYTHONUNBUFFERED": "1",
         }
+        command = [sys.executable, "-c", BOUND, str(os.getpid()), *words]
         with log.open("ab") as out:
             process = subprocess.Popen(
-                [sys.executable, "-c", BOUND, *words], stdin=subprocess.DEVNULL, stdout=out,
-                stderr=out, env=given, start_new_session=True,
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=given,
+                start_new_session=True,
             )  # fmt: skip
         return Member(name, process, log)
 

@@ -42,7 +42,7 @@ THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads to
 EACH_THREADS = click.option(
     "--threads",
     type=click.IntRange(1),
-    help="CPU threads of each worker; default: the cores shared out among them.",
+    help="CPU threads of each worker; default: OMP_NUM_THREADS, or the cores, shared out.",
 )
 DEVICE = click.option("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from moist.artifacts import Dataset, Split
-from moist.data import Source, stratified_split
+from moist.data import Source, check_untouched, stratified_split
 from moist.env import Env
 from moist.images import decode, mean_std
 from moist.stages import stage
@@ -16,9 +16,10 @@ def prepare(env: Env, *, source: Source, val_fraction: float) -> Dataset:
     """The data set with its validation split, and the training split's mean and deviation.
 
     Stored, this is the decoded cache: later runs map the tensors instead of decoding again.
-    Raises DataError for images that can't be used.
+    Raises DataError for images that can't be used, or change meanwhile.
     """
     images, test = decode(source, env.advanced)
+    check_untouched(source)
     train_index, val_index = stratified_split(images.labels_N.numpy(), val_fraction)
     train = _taken(images, torch.from_numpy(train_index))
     mean, std = mean_std(train.images_NHWC)

@@ -70,6 +70,8 @@ def load_teacher(env: Env, *, data: Dataset, arch: str, weights: WeightsFile) ->
     spec = spec_of(arch, data)
     wanted = TEACHERS[arch](spec.image_shape, spec.outputs).state_dict()
     found = read_state(weights.path)
+    if WeightsFile(weights.path).key != weights.key:
+        raise ConfigError(f"`{weights.path}` changed while it was read", "run again")
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
     state = {name: wanted[name] for name in counters} | found
     differ = [

@@ -138,10 +138,15 @@ class Ledger:
         return [trial.number for trial in chosen]
 
     def requeue_unfinished(self) -> None:
-        """Fail trials that run for nobody, and put them in line again."""
+        """Fail trials that run for nobody, and put them in line again.
+
+        First in line, and only once: who is killed in between finds them unfinished again.
+        """
+        again = {trial.retry_of for trial in self.trials()}
         for trial in self.unfinished():
+            if trial.number not in again:
+                self._retry(trial)
             self.fail(trial.number, "its driver was lost")
-            self._retry(trial)
 
     def _retry(self, trial: Trial) -> None:
         self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
@@ -161,20 +166,23 @@ class Ledger:
 
     def annotate(self, number: int, note: str, files: Iterable[Path]) -> None:
         """Show a note (Markdown) and files with a trial in optuna-dashboard. Before it is told."""
-        from optuna.artifacts import upload_artifact
+        from optuna.artifacts import get_all_artifact_meta, upload_artifact
 
         trial, study = self._ids[number], self.study._study_id
         self.storage.set_study_system_attr(study, f"dashboard:{trial}:note_ver", 1)
         self.storage.set_study_system_attr(study, f"dashboard:{trial}:note_str:0", note[:NOTE])
         if self.artifacts is None:
             return
+        # a driver killed before it told the trial may have come so far
+        shown = get_all_artifact_meta(self.storage.get_trial(trial), storage=self.storage)
         for path in files:
-            upload_artifact(
-                artifact_store=self.artifacts,
-                file_path=str(path),
-                study_or_trial=self.storage.get_trial(trial),
-                storage=self.storage,
-            )
+            if path.name not in {meta.filename for meta in shown}:
+                upload_artifact(
+                    artifact_store=self.artifacts,
+                    file_path=str(path),
+                    study_or_trial=self.storage.get_trial(trial),
+                    storage=self.storage,
+                )
 
     def _set(self, number: int, name: str, value: Any) -> None:
         self.storage.set_trial_user_attr(self._ids[number], name, value)

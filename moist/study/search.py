@@ -97,19 +97,20 @@ def sweep_of(described: Described, name: str) -> Sweep:
 
 
 def slots(devices: str | None, workers: int, threads: int | None) -> list[Slot]:
-    """Workers spread over devices (all GPUs, or the CPU), and their threads over the cores.
+    """Workers spread over devices (all GPUs, or the CPU), and over them torch's threads
+    (OMP_NUM_THREADS, or the cores).
 
     Raises ConfigError for a device that isn't there.
     """
     import torch
 
-    from moist.env import Silent, cores, make_env
+    from moist.env import Silent, make_env
 
     found: list[str | None] = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     found = [*devices.split(",")] if devices else found or [None]
     for device in dict.fromkeys(found if devices else ()):
         make_env(Silent(), device)
-    each = threads or max(1, len(cores()) // workers)
+    each = threads or max(1, torch.get_num_threads() // workers)
     return [Slot(found[i % len(found)], each) for i in range(workers)]
 
 

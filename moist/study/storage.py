@@ -6,6 +6,7 @@ An Optuna study in any storage that Optuna takes. Only its driver writes (`ledge
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,8 @@ def open_storage(url: URL, home: Path, keep: bool = False) -> RDBStorage:
     from sqlalchemy import NullPool, event
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # it logs the traceback of a Ctrl-C that finds it at work, and raises it all the same
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     local = is_file(url)
     options: dict[str, Any] = {"connect_args": {"timeout": 60}} if local else {}
     options |= {} if keep else {"poolclass": NullPool}

@@ -5,10 +5,12 @@ when the server refused the rows: then it says so in an error that names the run
 does. HOME/wandb/sent.json notes what has arrived, so that it stays sent when the marks are gone;
 a log that has grown since is sent again.
 
-Who is killed while sending has neither note nor mark, and sends again: rows that the server got
-already are there twice then, with the same steps and values, as wandb puts the rows of a run that
-may be a continued one behind those that the server has. Of runs that a server was told of only
-the rest is sent (`completing`).
+When we are killed meanwhile, `wandb sync` goes on: what it says lies in HOME/wandb/sending.log
+until it is judged, so that a mark beside an error is none. When it is killed itself there is
+neither note nor mark, and the run is sent again: rows that the server got already are there twice
+then, with the same steps and values, as wandb puts the rows of a run that may be a continued one
+behind those that the server has. Of runs that a server was told of only the rest is sent
+(`completing`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,7 +37,9 @@ from moist.track.completing import complete, is_online
 from moist.track.files import OPEN, Logged, Say, is_open, read
 from moist.track.journal import STUDY
 
-MANIFEST, LOCK, OUTPUT = "sent.json", "sync.lock", "sync.log"
+MANIFEST, LOCK = "sent.json", "sync.lock"
+SENDING, OUTPUT = "sending.log", "sync.log"
+"""What `wandb sync` says, until it was judged and after."""
 WAITS = (5.0, 30.0)
 """Seconds before the second and the third attempt."""
 TOGETHER = 20
@@ -109,20 +113,22 @@ class Outbox:
         return [run for run in self._unsent() if self._open(run)]
 
     def _unsent(self) -> list[Logged]:
-        sent = self.sent()
-        found = (
-            run.model_copy(update={"paths": tuple(p for p in run.paths if self._is_due(p, sent))})
-            for run in self.runs
-        )
-        return [run for run in found if run.paths]
+        sent, sending = self.sent(), self.folder / SENDING
+        output = sending.read_text(errors="replace") if sending.exists() else ""
+        found = []
+        for run in self.runs:
+            refused = bool(_own(output, run))
+            paths = tuple(path for path in run.paths if self._is_due(path, sent, refused))
+            found += [run.model_copy(update={"paths": paths})] if paths else []
+        return found
 
-    def _is_due(self, path: Path, sent: Manifest) -> bool:
+    def _is_due(self, path: Path, sent: Manifest, refused: bool) -> bool:
         """Not sent as it is now. A run on the server's own left its lock if it was broken off."""
         if is_online(path) and not (path.parent / OPEN).exists():
             return False
         before = sent.get(self._name(path))
         if before is None:
-            return not marker(path).exists()
+            return refused or not marker(path).exists()
         return before.bytes != path.stat().st_size or before.sha256 != digest(path)
 
     def _open(self, run: Logged) -> bool:
@@ -167,6 +173,7 @@ class Outbox:
         """
         with self._alone() as lock:
             left = list(runs)
+            _unmark(left)
             for attempt, wait in enumerate((0.0, *waits)):
                 time.sleep(wait if left else 0)
                 last = attempt == len(waits)
@@ -192,6 +199,9 @@ class Outbox:
         arrived = [run for run in runs if not reasons[run.id]]
         failed = [run for run in runs if reasons[run.id]]
         self.note({path: logs[path] for run in arrived for path in run.paths})
+        _unmark(failed)
+        with suppress(FileNotFoundError):  # none was for `wandb sync`
+            os.replace(self.folder / SENDING, self.folder / OUTPUT)
         for run in arrived:
             said(told(run, "sent"))
         for run in failed if last else ():
@@ -210,13 +220,8 @@ class Outbox:
     def _sync(self, runs: Sequence[Logged], place: Place, lock: int) -> dict[str, str]:
         """Send runs that it does not; the same."""
         paths = [path for run in runs for path in run.paths]
-        for path in paths:
-            marker(path).unlink(missing_ok=True)
-        output = _wandb_sync(paths, place, self.folder / OUTPUT, lock) if paths else ""
-        failed = [run for run in runs if _failed(output, run)]
-        for path in (path for run in failed for path in run.paths):
-            marker(path).unlink(missing_ok=True)
-        return {run.id: reason(output, run) if run in failed else "" for run in runs}
+        output = _wandb_sync(paths, place, self.folder / SENDING, lock) if paths else ""
+        return {run.id: reason(output, run) if _failed(output, run) else "" for run in runs}
 
     @contextmanager
     def _alone(self) -> Iterator[int]:
@@ -234,6 +239,11 @@ class Outbox:
 def marker(path: Path) -> Path:
     """The file by which wandb says that a log has arrived."""
     return path.with_suffix(".wandb.synced")
+
+
+def _unmark(runs: Sequence[Logged]) -> None:
+    for path in (path for run in runs for path in run.paths):
+        marker(path).unlink(missing_ok=True)
 
 
 def _as_is(path: Path, place: Place) -> Sent:
