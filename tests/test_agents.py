@@ -214,7 +214,7 @@ def test_an_agent_whose_crew_is_gone_before_it_starts_does_not_start():
         )
         for crew in (os.getpid(), 0)
     )
-    assert (alive.returncode, alive.stdout[:5]) == (0, "wandb")
+    assert alive.returncode == 0 and "wandb, version" in alive.stdout
     assert (gone.returncode, gone.stdout) == (1, "") and "is gone" in gone.stderr
 
 
