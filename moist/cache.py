@@ -22,6 +22,7 @@ from moist.objects import (
     utc,
     writing,
 )
+from moist.public import BESIDE
 from moist.report import Record
 
 DAY = 86_400.0
@@ -119,14 +120,15 @@ def _remove(home: Path, key: str) -> bool:
 def _sweep(home: Path, older_than: float) -> int:
     """Delete quarantined objects and what killed processes left; returns the bytes freed.
 
-    A folder in tmp has no lock to ask for: for a day it belongs to whoever wrote it.
+    What has no lock to ask for belongs to whoever wrote it, for a day.
     """
     freed = 0
     for folder in home.glob("partial/*"):
         with unless_held(home, folder.name) as free:
             freed += _expire(folder, older_than) if free else 0
     freed += sum(_expire(folder, older_than) for folder in home.glob("quarantine/*"))
-    return freed + sum(_expire(folder, DAY) for folder in home.glob("tmp/*"))
+    unlocked = [*home.glob("tmp/*"), *home.glob(f"data/downloads/*/{BESIDE}*")]
+    return freed + sum(_expire(folder, DAY) for folder in unlocked)
 
 
 def _expire(folder: Path, older_than: float) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,8 @@ def _remember(memo: Path, signature: str, content: str) -> None:
         beside.write_text(json.dumps({"content": content, "check": check}))
         os.replace(beside, memo)
     except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
         raise StoreError(f"can't write `{memo}`: {error.strerror}") from None
 
 

@@ -15,6 +15,8 @@ from moist.errors import DataError
 from moist.fingerprint import File, stated
 
 DIGITS = tuple("0123456789")
+BESIDE = ".downloading-"
+"""How the folder of a download that is not finished begins."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,10 @@ def _download(name: str, root: Path) -> None:
     """Download beside, then rename file by file: a killed download leaves nothing to trip on."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root) as beside, redirect_stdout(sys.stderr):
+        with (
+            tempfile.TemporaryDirectory(prefix=BESIDE, dir=root) as beside,
+            redirect_stdout(sys.stderr),
+        ):
             for train in (True, False):
                 open_public(name, Path(beside), train=train, download=True)
             for file in PUBLIC[name].files:

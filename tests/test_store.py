@@ -20,6 +20,7 @@ from moist.cache import clear, entries, gc, verify
 from moist.config import Cluster, Config, Teacher
 from moist.env import Env, Silent
 from moist.errors import StoreError
+from moist.public import BESIDE
 from moist.stages import stage
 from moist.store import Job, Plan, Ref, Store
 from moist.study.eager import Eager
@@ -652,16 +653,20 @@ def test_gc_drops_the_least_recently_used_and_spares_pinned_and_locked(tmp_path)
 
 def test_gc_sweeps_what_dead_processes_left_but_not_what_is_fresh_or_locked(tmp_path):
     Store(tmp_path, env())
-    for name in ("tmp/old", "tmp/new", "partial/old", "partial/new", "partial/held"):
+    download = f"data/downloads/cifar10/{BESIDE}"
+    for name in (
+        "tmp/old", "tmp/new", "partial/old", "partial/new", "partial/held",
+        f"{download}old", f"{download}new",
+    ):  # fmt: skip
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "x").write_bytes(b"12345")
         if "new" not in name:
             for path in (tmp_path / name / "x", tmp_path / name):
                 os.utime(path, (1e9, 1e9))
     with objects.alone(tmp_path, "held", waiting=lambda: None):
-        assert gc(tmp_path, 10**9) == 10
-    left = {f"{path.parent.name}/{path.name}" for path in tmp_path.glob("[tp]*/*")}
-    assert left == {"tmp/new", "partial/new", "partial/held"}
+        assert gc(tmp_path, 10**9) == 15
+    left = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("x")}
+    assert left == {"tmp/new", "partial/new", "partial/held", f"{download}new"}
 
 
 def test_clear_deletes_one_stage_or_everything(tmp_path):

@@ -11,6 +11,7 @@ process leaves a log without an exit record.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import subprocess
@@ -21,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from moist.errors import StoreError
 from moist.report import Record
@@ -71,15 +72,15 @@ def hold(folder: Path) -> FileLock:
 
 
 def is_open(folder: Path) -> bool:
-    """Whether a living process writes the run of a folder."""
-    if not (folder / OPEN).exists():
-        return False
-    lock = FileLock(folder / OPEN)
+    """Whether a living process writes the run of a folder. Never makes the file: that it is there
+    says that a run was broken off."""
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
+        with (folder / OPEN).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
-    lock.release()
     return False
 
 
