@@ -57,7 +57,7 @@ def sharing(
     Random draws, so that both run the same trials whatever they find. Compute is the sum of the
     seconds of all stages computed. The homes are deleted again.
     """
-    found = {}
+    found, places = {}, slots(None, workers, threads)
     for name, reuse in (("shared", True), ("alone", False)):
         home = Path(tempfile.mkdtemp(prefix="moist-bench-", dir=folder))
         try:
@@ -68,7 +68,7 @@ def sharing(
                 home=home,
                 url=url_of(None, home),
                 study=name,
-                slots=slots(None, workers, threads),
+                slots=places,
             )
         finally:
             shutil.rmtree(home)

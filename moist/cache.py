@@ -134,7 +134,7 @@ def _sweep(home: Path, older_than: float) -> int:
 def _expire(folder: Path, older_than: float) -> int:
     """Delete a folder that nothing was written to for so many seconds."""
     try:
-        last = max(path.stat().st_mtime for path in (folder, *folder.glob("*")))
+        last = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
         size = _bytes(folder)
     except FileNotFoundError:  # its owner is at work
         return 0
@@ -145,4 +145,4 @@ def _expire(folder: Path, older_than: float) -> int:
 
 
 def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*"))
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -100,14 +100,20 @@ class Env:
         if threads == 1 or self.device.type != "cpu":
             return None
         percents, mine = psutil.cpu_percent(interval=0.1, percpu=True), cores()
-        busy = sum(percents[core] for core in mine) / 100
-        if busy + threads * workers < len(mine) + 0.5:
-            return None
-        return (
-            f"{threads * workers} threads on {len(mine)} cores, {busy:.1f} of which other work"
-            " keeps busy: training may take several times longer than with `--threads 1`, and"
-            " latencies are not those of an idle machine"
-        )
+        # some containers number the cores that they show anew
+        busy = sum(percents[core] for core in mine if core < len(percents)) / 100
+        return crowded(threads * workers, busy, len(mine))
+
+
+def crowded(threads: int, busy: float, cores: int) -> str | None:
+    """What to expect of threads on cores of which others keep some busy, if those are too few."""
+    if threads + busy < cores + 0.5:
+        return None
+    return (
+        f"{threads} threads on {cores} cores, {busy:.1f} of which other work keeps busy: training"
+        " may take several times longer than with `--threads 1`, and latencies are not those of an"
+        " idle machine"
+    )
 
 
 def _spent(checkpoints: Path) -> float:

@@ -10,6 +10,7 @@ import inspect
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -159,7 +160,8 @@ class Store:
 
     def _reused(self, job: Job, seconds: float) -> Call:
         if self._partial(job).is_dir():
-            with objects.unless_held(self.home, job.key) as free:
+            # a home that several users share may refuse us the lock: then it is theirs to tidy
+            with suppress(StoreError), objects.unless_held(self.home, job.key) as free:
                 if free:
                     self._tidy(job)
         self.env.progress.reused(job.name, job.key, seconds)
@@ -214,7 +216,7 @@ class Store:
         """
         partial, folder = self._partial(job), objects.folder_of(self.home, job.key)
         if partial.is_dir() and folder.is_dir():
-            newest = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))
+            newest = max((path.stat().st_mtime for path in partial.iterdir()), default=0.0)
             if newest <= folder.stat().st_mtime:
                 shutil.rmtree(partial, ignore_errors=True)
 

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from moist.env import Env, Silent, cores, make_env
+from moist.env import Env, Silent, cores, crowded, make_env
 
 BURN = "print('burning', flush=True)\nwhile True: pass"
 CPU = torch.device("cpu")
@@ -45,6 +47,15 @@ def test_several_threads_are_told_of_cores_that_others_keep_busy() -> None:
         said = make_env(Silent(), "cpu", threads=2).crowding()
         assert said is not None and f"2 threads on {CORES} cores" in said
         assert make_env(Silent(), "cpu", threads=1).crowding() is None
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.floats(0, 64))
+def test_threads_are_warned_about_when_they_and_others_need_more_than_the_cores(
+    threads: int, cores: int, busy: float
+) -> None:
+    said = crowded(threads, busy, cores)
+    assert (said is None) == (threads + busy < cores + 0.5)
+    assert said is None or f"{threads} threads on {cores} cores" in said
 
 
 @pytest.mark.usefixtures("with_threads")

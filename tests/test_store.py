@@ -539,6 +539,9 @@ def test_checkpoints_that_outlived_their_stored_output_go_once_it_is_found(tmp_p
     """Their process was killed once the output was stored, before they were deleted."""
     key = Store(tmp_path, env()).call(logits, seed=0).key
     left = leave(tmp_path, key, seconds=1)
+    gone = left.with_name("gone")
+    gone.touch()
+    gone.unlink()  # or while they were deleted
     with objects.alone(tmp_path, key, waiting=lambda: None):
         kind(tmp_path, env()).call(logits, seed=0)
         assert left.exists()
@@ -656,17 +659,17 @@ def test_gc_sweeps_what_dead_processes_left_but_not_what_is_fresh_or_locked(tmp_
     download = f"data/downloads/cifar10/{BESIDE}"
     for name in (
         "tmp/old", "tmp/new", "partial/old", "partial/new", "partial/held",
-        f"{download}old", f"{download}new",
+        f"{download}old/raw", f"{download}new/raw",
     ):  # fmt: skip
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "x").write_bytes(b"12345")
         if "new" not in name:
-            for path in (tmp_path / name / "x", tmp_path / name):
+            for path in (tmp_path / name / "x", tmp_path / name, (tmp_path / name).parent):
                 os.utime(path, (1e9, 1e9))
     with objects.alone(tmp_path, "held", waiting=lambda: None):
         assert gc(tmp_path, 10**9) == 15
     left = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("x")}
-    assert left == {"tmp/new", "partial/new", "partial/held", f"{download}new"}
+    assert left == {"tmp/new", "partial/new", "partial/held", f"{download}new/raw"}
 
 
 def test_clear_deletes_one_stage_or_everything(tmp_path):

@@ -136,7 +136,11 @@ def test_points_in_line_outlive_a_driver_that_is_lost_while_it_takes_them(tmp_pa
 
 
 @pytest.mark.parametrize("step", ["fail", "_retry"])
-def test_a_requeue_that_is_broken_off_puts_each_trial_in_line_once(tmp_path, monkeypatch, step):
+@pytest.mark.parametrize("then", ["requeue_unfinished", "unfinished"])
+def test_a_requeue_that_is_broken_off_puts_each_trial_in_line_once(
+    tmp_path, monkeypatch, step, then
+):
+    """Whoever comes next: another requeue, or a driver."""
     search(Start(tmp_path, trials=1))
     url = url_of(None, tmp_path)
     described, _ = load("toy", url, tmp_path)
@@ -150,11 +154,12 @@ def test_a_requeue_that_is_broken_off_puts_each_trial_in_line_once(tmp_path, mon
         monkeypatch.setattr(ledger, step, killed)
         ledger.requeue_unfinished()
     with opened("toy", url, tmp_path, described) as ledger:
-        ledger.requeue_unfinished()
-    found = trials(tmp_path)
-    assert [(t.state, t.retry_of) for t in found] == [
-        ("complete", None), ("failed", None), ("waiting", 1)
-    ]  # fmt: skip
+        getattr(ledger, then)()
+    again = then == "requeue_unfinished" or step == "fail"
+    assert [(t.state, t.retry_of) for t in trials(tmp_path)] == [
+        ("complete", None),
+        *([("failed", None), ("waiting", 1)] if again else [("running", None)]),
+    ]
 
 
 def test_a_trials_files_are_shown_once_though_its_driver_was_killed_before_it_told(tmp_path):

@@ -18,7 +18,7 @@ from wandb_standin import Client, Server
 from wandb_standin.records import Refused
 
 from moist.errors import StoreError
-from moist.track.files import read
+from moist.track.files import OPEN, hold, is_open, read
 from moist.track.sync import LOCK, MANIFEST, Outbox, Place, Told, marker, reason
 
 PLACE = Place("a server")
@@ -231,6 +231,44 @@ def test_killed_while_the_server_refuses_it_sends_all_again(tmp_path, monkeypatc
         assert due(tmp_path) == [] and epochs(server, "one") == [1, 2, 3]
         marker(path).unlink()
         assert due(tmp_path) == []
+
+
+def test_killed_while_the_server_refuses_it_still_sends_all_when_only_some_is_asked_for(
+    tmp_path, monkeypatch
+):
+    log(tmp_path, "one")
+    with Refusing() as server:
+        knowing(server, tmp_path, monkeypatch)
+        killed_while_it_sends(server, tmp_path)
+        server.refuses = False
+        log(tmp_path, "two")
+        some = [run for run in outbox(tmp_path).due() if run.id == "two"]
+        outbox(tmp_path).send(some, PLACE, lambda _: None)
+        assert due(tmp_path) == ["one"]
+        send(tmp_path)
+        assert epochs(server, "one") == [1, 2, 3] and due(tmp_path) == []
+
+
+def test_what_another_process_sent_meanwhile_is_not_sent_again(server, tmp_path):
+    log(tmp_path, "one")
+    first, second = outbox(tmp_path), outbox(tmp_path)
+    seen = first.due(), second.due()
+    said: list[Told] = []
+    first.send(seen[0], PLACE, said.append)
+    second.send(seen[1], PLACE, said.append)
+    assert [one.state for one in said] == ["sent", "sent"]
+    assert epochs(server, "one") == [1, 2, 3]
+
+
+def test_many_may_look_at_once_whether_a_run_is_being_written(tmp_path):
+    (tmp_path / OPEN).touch()
+    with (tmp_path / OPEN).open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert not is_open(tmp_path)
+    with hold(tmp_path):
+        assert is_open(tmp_path)
+    (tmp_path / OPEN).unlink(missing_ok=True)
+    assert not is_open(tmp_path) and not (tmp_path / OPEN).exists()
 
 
 def test_a_note_of_what_was_sent_that_cannot_be_read_is_no_licence_to_send(tmp_path):

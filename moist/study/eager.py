@@ -13,7 +13,7 @@ from moist.store import Call, Job, Store
 
 
 class Left(StoreError):
-    """Something is missing because other processes compute it; `held` are their keys."""
+    """Something is missing because other processes compute it: `held`, the keys they hold."""
 
     def __init__(self, message: str, held: Sequence[str]) -> None:
         super().__init__(message)

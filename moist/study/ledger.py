@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
+LOST = "its driver was lost"
 NOTE = 2000
 """Characters of a note: an attribute's room in every database."""
 
@@ -86,15 +87,19 @@ class Ledger:
         """Trials whose driver was lost: to be run again, under their numbers.
 
         One whose parameters were still being drawn goes back in line: the next draw gives the
-        same ones, as it depends on the trials before it alone.
+        same ones, as it depends on the trials before it alone. One that is in line again already
+        (`requeue_unfinished` was killed) is failed.
         """
         running = [trial for trial in self.trials() if trial.state == "running"]
+        again = {trial.retry_of for trial in self.trials()}
         for trial in running:
-            if not trial.asked:
+            if trial.number in again:
+                self.fail(trial.number, LOST)
+            elif not trial.asked:
                 identity = self._ids[trial.number]
                 self.storage.set_trial_state_values(identity, TrialState.WAITING)
                 self._take_in(self.storage.get_trial(identity))
-        return [trial for trial in running if trial.asked]
+        return [trial for trial in running if trial.asked and trial.number not in again]
 
     def has_waiting(self) -> bool:
         """Whether a trial is in line to be asked for."""
@@ -138,15 +143,10 @@ class Ledger:
         return [trial.number for trial in chosen]
 
     def requeue_unfinished(self) -> None:
-        """Fail trials that run for nobody, and put them in line again.
-
-        First in line, and only once: who is killed in between finds them unfinished again.
-        """
-        again = {trial.retry_of for trial in self.trials()}
+        """Fail trials that run for nobody, each once it has been put in line again."""
         for trial in self.unfinished():
-            if trial.number not in again:
-                self._retry(trial)
-            self.fail(trial.number, "its driver was lost")
+            self._retry(trial)
+            self.fail(trial.number, LOST)
 
     def _retry(self, trial: Trial) -> None:
         self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
@@ -174,9 +174,10 @@ class Ledger:
         if self.artifacts is None:
             return
         # a driver killed before it told the trial may have come so far
-        shown = get_all_artifact_meta(self.storage.get_trial(trial), storage=self.storage)
+        attached = get_all_artifact_meta(self.storage.get_trial(trial), storage=self.storage)
+        shown = {meta.filename for meta in attached}
         for path in files:
-            if path.name not in {meta.filename for meta in shown}:
+            if path.name not in shown:
                 upload_artifact(
                     artifact_store=self.artifacts,
                     file_path=str(path),

@@ -97,8 +97,8 @@ def sweep_of(described: Described, name: str) -> Sweep:
 
 
 def slots(devices: str | None, workers: int, threads: int | None) -> list[Slot]:
-    """Workers spread over devices (all GPUs, or the CPU), and over them torch's threads
-    (OMP_NUM_THREADS, or the cores).
+    """Workers spread over devices (all GPUs, or the CPU); torch's threads (OMP_NUM_THREADS, or the
+    cores) are shared out among them.
 
     Raises ConfigError for a device that isn't there.
     """

@@ -59,7 +59,7 @@ class Trainer:
             out = stages(config, store)
             if isinstance(store, Eager):
                 store.check()
-            report = report_of(config, out, store.calls)
+            report, foretold = report_of(config, out, store.calls), curves(out)
         except Left as left:
             send("held", {"keys": left.held})
             return
@@ -72,7 +72,7 @@ class Trainer:
                 "found": quantities(report),
                 "key": report.key,
                 "reported": reported(report),
-                "curves": curves(out),
+                "curves": foretold,
             },
         )
 

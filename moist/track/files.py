@@ -75,8 +75,8 @@ def is_open(folder: Path) -> bool:
     """Whether a living process writes the run of a folder. Never makes the file: that it is there
     says that a run was broken off."""
     try:
-        with (folder / OPEN).open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (folder / OPEN).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # several may look at once
     except FileNotFoundError:
         return False
     except BlockingIOError:

@@ -21,7 +21,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,9 +113,9 @@ class Outbox:
         return [run for run in self._unsent() if self._open(run)]
 
     def _unsent(self) -> list[Logged]:
-        sent, sending = self.sent(), self.folder / SENDING
-        output = sending.read_text(errors="replace") if sending.exists() else ""
-        found = []
+        sent, output, found = self.sent(), "", []
+        with suppress(FileNotFoundError):
+            output = (self.folder / SENDING).read_text(errors="replace")
         for run in self.runs:
             refused = bool(_own(output, run))
             paths = tuple(path for path in run.paths if self._is_due(path, sent, refused))
@@ -172,8 +172,12 @@ class Outbox:
         another process sends from here.
         """
         with self._alone() as lock:
-            left = list(runs)
-            _unmark(left)
+            unsent = {run.id: run for run in self._unsent()}  # others may have sent meanwhile
+            _unmark(unsent.values())  # what denies their marks is about to be replaced
+            for run in runs:
+                if run.id not in unsent:
+                    said(told(run, "sent"))
+            left = [unsent[run.id] for run in runs if run.id in unsent]
             for attempt, wait in enumerate((0.0, *waits)):
                 time.sleep(wait if left else 0)
                 last = attempt == len(waits)
@@ -241,7 +245,7 @@ def marker(path: Path) -> Path:
     return path.with_suffix(".wandb.synced")
 
 
-def _unmark(runs: Sequence[Logged]) -> None:
+def _unmark(runs: Iterable[Logged]) -> None:
     for path in (path for run in runs for path in run.paths):
         marker(path).unlink(missing_ok=True)
 
