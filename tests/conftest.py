@@ -14,14 +14,6 @@ settings.register_profile("moist", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("moist")
 
 
-LONG = {"test_agents.py", "test_tracker.py", "test_study_kill.py"}
-"""Files of minutes: begun first, so that no worker is left alone with one at the end."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG)
-
-
 @pytest.fixture
 def wandb_server() -> Iterator[Server]:
     """A stand-in for the W&B server; whatever goes against its API fails the test."""
