@@ -62,17 +62,13 @@ def locate(data: config.Data, home: Path, fetch: bool = True) -> Source:
     pixels: tuple[int, int] | None
     if data.name == "digits":
         classes, pixels, content = DIGITS, (8, 8), sha(read(_digits_file()))
-    elif data.name == "folder":
-        root = _given_root(data)
-        classes, files = _survey(root)
-        pixels = size_of(root / files[0].name)
-        content, signature = fingerprint(root, files, home), signed(files)
     else:
-        root = _expanded(data.root or home / "data" / "downloads" / data.name)
-        classes, side = PUBLIC[data.name].classes, PUBLIC[data.name].side
-        pixels = (side, side)
-        files = public_files(data.name, root, fetch)
-        content, signature = fingerprint(root, files, home), signed(files)
+        root = _root_of(data, home)
+        classes, files = _found(data.name, root, fetch)
+        signature = signed(files)
+        content = fingerprint(root, files, signature, home)
+        side = PUBLIC[data.name].side if data.name in PUBLIC else None
+        pixels = (side, side) if side else size_of(root / files[0].name)
     key = sha(json.dumps([data.name, content, data.image_size]).encode())
     if data.image_size is not None:
         pixels = (data.image_size, data.image_size)
@@ -83,12 +79,22 @@ def check_untouched(source: Source) -> None:
     """Raise DataError if files were changed, added or removed since they were digested."""
     if source.root is None:
         return
-    if source.name == "folder":
-        _, files = _survey(source.root)
-    else:
-        files = public_files(source.name, source.root, fetch=False)
+    _, files = _found(source.name, source.root, fetch=False)
     if signed(files) != source.signature:
         raise DataError(f"the files in `{source.root}` changed while they were read", "run again")
+
+
+def _root_of(data: config.Data, home: Path) -> Path:
+    if data.name == "folder":
+        return _given_root(data)
+    return _expanded(data.root or home / "data" / "downloads" / data.name)
+
+
+def _found(name: str, root: Path, fetch: bool) -> tuple[tuple[str, ...], list[File]]:
+    """The classes and raw files below a root, of a folder data set or a public one."""
+    if name == "folder":
+        return _survey(root)
+    return PUBLIC[name].classes, public_files(name, root, fetch)
 
 
 def check(asked: config.Config, source: Source) -> None:

@@ -26,9 +26,8 @@ class File:
         return cls(name, (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
 
 
-def fingerprint(root: Path, files: list[File], home: Path) -> str:
-    """A digest of names and contents, read again only when a name, size or time has changed."""
-    signature = signed(files)
+def fingerprint(root: Path, files: list[File], signature: str, home: Path) -> str:
+    """A digest of names and contents, read again only when the files' `signature` has changed."""
     place = sha(os.fsencode(root.resolve()))
     memo = home / "data" / "fingerprints" / f"{place}.json"
     content = _recall(memo, signature)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import shutil
-import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from moist import cache, objects, runs
+from moist import objects, runs
 from moist.checkpoint import read_artifact, write_artifact
 from moist.env import Env
 from moist.errors import StoreError
@@ -240,45 +239,6 @@ class Store:
             f"`{job.name}` {job.key[:8]} is damaged ({reason}); moved to {moved},"
             " computing it again"
         )
-
-
-class Plan(Store):
-    """A Store that finds the same keys but computes and writes nothing."""
-
-    writes = False
-
-    def __init__(self, home: Path, env: Env, reuse: bool = True) -> None:
-        super().__init__(home, env, reuse)
-        self._planned: dict[str, float | None] = {}
-
-    def _settle(self, job: Job) -> Call:
-        reused = job.key in self._planned
-        if not reused:
-            recorded = self._recorded(job)
-            reused = recorded is not None
-            known = self._seconds.get(job.name)
-            expected = statistics.median(known) if known else None
-            self._planned[job.key] = recorded if reused else expected
-        return job.call(reused, self._planned[job.key])
-
-    def _recorded(self, job: Job) -> float | None:
-        """What a sound stored output took; None if a Store would compute it."""
-        try:
-            manifest = objects.check(self.home, job.key) if self.reuse else None
-        except objects.Damaged:
-            return None
-        return manifest.seconds if manifest else None
-
-    @cached_property
-    def _seconds(self) -> dict[str, list[float]]:
-        """Recorded seconds of everything stored, by stage."""
-        found: dict[str, list[float]] = {}
-        for entry in cache.entries(self.home):
-            found.setdefault(entry.stage, []).append(entry.seconds)
-        return found
-
-    def _value(self, job: Job) -> Any:
-        raise StoreError(f"`{job.name}` {job.key[:8]} is only planned: it has no value")
 
 
 def _refs(value: Any) -> Iterator[Ref[Any]]:

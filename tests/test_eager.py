@@ -14,8 +14,9 @@ from moist import artifacts, objects
 from moist.cache import clear
 from moist.env import Env, Silent
 from moist.errors import StageError, StoreError
+from moist.plan import Plan
 from moist.stages import stage
-from moist.store import Plan, Ref, Store
+from moist.store import Ref, Store
 from moist.study.eager import Eager, Left
 
 PATIENCE = 120.0

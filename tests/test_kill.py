@@ -19,8 +19,8 @@ from moist.cli.main import main
 from moist.env import Env
 from moist.overrides import parse
 from moist.pipeline import stages
+from moist.plan import Plan
 from moist.report import Report
-from moist.store import Plan
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 EPOCHS = 20

@@ -16,7 +16,7 @@ LAYERS = [
     "objectives trials pareto frontier averages space",
     "merge topk mixture opinions models fit measure",
     "stages",
-    "store cache runs",
+    "store plan cache runs",
     "pipeline predict bench static",
     "terminal printed",
     "figures",

@@ -20,11 +20,12 @@ from moist.models import module
 from moist.objectives import TRAINED_BY
 from moist.overrides import parse
 from moist.pipeline import run, run_key, stages
+from moist.plan import Plan
 from moist.predict import predict_images
 from moist.printed import name_of, print_report
 from moist.report import Report
 from moist.schema import choices, keys
-from moist.store import Plan, Store
+from moist.store import Store
 from moist.track.journal import epochs_of
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"

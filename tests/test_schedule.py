@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from moist import artifacts, objects
 from moist.env import Env
+from moist.plan import Plan
 from moist.stages import stage
-from moist.store import Call, Plan, Store
+from moist.store import Call, Store
 from moist.study.schedule import Entry, Forecast, Foreseen, Schedule
 
 Trials = list[list[Call]]

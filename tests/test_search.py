@@ -18,9 +18,10 @@ from moist.errors import ConfigError
 from moist.objectives import DEFAULT, QUANTITIES, TRAINED, parse_objectives, quantities
 from moist.overrides import parse
 from moist.pipeline import run, stages
+from moist.plan import Plan
 from moist.space import Sweep, config_of, read_sweep
 from moist.space import grid as points_of
-from moist.store import Plan, Store
+from moist.store import Store
 from moist.study.foresight import Foresight
 from moist.study.ledger import opened
 from moist.study.samplers import Untried, suggest

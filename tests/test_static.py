@@ -16,8 +16,9 @@ from moist.models import Model, architecture, blank, module, timed_models
 from moist.objectives import QUANTITIES, TRAINED, quantities
 from moist.overrides import parse
 from moist.pipeline import run, stages
+from moist.plan import Plan
 from moist.static import known, time_together
-from moist.store import Plan, Store
+from moist.store import Store
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 TINY = [

@@ -20,9 +20,10 @@ from moist.cache import clear, entries, gc, verify
 from moist.config import Cluster, Config, Teacher
 from moist.env import Env, Silent
 from moist.errors import StoreError
+from moist.plan import Plan
 from moist.public import BESIDE
 from moist.stages import stage
-from moist.store import Job, Plan, Ref, Store
+from moist.store import Job, Ref, Store
 from moist.study.eager import Eager
 
 SPAWN = multiprocessing.get_context("spawn")

@@ -41,10 +41,8 @@ def kill(process: psutil.Process) -> bool:
 
 
 def hold(process: psutil.Process) -> None:
-    try:
+    with suppress(psutil.NoSuchProcess):
         process.suspend()
-    except psutil.NoSuchProcess:
-        pass
 
 
 def busy(driving: Driving, home: Path, chance: random.Random) -> list[psutil.Process]:

@@ -19,7 +19,8 @@ from wandb_standin.records import Refused
 
 from moist.errors import StoreError
 from moist.track.files import OPEN, hold, is_open, read
-from moist.track.sync import LOCK, MANIFEST, Outbox, Place, Told, marker, reason
+from moist.track.refusals import reason
+from moist.track.sync import LOCK, MANIFEST, Outbox, Place, Told, marker
 
 PLACE = Place("a server")
 MOIST = str(Path(sys.executable).with_name("moist"))

@@ -98,7 +98,7 @@ def plan(
     config = parse(overrides)
     from moist.env import make_env
     from moist.pipeline import stages
-    from moist.store import Plan
+    from moist.plan import Plan
 
     store = Plan(home, make_env(terminal.Watcher(), device, threads))
     stages(config, store)

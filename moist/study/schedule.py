@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from moist import objects
-from moist.store import Call, Job, Plan
+from moist.plan import Plan
+from moist.store import Call, Job
 
 
 class Forecast(Plan):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -154,18 +154,17 @@ def search(
 
     data = _checked(sweep, described, settings, study)
     locate(data, home)
-    # asked before the workers' server starts to import
-    crowded = make_env(Silent(), slots[0].device, slots[0].threads).crowding(len(slots))
+    env = make_env(Silent(), slots[0].device, slots[0].threads)
+    crowded = env.crowding(len(slots))  # before the workers' server starts to import
     with ExitStack() as stack:
         ledger = stack.enter_context(opened(study, url, home, described))
         pool = stack.enter_context(
             Pool(Trainer(home, settings.reuse), slots, home / "logs" / study)
         )
         board = stack.enter_context(Board(study, described.objectives, settings.trials, quiet))
-        env = make_env(Aside(board), slots[0].device, slots[0].threads)
         if crowded:
             board.said(crowded)
-        store = Store(home, env)
+        store = Store(home, replace(env, progress=Aside(board)))
         foresight = Foresight(store, settings.reuse, pool.quiet)
         watch: Watch = board
         if tracker and not tracker.off:
@@ -252,7 +251,7 @@ def rehearse(
     another search's, as the search would.
     """
     from moist.env import Silent, make_env
-    from moist.store import Plan
+    from moist.plan import Plan
     from moist.study.foresight import Foresight
 
     _checked(sweep, described, settings, study)

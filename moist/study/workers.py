@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -222,7 +222,5 @@ def _ended(process: Any) -> str:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):  # it ended: nothing to hold
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass  # it ended: nothing to hold

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ from moist.report import Record
 from moist.track.completing import complete, is_online
 from moist.track.files import OPEN, Logged, Say, is_open, read
 from moist.track.journal import STUDY
+from moist.track.refusals import reason, refusals, without_key
 
 MANIFEST, LOCK = "sent.json", "sync.lock"
 SENDING, OUTPUT = "sending.log", "sync.log"
@@ -117,7 +117,7 @@ class Outbox:
         with suppress(FileNotFoundError):
             output = (self.folder / SENDING).read_text(errors="replace")
         for run in self.runs:
-            refused = bool(_own(output, run))
+            refused = bool(refusals(output, run))
             paths = tuple(path for path in run.paths if self._is_due(path, sent, refused))
             found += [run.model_copy(update={"paths": paths})] if paths else []
         return found
@@ -218,7 +218,7 @@ class Outbox:
         for run in runs:
             said = complete(run, home, place.project, place.entity, self.warned)
             if said is not None:
-                found[run.id] = _without_key(said)
+                found[run.id] = without_key(said)
         return found
 
     def _sync(self, runs: Sequence[Logged], place: Place, lock: int) -> dict[str, str]:
@@ -275,27 +275,4 @@ def _wandb_sync(paths: Sequence[Path], place: Place, output: Path, lock: int) ->
 
 
 def _failed(output: str, run: Logged) -> bool:
-    return bool(_own(output, run)) or not all(marker(path).exists() for path in run.paths)
-
-
-def _errors(output: str) -> list[str]:
-    lines = [line.removeprefix("wandb: ") for line in output.splitlines()]
-    return [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
-
-
-def _own(output: str, run: Logged) -> list[str]:
-    """The errors that name a run, by its id or by the folder of a log."""
-    names = [f"(?<![\\w-]){re.escape(run.id)}", *(re.escape(p.parent.name) for p in run.paths)]
-    named = re.compile(f"({'|'.join(names)})(?![\\w-])")
-    return [line for line in _errors(output) if named.search(line)]
-
-
-def reason(output: str, run: Logged) -> str:
-    """Why a run was not sent, as wandb says it: about this run, else at last. Never the key."""
-    said = (_own(output, run) or _errors(output) or output.split("\n") or [""])[0]
-    return _without_key(said) or "wandb gave no reason"
-
-
-def _without_key(said: str) -> str:
-    key = os.environ.get("WANDB_API_KEY")
-    return said.replace(key, "(key)") if key else said
+    return bool(refusals(output, run)) or not all(marker(path).exists() for path in run.paths)
