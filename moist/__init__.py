@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moist.config import Config
-    from moist.overrides import parse
+    from moist.config.overrides import parse
     from moist.pipeline import run
-    from moist.report import Report
-    from moist.store import Store
+    from moist.results.report import Report
+    from moist.store.store import Store
 
 __all__ = ["Config", "Report", "Store", "parse", "run"]
 
 _HOMES = {
     "Config": "moist.config",
-    "Report": "moist.report",
-    "Store": "moist.store",
-    "parse": "moist.overrides",
+    "Report": "moist.results.report",
+    "Store": "moist.store.store",
+    "parse": "moist.config.overrides",
     "run": "moist.pipeline",
 }
 

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from moist.errors import ConfigError, first_line
-from moist.report import Machine
+from moist.results.report import Machine
 
 SPENT = "seconds"
 """The file beside a checkpoint that says how long its stage has taken."""
@@ -129,6 +129,11 @@ def cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 where it is safe, float32 elsewhere (`precision=bf16`), or float32 throughout."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def default_device() -> torch.device:

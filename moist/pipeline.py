@@ -6,13 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from moist.artifacts import Clusters, Dataset, Logits, Mixture, Network, Student
 from moist.config import Config
-from moist.data import check, locate
-from moist.models import Model, architecture, known_students, sizes
-from moist.opinions import views_of
-from moist.recipe import encoded, key_of
-from moist.report import Evaluation, Latencies, Report, assemble
+from moist.data.sources import check, locate
+from moist.nets.build import Model, architecture, known_students, sizes
+from moist.nets.cascade import views_of
+from moist.results.report import Evaluation, Latencies, Report, assemble
 from moist.stages.cluster import cluster_classes
 from moist.stages.distill import distill_ensemble, distill_fallback, distill_student
 from moist.stages.doubt import choose_threshold
@@ -26,7 +24,9 @@ from moist.stages.logits import mixture_logits, teacher_logits
 from moist.stages.prepare import prepare
 from moist.stages.route import pretrain_router
 from moist.stages.teacher import WeightsFile, load_teacher, train_teacher
-from moist.store import Call, Ref, Store
+from moist.store.artifacts import Clusters, Dataset, Logits, Mixture, Network, Student
+from moist.store.keys import encoded, key_of
+from moist.store.store import Call, Ref, Store
 
 
 @dataclass(frozen=True)

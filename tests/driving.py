@@ -20,9 +20,9 @@ import psutil
 import pytest
 import toy
 
-from moist import runs
+from moist.results.trials import Trial
+from moist.store import runs
 from moist.study.storage import load, url_of
-from moist.trials import Trial
 
 T = TypeVar("T")
 

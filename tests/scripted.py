@@ -14,10 +14,10 @@ from typing import Any
 
 from toy import key_of, report
 
-from moist import runs
-from moist.objectives import quantities, reported
-from moist.objects import folder_of
-from moist.overrides import build
+from moist.config.overrides import build
+from moist.results.objectives import quantities, reported
+from moist.store import runs
+from moist.store.objects import folder_of
 from moist.study.workers import Task
 
 PATIENCE = 60

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from moist.cli.main import cli
-from moist.overrides import parse
-from moist.space import config_of, problems, read_sweep
+from moist.config.overrides import parse
+from moist.sweepfile import config_of, problems, read_sweep
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "sweeps").glob("*"))

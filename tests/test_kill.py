@@ -14,13 +14,13 @@ from uuid import uuid4
 import pytest
 import torch
 
-from moist.cache import entries, verify
 from moist.cli.main import main
+from moist.config.overrides import parse
 from moist.env import Env
-from moist.overrides import parse
 from moist.pipeline import stages
-from moist.plan import Plan
-from moist.report import Report
+from moist.results.report import Report
+from moist.store.maintenance import entries, verify
+from moist.store.plan import Plan
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 EPOCHS = 20

@@ -9,24 +9,24 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from moist import cache, objects, runs
-from moist.augment import normalize
 from moist.config import Config, flat
 from moist.config import Joint as JointConfig
 from moist.config import Training as TrainingConfig
+from moist.config.overrides import parse
+from moist.config.schema import choices, keys
+from moist.data.augment import normalize
 from moist.env import Env, Silent
 from moist.errors import ConfigError, StageError
-from moist.models import module
-from moist.objectives import TRAINED_BY
-from moist.overrides import parse
+from moist.nets.build import module
 from moist.pipeline import run, run_key, stages
-from moist.plan import Plan
-from moist.predict import predict_images
-from moist.printed import name_of, print_report
-from moist.report import Report
-from moist.schema import choices, keys
-from moist.store import Store
-from moist.track.journal import epochs_of
+from moist.reporting.tables import name_of, print_report
+from moist.results.objectives import TRAINED_BY
+from moist.results.report import Report
+from moist.serving.predict import predict_images
+from moist.store import maintenance, objects, runs
+from moist.store.plan import Plan
+from moist.store.store import Store
+from moist.tracking.journal import epochs_of
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 TINY = [
@@ -492,7 +492,7 @@ def test_a_report_adds_up(home):
     assert report.k == len(report.clusters) == len(report.per_cluster_accuracy) == 2
     assert report.silhouette.keys() == {"2"}
     assert report.seconds == sum(report.stage_seconds.values())
-    assert report.stage_seconds.keys() == {entry.stage for entry in cache.entries(home)}
+    assert report.stage_seconds.keys() == {entry.stage for entry in maintenance.entries(home)}
     for row in (report, report.baselines.teacher, report.baselines.student):
         assert 0 <= row.accuracy <= 1 and row.mflops > 0
         assert row.latency_n == {"batch_1": 10, "batch_256": 10}
@@ -529,7 +529,7 @@ def test_a_request_that_can_not_work_computes_nothing(tmp_path, overrides, said)
     for store in (Plan(tmp_path, env()), Store(tmp_path, env())):
         with pytest.raises(ConfigError, match=f"(?s){said}"):
             run(config, store)
-    assert cache.entries(tmp_path) == []
+    assert maintenance.entries(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -548,7 +548,7 @@ def test_a_folders_images_are_looked_at_before_anything_is_computed(
     data = ["data.name=folder", f"data.root={folder}", overrides]
     with pytest.raises(ConfigError, match=said):
         ran(tmp_path / "home", *data)
-    assert cache.entries(tmp_path / "home") == []
+    assert maintenance.entries(tmp_path / "home") == []
 
 
 def test_k_auto_needs_three_classes(tmp_path, folder):
@@ -556,20 +556,20 @@ def test_k_auto_needs_three_classes(tmp_path, folder):
         (folder / split / "red").rename(tmp_path / split)
     with pytest.raises(ConfigError, match="`k=auto` needs 3 or more classes, found 2"):
         ran(tmp_path / "home", "data.name=folder", f"data.root={folder}", "k=auto")
-    assert cache.entries(tmp_path / "home") == []
+    assert maintenance.entries(tmp_path / "home") == []
 
 
 def test_weights_that_are_not_there_are_refused_before_anything_trains(tmp_path):
     with pytest.raises(ConfigError, match=r"can't read teacher.weights `/nowhere.pth`"):
         ran(tmp_path, "teacher.weights=/nowhere.pth")
-    assert {entry.stage for entry in cache.entries(tmp_path)} <= {"prepare"}
+    assert {entry.stage for entry in maintenance.entries(tmp_path)} <= {"prepare"}
 
 
 def test_weights_that_do_not_fit_are_refused_by_tensor(tmp_path):
     save_file({"fc.weight": torch.ones(3, 64)}, tmp_path / "w.safetensors")
     with pytest.raises(ConfigError, match=r"does not fit teacher.arch=resnet8 on 10 classes"):
         ran(tmp_path / "home", f"teacher.weights={tmp_path / 'w.safetensors'}")
-    stored = {entry.stage for entry in cache.entries(tmp_path / "home")}
+    stored = {entry.stage for entry in maintenance.entries(tmp_path / "home")}
     assert stored == {"prepare", "measure_latency"}
 
 
@@ -750,7 +750,7 @@ def test_a_second_opinion_is_asked_only_of_images_in_doubt(home, tmp_path, monke
     with torch.inference_mode():
         settled = net.settled(normalize(data.test.images_NHWC[:30], data.mean, data.std))
     assert 0 < sum(asked) == int(settled.asked_B.sum()) < 30
-    monkeypatch.setattr("moist.predict.EVAL_BATCH", 7)
+    monkeypatch.setattr("moist.serving.predict.EVAL_BATCH", 7)
     said = predict_images(store, record, paths)
     assert [row["second_opinion"] for row in said] == settled.asked_B.tolist()
     top_N = settled.logits_BC.softmax(1).amax(1)
@@ -781,8 +781,8 @@ def test_a_teacher_from_a_file_is_the_teacher_that_was_saved(tmp_path, home):
 
 
 def test_training_that_diverges_is_an_error_and_is_not_stored(home):
-    before = len(cache.entries(home))
+    before = len(maintenance.entries(home))
     with pytest.raises(StageError, match="`train_teacher` diverged: the loss is nan"):
         ran(home, "teacher.lr=10", "teacher.optimizer=sgd", "teacher.momentum=0.99",
             "teacher.weight_decay=1", "teacher.schedule=constant", "teacher.epochs=3")  # fmt: skip
-    assert len(cache.entries(home)) == before
+    assert len(maintenance.entries(home)) == before

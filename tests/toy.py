@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moist import runs
 from moist.config import Config
+from moist.config.overrides import build
 from moist.errors import MoistError
-from moist.objectives import DEFAULT, quantities, reported
-from moist.overrides import build
-from moist.report import Baselines, Machine, Measures, Report
+from moist.results.objectives import DEFAULT, quantities, reported
+from moist.results.report import Baselines, Machine, Measures, Report
+from moist.store import runs
 from moist.study.workers import Pool, Slot, Task
 
-PRELOAD = ("moist.runs", "moist.overrides", "moist.study.workers", "pytest")
+PRELOAD = ("moist.store.runs", "moist.config.overrides", "moist.study.workers", "pytest")
 """What a worker's server imports: a second less than for a real pipeline, a hundred times."""
 
 SWEEP = """
@@ -158,13 +158,13 @@ PATIENCE = 120.0
 
 def search(start: Start) -> Any:
     """Drive a study in this process, to the end: its trials."""
-    from moist.space import read_sweep
-    from moist.study.board import Board
+    from moist.reporting.progress import Board
     from moist.study.driver import Driver
     from moist.study.ledger import opened
     from moist.study.search import describe
     from moist.study.settings import Settings
     from moist.study.storage import url_of
+    from moist.sweepfile import read_sweep
 
     file = start.home / "toy.yaml"
     file.write_text(SWEEP)

@@ -1,4 +1,4 @@
-"""Runs that moist.track really logs, offline, in this process or in one that is killed."""
+"""Runs that moist.tracking really logs, offline, in this process or in one that is killed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from moist.config import Config
-from moist.track.client import About
-from moist.track.files import read
-from moist.track.mode import Mode, Name
-from moist.track.tracker import Tracker
+from moist.tracking.client import About
+from moist.tracking.files import read
+from moist.tracking.mode import Mode, Name
+from moist.tracking.tracker import Tracker
 
 FIRST = 72
 """Steps before the first epoch of joint training with the default config."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from moist.space import Sweep, read_sweep
 from moist.study.samplers import Untried, point, seed_of, suggest
+from moist.sweepfile import Sweep, read_sweep
 
 if TYPE_CHECKING:
     from wandb.sdk.sweeps.sweep_info import SweepInfo

@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
+from moist.config.overrides import given, read
 from moist.errors import ConfigError, StoreError
-from moist.overrides import given, read
-from moist.space import read_sweep, size
 from moist.study.search import requested
-from moist.track.client import PROJECT
-from moist.track.mode import decide
+from moist.sweepfile import read_sweep, size
+from moist.tracking.client import PROJECT
+from moist.tracking.mode import decide
 
 ENGINE = Path(__file__).with_name("engine.py")
 """What W&B's Optuna scheduler is told to search with."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from moist import terminal
 from moist.cli.options import HOME, OVERRIDES, QUIET, check_together
 from moist.errors import ConfigError
+from moist.reporting import terminal
 
 
 @click.command("wandb")
@@ -55,9 +55,9 @@ def wandb_sweep(
         + [("--register-only", one) for one in ("--count", "--workers", "--devices", "--threads")]
     )
     _check_source(file, joined)
-    from moist.agents.crew import Crew
+    from moist.agents.monitor import Watching
+    from moist.agents.pool import Crew
     from moist.agents.register import check_online, document, register
-    from moist.agents.watching import Watching
     from moist.study.search import slots
 
     plan = document(file, overrides, count) if file else None

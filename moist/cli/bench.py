@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from moist.cli.options import JSON, OVERRIDES, THREADS, computing, opened, print_json
-from moist.overrides import parse
+from moist.config.overrides import parse
 
 
 @click.group()
@@ -31,7 +31,7 @@ def distill(
     moist bench distill @sweeps/paper.yaml data.name=folder data.root=IMAGES
     """
     config = parse(overrides)
-    from moist.bench import distillation_cost
+    from moist.bench.distillation import distillation_cost
 
     with opened(**compute) as store:
         found = distillation_cost(config, store, rounds=rounds, epochs=epochs)
@@ -58,7 +58,7 @@ def tracking(overrides: tuple[str, ...], trials: int, as_json: bool, **compute: 
     moist bench tracking
     """
     config = parse(overrides)
-    from moist.bench_tracking import tracking_cost
+    from moist.bench.tracking import tracking_cost
 
     with opened(**compute) as store:
         found = tracking_cost(config, store, trials=trials)
@@ -93,8 +93,8 @@ def bench_sweep(
     \b
     moist bench sweep sweeps/quickstart.yaml
     """
-    from moist.bench_sweep import sharing
-    from moist.space import read_sweep
+    from moist.bench.sweep import sharing
+    from moist.sweepfile import read_sweep
 
     sweep = read_sweep(file, overrides)
     found = sharing(sweep, trials=trials, workers=workers, threads=threads)
@@ -121,8 +121,8 @@ def overhead(file: Path, overrides: tuple[str, ...], trials: int, as_json: bool)
     \b
     moist bench overhead sweeps/quickstart.yaml
     """
-    from moist.bench_sweep import overhead as measured
-    from moist.space import read_sweep
+    from moist.bench.sweep import overhead as measured
+    from moist.sweepfile import read_sweep
 
     found = measured(read_sweep(file, overrides), trials=trials)
     if as_json:

@@ -13,7 +13,6 @@ from typing import Any
 import click
 
 from moist import config as configs
-from moist import schema, terminal
 from moist.cli.agents import wandb_sweep
 from moist.cli.bench import bench
 from moist.cli.options import HOME, JSON, OVERRIDES, opened, print_json
@@ -24,11 +23,13 @@ from moist.cli.sweep import sweep
 from moist.cli.table import table
 from moist.cli.wandb import browse, sync
 from moist.cli.workspace import wandb
+from moist.config import schema
+from moist.config.overrides import parse
 from moist.errors import ConfigError, MoistError
-from moist.overrides import parse
-from moist.printed import print_curve, print_report
+from moist.reporting import terminal
+from moist.reporting.tables import print_curve, print_report
 from moist.study.database import masked
-from moist.track.client import sweep as sweep_of_agent
+from moist.tracking.client import sweep as sweep_of_agent
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -85,7 +86,7 @@ def list_runs(as_json: bool, home: Path) -> None:
     \b
     moist runs --json
     """
-    from moist import runs
+    from moist.store import runs
 
     found = runs.all_runs(home)
     if as_json:
@@ -117,7 +118,7 @@ def show(run: str, as_json: bool, home: Path) -> None:
     \b
     moist show last
     """
-    from moist import runs
+    from moist.store import runs
 
     found = runs.find(home, run)
     if as_json:
@@ -141,7 +142,7 @@ def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
     moist curve last
     moist curve last --csv > curve.csv
     """
-    from moist import runs
+    from moist.store import runs
 
     found = runs.find(home, run)
     if found.report.doubt is None:
@@ -170,8 +171,8 @@ def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> No
     \b
     moist predict last photo.jpg
     """
-    from moist import runs
-    from moist.predict import predict_images
+    from moist.serving.predict import predict_images
+    from moist.store import runs
 
     with opened(home, quiet=True) as store:
         predictions = predict_images(store, runs.find(home, run), images)

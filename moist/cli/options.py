@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from moist import terminal
 from moist.errors import ConfigError
-from moist.track.mode import FLAGS
+from moist.reporting import terminal
+from moist.tracking.mode import FLAGS
 
 if TYPE_CHECKING:
-    from moist.store import Store
+    from moist.store.store import Store
 
 Command = Callable[..., Any]
 
@@ -67,7 +67,7 @@ def opened(
 ) -> Iterator[Store]:
     """A store whose stages compute as the options say, and tell the terminal."""
     from moist.env import make_env
-    from moist.store import Store
+    from moist.store.store import Store
 
     watcher = terminal.Watcher(quiet)
     try:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from moist import terminal
 from moist.cli.options import (
     DEVICE,
     HOME,
@@ -19,8 +18,9 @@ from moist.cli.options import (
     computing,
     print_json,
 )
-from moist.overrides import parse
-from moist.printed import print_report
+from moist.config.overrides import parse
+from moist.reporting import terminal
+from moist.reporting.tables import print_report
 
 
 @click.command()
@@ -45,15 +45,15 @@ def run(
     moist run @sweeps/paper.yaml data.name=folder data.root=IMAGES --json
     """
     config = parse(overrides)
-    from moist import runs
     from moist.env import make_env
-    from moist.objectives import quantities, reported
     from moist.pipeline import run as run_pipeline
-    from moist.store import Store
-    from moist.track.client import run_of
-    from moist.track.journal import found
-    from moist.track.progress import Tracked
-    from moist.track.tracker import tracker
+    from moist.results.objectives import quantities, reported
+    from moist.store import runs
+    from moist.store.store import Store
+    from moist.tracking.client import run_of
+    from moist.tracking.journal import found
+    from moist.tracking.progress import Tracked
+    from moist.tracking.tracker import tracker
 
     command = runs.reproducing(config)
     with closing(terminal.Watcher(quiet)) as watcher:
@@ -98,7 +98,7 @@ def plan(
     config = parse(overrides)
     from moist.env import make_env
     from moist.pipeline import stages
-    from moist.plan import Plan
+    from moist.store.plan import Plan
 
     store = Plan(home, make_env(terminal.Watcher(), device, threads))
     stages(config, store)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from moist import terminal
 from moist.cli.options import HOME, JSON, OVERRIDES, QUIET, opened, print_json
+from moist.config.overrides import parse
 from moist.errors import ConfigError
-from moist.overrides import parse
+from moist.reporting import terminal
 
 
 @click.group()
@@ -33,7 +33,7 @@ def prepare_data(
     moist data prepare folder data.root=IMAGES data.image_size=32
     """
     config = parse([f"data.name={name}", *overrides])
-    from moist.data import locate
+    from moist.data.sources import locate
     from moist.stages.prepare import prepare
 
     with opened(home, quiet) as store:
@@ -63,7 +63,7 @@ def list_entries(as_json: bool, home: Path) -> None:
     \b
     moist cache ls --json
     """
-    from moist import cache as kept
+    from moist.store import maintenance as kept
 
     found = sorted(kept.entries(home), key=lambda entry: entry.last_used, reverse=True)
     if as_json:
@@ -93,7 +93,7 @@ def verify(as_json: bool, home: Path) -> None:
     \b
     moist cache verify
     """
-    from moist import cache as kept
+    from moist.store import maintenance as kept
 
     problems = kept.verify(home)
     if as_json:
@@ -115,7 +115,7 @@ def gc(max_bytes: str, home: Path) -> None:
     \b
     moist cache gc --max-bytes 500MB
     """
-    from moist import cache as kept
+    from moist.store import maintenance as kept
 
     freed = kept.gc(home, terminal.parse_size(max_bytes))
     click.echo(f"freed {terminal.size(freed)}")
@@ -131,7 +131,7 @@ def clear(stage: str | None, home: Path) -> None:
     \b
     moist cache clear --stage teacher_logits --yes
     """
-    from moist import cache as kept
+    from moist.store import maintenance as kept
 
     stages = sorted({entry.stage for entry in kept.entries(home)})
     if stage is not None and stage not in stages:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moist import frontier
 from moist.cli.options import (
     EACH_THREADS,
     HOME,
@@ -21,13 +20,14 @@ from moist.cli.options import (
 )
 from moist.cli.wandb import Asked, draw_runs, from_wandb
 from moist.errors import ConfigError
-from moist.objectives import Objective, known, parse_limits, parse_values
-from moist.study import listing
+from moist.reporting import listing
+from moist.results import queries
+from moist.results.objectives import Objective, known, parse_limits, parse_values
 from moist.study.commands import placed
 
 if TYPE_CHECKING:
+    from moist.results.trials import Trial
     from moist.study.storage import Described
-    from moist.trials import Trial
 
 APART = (
     ("--compare", "--hypervolume", "--reseed", "--csv"),
@@ -90,7 +90,7 @@ def pareto(studies: tuple[str, ...], storage: str | None, home: Path, **options:
 
     \b
     moist pareto quickstart
-    moist pareto quickstart --x latency_ms --plot frontier.svg
+    moist pareto quickstart --x latency_ms --plot queries.svg
     moist pareto quickstart --hypervolume --reference accuracy=0.5 --reference mflops=20
     moist pareto quickstart --reseed 3
     moist pareto quickstart other --compare
@@ -103,7 +103,7 @@ def pareto(studies: tuple[str, ...], storage: str | None, home: Path, **options:
             f"expected {wanted} {'studies' if wanted == 2 else 'study'}, found {found}",
             "`moist pareto A B --compare` takes two, all else one",
         )
-    from moist.figures.files import check_suffix
+    from moist.reporting.files import check_suffix
 
     check_suffix(options["plot"])
     loaded = [
@@ -126,7 +126,7 @@ def pareto(studies: tuple[str, ...], storage: str | None, home: Path, **options:
     else:
         _frontier(name, trials, axes, options)
     if options["plot"]:
-        from moist.study.drawing import draw
+        from moist.reporting.drawing import draw
         from moist.study.storage import url_of
 
         if studies:
@@ -159,10 +159,10 @@ def best(study: str, storage: str | None, home: Path, **options: Any) -> None:
     limits = parse_limits(options["at_most"], options["at_least"])
     by = _objective(options["by"]) if options["by"] else described.objectives[0]
     if options["knee"]:
-        frontier.best(trials, limits, by)  # raises unless some trial keeps the limits
-        found = frontier.knee(frontier.keeping(trials, limits), described.objectives)
+        queries.best(trials, limits, by)  # raises unless some trial keeps the limits
+        found = queries.knee(queries.keeping(trials, limits), described.objectives)
     else:
-        found = frontier.best(trials, limits, by)
+        found = queries.best(trials, limits, by)
     if options["as_json"]:
         print_json(found.model_dump(mode="json"))
         return
@@ -197,7 +197,7 @@ def _axes(objectives: Sequence[Objective], x: str | None, y: str | None) -> tupl
 def _frontier(
     study: str, trials: list[Trial], axes: Sequence[Objective], options: dict[str, Any]
 ) -> None:
-    front = frontier.members(trials, axes)
+    front = queries.members(trials, axes)
     if options["as_json"]:
         print_json([trial.model_dump(mode="json") for trial in front])
     elif options["as_csv"]:
@@ -214,8 +214,8 @@ def _hypervolume(
     reference: dict[str, float],
     as_json: bool,
 ) -> None:
-    corner = reference or frontier.default_reference(trials, axes)
-    volume = frontier.hypervolume(trials, axes, corner)
+    corner = reference or queries.default_reference(trials, axes)
+    volume = queries.hypervolume(trials, axes, corner)
     if as_json:
         print_json({"hypervolume": volume, "reference": corner})
         return
@@ -230,7 +230,7 @@ def _compare(
     reference: dict[str, float],
     as_json: bool,
 ) -> None:
-    found = frontier.compare(trials[0], trials[1], axes, reference or None)
+    found = queries.compare(trials[0], trials[1], axes, reference or None)
     if as_json:
         print_json(found.model_dump(mode="json"))
         return

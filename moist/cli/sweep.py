@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moist import terminal
 from moist.cli.options import (
     EACH_THREADS,
     HOME,
@@ -23,15 +22,15 @@ from moist.cli.options import (
     print_json,
 )
 from moist.cli.upkeep import doctor, retry, status
-from moist.objectives import DEFAULT, parse_limits, parse_objectives, parse_values
-from moist.study import listing
+from moist.reporting import listing, terminal
+from moist.results.objectives import DEFAULT, parse_limits, parse_objectives, parse_values
 from moist.study.policy import BEST, SAMPLERS
 
 if TYPE_CHECKING:
-    from moist.space import Sweep
     from moist.study.settings import Settings
     from moist.study.storage import Described
     from moist.study.workers import Slot
+    from moist.sweepfile import Sweep
 
 FILE = click.argument("file", type=click.Path(path_type=Path))
 
@@ -119,7 +118,7 @@ def optuna(file: Path, overrides: tuple[str, ...], home: Path, **options: Any) -
     moist sweep optuna sweeps/pareto.yaml --workers 2 --max mflops=15 --prune
     """
     check_together(apart=[("--prune", "--prune-audit")])
-    from moist.space import read_sweep
+    from moist.sweepfile import read_sweep
 
     read = read_sweep(file, overrides)
     if not options["quiet"]:
@@ -142,12 +141,13 @@ def _say_what_is_not_heeded(read: Sweep, has_goals: bool) -> None:
 
 
 def _search(read: Sweep, home: Path, options: dict[str, Any]) -> None:
-    from moist.figures.files import check_suffix
-    from moist.frontier import members
-    from moist.study import search, summary
-    from moist.study.drawing import draw
+    from moist.reporting import summary
+    from moist.reporting.drawing import draw
+    from moist.reporting.files import check_suffix
+    from moist.results.queries import members
+    from moist.study import search
     from moist.study.storage import url_of
-    from moist.track.tracker import tracker
+    from moist.tracking.tracker import tracker
 
     check_suffix(options["plot"])
     described, settings, slots = _asked(read, options)
@@ -226,7 +226,7 @@ def check(file: Path, as_json: bool) -> None:
     \b
     moist sweep check sweeps/pareto.yaml
     """
-    from moist.space import problems, read_sweep, size
+    from moist.sweepfile import problems, read_sweep, size
 
     found = problems(file)
     if as_json:

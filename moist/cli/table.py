@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from moist.averages import averaged
 from moist.cli.options import HOME, JSON, STORAGE, check_together, print_json
 from moist.errors import ConfigError
-from moist.objectives import TEST
-from moist.study import listing
-from moist.study.table import print_averages
+from moist.reporting import listing
+from moist.reporting.averages import print_averages
+from moist.results.aggregate import averaged
+from moist.results.objectives import TEST
 
 
 @click.command()

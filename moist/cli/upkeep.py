@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from moist.cli.options import HOME, JSON, STORAGE, print_json
-from moist.study import listing
+from moist.reporting import listing
 from moist.study.commands import placed
 
 

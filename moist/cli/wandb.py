@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from moist import frontier, terminal
 from moist.cli.options import HOME, JSON, QUIET, print_json
 from moist.errors import ConfigError, StoreError
-from moist.objectives import DEFAULT, Objective
-from moist.trials import Trial
+from moist.reporting import terminal
+from moist.results import queries
+from moist.results.objectives import DEFAULT, Objective
+from moist.results.trials import Trial
 
 if TYPE_CHECKING:
-    from moist.track.files import Logged
-    from moist.track.sync import Told
+    from moist.tracking.files import Logged
+    from moist.tracking.sync import Told
 
 
 @click.command()
@@ -48,7 +49,7 @@ def sync(
     moist sync --dry-run
     moist sync
     """
-    from moist.track.sync import Outbox, Place, told
+    from moist.tracking.sync import Outbox, Place, told
 
     watcher = terminal.Watcher(quiet)
     outbox = Outbox(home, watcher.warned)
@@ -78,7 +79,7 @@ def _asked(found: Sequence[Logged], runs: Sequence[str], home: Path) -> list[Log
 
 def _host(count: int) -> str:
     """The server, if it can be had. Raises ConfigError."""
-    from moist.track.mode import hindrance, host
+    from moist.tracking.mode import hindrance, host
 
     if why := hindrance():
         raise ConfigError(
@@ -137,7 +138,7 @@ def browse(run: str | None, home: Path) -> None:
 
 def _find(home: Path, prefix: str) -> str:
     """The id that starts so, of the runs in files here. Raises ConfigError, listing them."""
-    from moist.runs import pick
+    from moist.store.runs import pick
 
     found = _logs(home)
     if not found:
@@ -155,7 +156,7 @@ def _folder(home: Path, run: str) -> Path:
 
 def _logs(home: Path) -> list[Path]:
     """Logs in order of start, which the folders' names say."""
-    from moist.track.files import logs
+    from moist.tracking.files import logs
 
     found = logs(home / "wandb")
     return sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
@@ -181,14 +182,14 @@ class Asked(NamedTuple):
 
 
 def from_wandb(sources: Sequence[str], groups: Sequence[str]) -> list[Asked]:
-    """The studies of some sources (see `moist.track.results`). Raises ConfigError."""
+    """The studies of some sources (see `moist.tracking.results`). Raises ConfigError."""
     if len(groups) not in {0, len(sources)}:
         raise ConfigError(
             f"found {len(sources)} `--wandb` and {len(groups)} `--group`", "give one for each"
         )
     if not sources:
         return []
-    from moist.track.results import load
+    from moist.tracking.results import load
 
     warned = terminal.Watcher().warned
     chosen = zip(sources, groups or [""] * len(sources), strict=True)
@@ -198,11 +199,11 @@ def from_wandb(sources: Sequence[str], groups: Sequence[str]) -> list[Asked]:
 
 def draw_runs(path: Path, asked: Asked, axes: Sequence[Objective], source: str) -> None:
     """Write a frontier as a page, a PNG or an SVG. Raises ConfigError."""
-    from moist.figures.files import save_frontier
-    from moist.study.drawing import COST
+    from moist.reporting.drawing import COST
+    from moist.reporting.files import save_frontier
 
     y, x = (*axes, COST)[:2]
-    members = frontier.members(asked.trials, axes)
+    members = queries.members(asked.trials, axes)
     group = [] if asked.name == source else ["--group", asked.name]
     command = shlex.join(["moist", "pareto", "--wandb", source, *group])
     save_frontier(path, asked.trials, members, x, y, f"Pareto frontier of {asked.name}", command)

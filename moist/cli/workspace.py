@@ -6,10 +6,10 @@ import sys
 
 import click
 
-from moist import frontier
 from moist.cli.options import JSON, print_json
 from moist.errors import ConfigError
-from moist.objectives import DEFAULT
+from moist.results import queries
+from moist.results.objectives import DEFAULT
 
 
 @click.group()
@@ -33,12 +33,12 @@ def workspace(place: str, group: str | None, as_json: bool) -> None:
     entity, _, project = place.partition("/")
     if not entity or not project or "/" in project:
         raise ConfigError(f"`{place}` is no project of W&B", "write ENTITY/PROJECT")
-    from moist.track.results import load
-    from moist.track.workspace import save, tag
-    from moist.track.workspace import workspace as made
+    from moist.tracking.results import load
+    from moist.tracking.workspace import save, tag
+    from moist.tracking.workspace import workspace as made
 
     name, trials = load(place, group, DEFAULT, lambda text: print(text, file=sys.stderr))
-    front = frontier.members(trials, DEFAULT)
+    front = queries.members(trials, DEFAULT)
     panels = made(entity, project, group)
     changed = tag(place, group, {trial.key for trial in front if trial.key})
     url = save(panels)

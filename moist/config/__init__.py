@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from moist.config.conflicts import misfits
 from moist.config.fields import Section
-from moist.config.misfits import misfits
 from moist.config.sections import (
     Augment,
     Cascade,

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moist.artifacts import Clusters, Dataset, Logits
 from moist.config import Cluster
 from moist.env import Env
 from moist.errors import ConfigError, StageError
 from moist.stages import stage
+from moist.store.artifacts import Clusters, Dataset, Logits
 
 Matrix = NDArray[np.float64]
 

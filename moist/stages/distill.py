@@ -8,19 +8,20 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from moist.artifacts import Dataset, Ensemble, Levels, Logits, Row, Spec, Student
-from moist.augment import Batch
 from moist.config import Augment, Distill
 from moist.config import Student as StudentConfig
+from moist.data.augment import Batch
+from moist.data.random import seeded
 from moist.env import Env
-from moist.fit import Loss, fit, passes, seeded
-from moist.latent import Latent
-from moist.losses import distillation
-from moist.measure import validation
-from moist.models import fresh, module, student_spec
-from moist.nets import LAST
-from moist.opinions import Average
+from moist.measure.accuracy import validation
+from moist.nets.build import fresh, module, student_spec
+from moist.nets.cascade import Average
+from moist.nets.cnn import LAST
 from moist.stages import stage
+from moist.store.artifacts import Dataset, Ensemble, Levels, Logits, Row, Spec, Student
+from moist.training.distillation import distillation
+from moist.training.loop import Loss, fit, passes
+from moist.training.moe_kd import Latent
 
 Answer = Callable[[torch.Tensor], torch.Tensor]
 

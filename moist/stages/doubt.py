@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from moist.artifacts import Cascade, Dataset, Ensemble, Mixture, Network, Student
 from moist.env import Env
 from moist.errors import StageError
-from moist.measure import classify
-from moist.models import module
-from moist.opinions import threshold_for
+from moist.measure.accuracy import classify
+from moist.nets.build import module
+from moist.nets.cascade import threshold_for
 from moist.stages import stage
+from moist.store.artifacts import Cascade, Dataset, Ensemble, Mixture, Network, Student
 
 
 @stage(version=1)

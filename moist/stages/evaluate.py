@@ -6,7 +6,21 @@ from dataclasses import replace
 
 import torch
 
-from moist.artifacts import (
+from moist.env import Env
+from moist.measure.accuracy import (
+    Answers,
+    accuracy,
+    calibration_error,
+    class_means,
+    classify,
+    negative_log_likelihood,
+)
+from moist.measure.multiply_adds import cost
+from moist.nets.build import module
+from moist.nets.cascade import threshold_for
+from moist.results.report import Doubt, Evaluation, Point, Routing
+from moist.stages import stage
+from moist.store.artifacts import (
     Cascade,
     Clusters,
     Dataset,
@@ -16,20 +30,6 @@ from moist.artifacts import (
     Router,
     Spec,
 )
-from moist.env import Env
-from moist.measure import (
-    Answers,
-    accuracy,
-    calibration_error,
-    class_means,
-    classify,
-    cost,
-    negative_log_likelihood,
-)
-from moist.models import module
-from moist.opinions import threshold_for
-from moist.report import Doubt, Evaluation, Point, Routing
-from moist.stages import stage
 
 SHARES = tuple(i / 20 for i in range(21))
 """Of the validation images, those that ask for a second opinion: points of its curve."""

@@ -6,15 +6,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.artifacts import Dataset, Mixture, Student
-from moist.augment import normalize
 from moist.config import Augment, Merge
-from moist.env import Env
-from moist.fit import autocast, passes, seeded
-from moist.measure import accuracy, classify
-from moist.merge import gather
-from moist.models import fresh, module
+from moist.data.augment import normalize
+from moist.data.random import seeded
+from moist.env import Env, autocast
+from moist.measure.accuracy import accuracy, classify
+from moist.nets.build import fresh, module
+from moist.nets.merge import gather
 from moist.stages import stage
+from moist.store.artifacts import Dataset, Mixture, Student
+from moist.training.loop import passes
 
 CALIBRATION = 512
 """Images whose activations say which units matter."""

@@ -7,15 +7,15 @@ import math
 import torch
 from torch.nn import functional as F
 
-from moist.artifacts import Dataset, Logits, Student
-from moist.augment import Batch
 from moist.config import Augment, Merge
+from moist.data.augment import Batch
 from moist.env import Env
-from moist.fit import fit, passes
-from moist.losses import kd_from
-from moist.measure import validation
-from moist.models import module
+from moist.measure.accuracy import validation
+from moist.nets.build import module
 from moist.stages import stage
+from moist.store.artifacts import Dataset, Logits, Student
+from moist.training.distillation import kd_from
+from moist.training.loop import fit, passes
 
 
 @stage(version=2)

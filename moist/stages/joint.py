@@ -8,12 +8,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.artifacts import Clusters, Dataset, Logits, Mixture, Router, Student
-from moist.augment import Batch
 from moist.config import Augment, Joint
-from moist.env import Env
-from moist.fit import autocast, fit, passes
-from moist.gates import (
+from moist.data.augment import Batch
+from moist.env import Env, autocast
+from moist.measure.accuracy import validation
+from moist.nets.build import module
+from moist.nets.mixture import MoIST, duplicate
+from moist.stages import stage
+from moist.store.artifacts import Clusters, Dataset, Logits, Mixture, Router, Student
+from moist.training.gates import (
     balance,
     divergence,
     free_energy,
@@ -25,10 +28,7 @@ from moist.gates import (
     top_gates,
     z_loss,
 )
-from moist.measure import validation
-from moist.mixture import MoIST, duplicate
-from moist.models import module
-from moist.stages import stage
+from moist.training.loop import fit, passes
 
 QUIETEST = 0.01
 """The least deviation of the noise of `noisy_topk`: a load without noise has no slope."""

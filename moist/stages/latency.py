@@ -10,16 +10,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.artifacts import Clusters, Dataset, Split
-from moist.augment import plain_batches
 from moist.config import Latency
+from moist.data.augment import plain_batches
 from moist.env import Env
-from moist.measure import inference, time_interleaved
-from moist.mixture import MoIST
-from moist.models import Architecture, module, timed_models
-from moist.report import Latencies, Machine, Timing
-from moist.routers import IMPOSSIBLE
+from moist.measure.accuracy import inference
+from moist.measure.latency import time_interleaved
+from moist.nets.build import Architecture, module, timed_models
+from moist.nets.mixture import MoIST
+from moist.nets.routers import IMPOSSIBLE
+from moist.results.report import Latencies, Machine, Timing
 from moist.stages import stage
+from moist.store.artifacts import Clusters, Dataset, Split
 
 BATCH_SIZES = (1, 256)
 

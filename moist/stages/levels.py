@@ -11,15 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist import checkpoint
-from moist.artifacts import Dataset, Levels, Teacher
-from moist.augment import draw, render
 from moist.config import Augment
-from moist.env import Env
-from moist.fit import autocast
-from moist.models import module
-from moist.nets import LAST, LEVELS
+from moist.data.augment import draw, render
+from moist.env import Env, autocast
+from moist.nets.build import module
+from moist.nets.cnn import LAST, LEVELS
 from moist.stages import stage
+from moist.store import checkpoint
+from moist.store.artifacts import Dataset, Levels, Teacher
 
 BATCH = 256
 STEPS = 100

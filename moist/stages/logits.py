@@ -7,15 +7,14 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from moist import checkpoint
-from moist.artifacts import Dataset, Logits, Mixture, Teacher
-from moist.augment import draw, render
 from moist.config import Augment
-from moist.env import Env
-from moist.fit import autocast
-from moist.mixture import MoIST
-from moist.models import module
+from moist.data.augment import draw, render
+from moist.env import Env, autocast
+from moist.nets.build import module
+from moist.nets.mixture import MoIST
 from moist.stages import stage
+from moist.store import checkpoint
+from moist.store.artifacts import Dataset, Logits, Mixture, Teacher
 
 BATCH = 256
 Answer = Callable[[torch.Tensor], torch.Tensor]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from moist.artifacts import Dataset, Split
-from moist.data import Source, check_untouched, stratified_split
+from moist.data.decode import decode, mean_std
+from moist.data.sources import Source, check_untouched, stratified_split
 from moist.env import Env
-from moist.images import decode, mean_std
 from moist.stages import stage
+from moist.store.artifacts import Dataset, Split
 
 
 @stage(version=1)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from moist.artifacts import Clusters, Dataset, Router, Student
-from moist.augment import Batch
 from moist.config import Augment, Routing
+from moist.data.augment import Batch
+from moist.data.random import seeded
 from moist.env import Env
-from moist.fit import fit, passes, seeded
-from moist.models import fresh, module, router_spec
-from moist.nets import TRUNK
-from moist.routers import router_options
+from moist.nets.build import fresh, module, router_spec
+from moist.nets.cnn import TRUNK
+from moist.nets.routers import router_options
 from moist.stages import stage
+from moist.store.artifacts import Clusters, Dataset, Router, Student
+from moist.training.loop import fit, passes
 
 
 @stage(version=2)

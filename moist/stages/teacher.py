@@ -8,17 +8,18 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from moist.artifacts import Dataset, Spec, Teacher
 from moist.config import Augment
 from moist.config import Teacher as TeacherConfig
+from moist.data.random import seeded
 from moist.env import Env
 from moist.errors import ConfigError, first_line
-from moist.fit import fit, passes, seeded
-from moist.measure import validation
-from moist.models import module
-from moist.nets import TEACHERS
-from moist.objects import digest
+from moist.measure.accuracy import validation
+from moist.nets.build import module
+from moist.nets.cnn import TEACHERS
 from moist.stages import stage
+from moist.store.artifacts import Dataset, Spec, Teacher
+from moist.store.objects import digest
+from moist.training.loop import fit, passes
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moist import runs
-from moist.report import Record
+from moist.results.report import Record
+from moist.results.trials import Trial
+from moist.store import runs
 from moist.study.commands import placed
 from moist.study.leases import holder
 from moist.study.storage import Described, open_storage
-from moist.trials import Trial
 
 if TYPE_CHECKING:
     from sqlalchemy import URL

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moist import runs
 from moist.config import Config, flat
 from moist.errors import ConfigError, StageError
-from moist.objectives import check_honest, check_measured, quantities, reported
-from moist.space import Sweep, config_of, size
+from moist.results.objectives import check_honest, check_measured, quantities, reported
+from moist.results.trials import Trial
+from moist.store import runs
 from moist.study.commands import placed
 from moist.study.interrupts import interruptible
 from moist.study.judge import Judge
@@ -27,7 +27,7 @@ from moist.study.schedule import Entry, Foreseen, Schedule
 from moist.study.settings import Settings, Tally, Watch
 from moist.study.worker import failure, of_device
 from moist.study.workers import SLOT_LOSSES, Message, Pool, Task
-from moist.trials import Trial
+from moist.sweepfile import Sweep, config_of, size
 
 TICK = 0.5
 """Seconds after which the driver looks at the clock, whatever workers say."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 from moist.config import Config
-from moist.models import known_students
+from moist.nets.build import known_students
 from moist.pipeline import run_key, stages
-from moist.static import known
-from moist.store import Call, Store
+from moist.store.store import Call, Store
+from moist.study.costs import known
 from moist.study.schedule import Forecast, Foreseen
 
 LATENCY = "measure_latency"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from moist.objectives import Objective
+from moist.results.objectives import Objective
+from moist.results.trials import Trial
 from moist.study.policy import CURVES, Gains, dominator, excesses
 from moist.study.settings import Settings
-from moist.trials import Trial
 
 
 class Judge:

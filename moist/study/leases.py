@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from moist.errors import StoreError
-from moist.objects import ELSEWHERE, writing
+from moist.store.objects import ELSEWHERE, writing
 from moist.study.commands import placed
 from moist.study.database import is_file, reaching
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.trial import TrialState
 
-from moist.objectives import Objective
+from moist.results.objectives import Objective
+from moist.results.trials import Trial
 from moist.study.database import reaching
 from moist.study.leases import lease, turn
 from moist.study.resuming import resumed
 from moist.study.samplers import point
 from moist.study.storage import ASKED, ATTEMPTS, FACTS, RUN, Described, open_storage, trial_of
-from moist.trials import Trial
 
 if TYPE_CHECKING:
     import optuna

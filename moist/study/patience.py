@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from moist.trials import Trial
+from moist.results.trials import Trial
 
 FRUITLESS = 200
 """Draws in a row that were told without training, after which a study is given up."""

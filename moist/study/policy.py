@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from moist.objectives import TRAINED_BY, Limit, Objective, losses
-from moist.pareto import dominates
-from moist.trials import Trial
+from moist.results.objectives import TRAINED_BY, Limit, Objective, losses
+from moist.results.pareto import dominates
+from moist.results.trials import Trial
 
 SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random", "grid")
 """Ways to look for the next trial; what `auto` means, `samplers.chosen` decides.

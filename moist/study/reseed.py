@@ -13,18 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moist import frontier, pareto
-from moist.averages import Spread, spread
 from moist.config import Config
 from moist.errors import ConfigError, StageError
-from moist.objectives import Objective, losses
-from moist.report import Record, Timing
-from moist.space import Parameter, Sweep, config_of
+from moist.results import pareto, queries
+from moist.results.aggregate import Spread, spread
+from moist.results.objectives import Objective, losses
+from moist.results.report import Record, Timing
+from moist.results.trials import Trial
 from moist.study.commands import placed
 from moist.study.search import facts_of, search, slots, sweep_of
 from moist.study.settings import Settings
 from moist.study.storage import load
-from moist.trials import Trial
+from moist.sweepfile import Parameter, Sweep, config_of
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -65,14 +65,14 @@ def reseed(
     Raises ConfigError without members, StageError when a training failed.
     """
     described, trials = load(study, url, home)
-    front = frontier.members(trials, described.objectives)
+    front = queries.members(trials, described.objectives)
     if not front:
         raise ConfigError(
             f"study `{study}` has no complete trial", f"run `{placed(described.command)}`"
         )
     from moist.env import Env, make_env
-    from moist.static import time_together
-    from moist.store import Store
+    from moist.store.store import Store
+    from moist.study.costs import time_together
 
     sweep = seeded(sweep_of(described, study))
     seeds = next(one for one in sweep.parameters if one.name == "seed").values()[:times]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.errors import ConfigError
-from moist.report import Machine
+from moist.results.report import Machine
+from moist.results.trials import Trial
 from moist.study.commands import placed
 from moist.study.storage import FACTS, Described, NoStudy, existing, trials_of
-from moist.trials import Trial
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -18,8 +18,8 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from moist.errors import ConfigError
-from moist.space import Parameter, Sweep, active, distribution, grid, size
-from moist.trials import Trial
+from moist.results.trials import Trial
+from moist.sweepfile import Parameter, Sweep, active, distribution, grid, size
 
 if TYPE_CHECKING:
     from optuna import Study

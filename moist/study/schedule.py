@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moist import objects
-from moist.plan import Plan
-from moist.store import Call, Job
+from moist.store import objects
+from moist.store.plan import Plan
+from moist.store.store import Call, Job
 
 
 class Forecast(Plan):

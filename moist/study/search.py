@@ -11,17 +11,17 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moist import runs
 from moist.config import Data
+from moist.config.overrides import build
+from moist.config.schema import is_where
 from moist.errors import ConfigError
-from moist.objectives import Objective, check_honest, check_measured
-from moist.objects import now
-from moist.overrides import build
-from moist.report import Machine
-from moist.schema import is_where
-from moist.space import Parameter, Sweep, config_of, size
-from moist.store import Call
-from moist.study.board import Aside, Board
+from moist.reporting.progress import Aside, Board
+from moist.results.objectives import Objective, check_honest, check_measured
+from moist.results.report import Machine
+from moist.results.trials import Trial
+from moist.store import runs
+from moist.store.objects import now
+from moist.store.store import Call
 from moist.study.driver import Driver
 from moist.study.ledger import in_memory, opened
 from moist.study.patience import FRUITLESS
@@ -31,8 +31,8 @@ from moist.study.settings import Outcome, Settings, Watch
 from moist.study.storage import Described, Facts, load
 from moist.study.tracking import Told
 from moist.study.workers import Pool, Slot
-from moist.track.tracker import Tracker
-from moist.trials import Trial
+from moist.sweepfile import Parameter, Sweep, config_of, size
+from moist.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -146,9 +146,9 @@ def search(
     Raises Held when another process drives the study, ConfigError when it is another search's,
     KeyboardInterrupt once what Ctrl-C interrupted has been written.
     """
-    from moist.data import locate
+    from moist.data.sources import locate
     from moist.env import Silent, make_env
-    from moist.store import Store
+    from moist.store.store import Store
     from moist.study.foresight import Foresight
     from moist.study.trainer import Trainer
 
@@ -251,7 +251,7 @@ def rehearse(
     another search's, as the search would.
     """
     from moist.env import Silent, make_env
-    from moist.plan import Plan
+    from moist.store.plan import Plan
     from moist.study.foresight import Foresight
 
     _checked(sweep, described, settings, study)

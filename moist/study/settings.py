@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from moist.objectives import Limit
+from moist.results.objectives import Limit
+from moist.results.trials import Trial
 from moist.study.policy import BEST
 from moist.study.schedule import Entry
 from moist.study.workers import Message
-from moist.trials import Trial
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.errors import ConfigError
-from moist.objectives import Objective, parse_objectives
-from moist.report import Machine, Record
+from moist.results.objectives import Objective, parse_objectives
+from moist.results.report import Machine, Record
+from moist.results.trials import State, Trial
 from moist.study.commands import placed
 from moist.study.database import is_file, reaching, url_of
 from moist.study.leases import turn
-from moist.trials import State, Trial
 
 if TYPE_CHECKING:
     from optuna import Study

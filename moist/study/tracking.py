@@ -11,17 +11,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from moist.overrides import build
-from moist.recipe import canonical
-from moist.runs import commit, version
+from moist.config.overrides import build
+from moist.results.trials import Trial
+from moist.store.keys import canonical
+from moist.store.runs import commit, version
 from moist.study.schedule import Entry
 from moist.study.settings import Watch
 from moist.study.storage import Described
 from moist.study.workers import Message
-from moist.track.client import About
-from moist.track.journal import LIMIT, Journal, found
-from moist.track.tracker import Tracker
-from moist.trials import Trial
+from moist.tracking.client import About
+from moist.tracking.journal import LIMIT, Journal, found
+from moist.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from moist.config import Config

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moist import runs
-from moist.artifacts import Cascade
+from moist.config.overrides import build
 from moist.env import make_env
-from moist.objectives import quantities, reported
-from moist.overrides import build
 from moist.pipeline import Outputs, report_of, stages
-from moist.store import Store
-from moist.study.eager import Eager, Left
+from moist.results.objectives import quantities, reported
+from moist.store import runs
+from moist.store.artifacts import Cascade
+from moist.store.nonblocking import Eager, Left
+from moist.store.store import Store
 from moist.study.policy import CURVES
 from moist.study.workers import Kind, Task
 

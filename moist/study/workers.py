@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from moist.errors import StageError
-from moist.objects import ELSEWHERE, writing
+from moist.store.objects import ELSEWHERE, writing
 from moist.study.worker import STOPPING, Kind, Task, Work, begin
 
 __all__ = ["LEAVE", "PRELOADED", "SLOT_LOSSES", "Kind", "Message", "Pool", "Slot", "Task"]

@@ -1,0 +1,1 @@
+"""Benchmarks of moist itself: what distilling, sharing, a trial and tracking cost."""

@@ -1,0 +1,66 @@
+"""What telling W&B costs, into files here: a trial's share, and a training's."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from moist import pipeline
+from moist.config import Config
+from moist.errors import StoreError
+from moist.results.report import Report
+from moist.store.store import Store
+from moist.tracking.client import About
+from moist.tracking.journal import epochs_of, found
+from moist.tracking.mode import Mode
+from moist.tracking.tracker import Tracker
+
+
+def tracking_cost(config: Config, store: Store, *, trials: int) -> dict[str, Any]:
+    """What a trial takes to be told and written, all of it, beside what its training took.
+
+    Each opens a run, logs a row for every epoch of `config`, its stages and its end. Once a
+    process, wandb is imported and its own process started: `seconds_to_start`. The training is
+    run first, unless it is stored.
+    """
+    report = pipeline.run(config, store)
+    broken: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="moist-bench-") as home:
+        first = _seconds(Path(home), config, report, range(1), broken)
+        taken = _seconds(Path(home), config, report, range(1, trials + 1), broken)
+    if broken:
+        raise StoreError(broken[0], "is there room on the disk?")
+    return {
+        "ms_a_trial": 1e3 * taken / trials,
+        "trials": trials,
+        "rows_a_trial": sum(epochs_of(config).values()),
+        "training_seconds": report.seconds,
+        "share_of_training": taken / trials / report.seconds,
+        "seconds_to_start": first,
+        "machine": report.machine.model_dump(),
+    }
+
+
+def _seconds(
+    home: Path, config: Config, report: Report, numbers: range, broken: list[str]
+) -> float:
+    begin = time.perf_counter()
+    mode = Mode("offline", "as the benchmark says")
+    with Tracker(mode, home, broken.append) as tracker:
+        for number in numbers:
+            _tell(tracker, config, report, number)
+    return time.perf_counter() - begin
+
+
+def _tell(tracker: Tracker, config: Config, report: Report, number: int) -> None:
+    about = About(f"bench-{number:05d}", f"bench {number}", "trial", {"trial": number}, "bench")
+    journal = tracker.open(about, config)
+    row = {"loss": 1.0, "lr": 1e-3, "images_per_second": 1e4, "val_accuracy": 0.5}
+    for stage, epochs in epochs_of(config).items():
+        for epoch in range(1, epochs + 1):
+            journal.epoch(stage, epoch, row)
+    for stage, seconds in report.stage_seconds.items():
+        journal.stage(stage, seconds, reused=False)
+    journal.end("complete", found({"accuracy": 0.5, "mflops": 1.0}, {"accuracy": 0.5}))

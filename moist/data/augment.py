@@ -1,0 +1,181 @@
+"""Batches on the device: a training view is a function of (seed, view number, image).
+
+The random numbers of a view are drawn on the CPU, whatever the device, so that every machine
+trains on the same images, and the teacher's logits on a view can be stored and used again.
+
+Shapes: N images of a split, B of a batch, H rows, W columns, C channels, P numbers an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from moist.config import Augment
+from moist.data.random import generator
+from moist.errors import ConfigError
+from moist.store.artifacts import Split
+
+Channels = Sequence[float]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images ready for a network, where in the split they come from, and their classes.
+
+    `images_BCHW` is float32, normalized, in channels_last memory format. `view` is the number of
+    the view they are rendered at; None: as they are. `epoch` counts passes from 0.
+    """
+
+    index_B: torch.Tensor
+    images_BCHW: torch.Tensor
+    labels_B: torch.Tensor
+    view: int | None = None
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """How each image is changed; `dy`, `dx` move what is seen down and to the right."""
+
+    flip_B: torch.Tensor
+    dy_B: torch.Tensor
+    dx_B: torch.Tensor
+    cut_y_B: torch.Tensor
+    cut_x_B: torch.Tensor
+
+    def __getitem__(self, index_B: torch.Tensor) -> View:
+        return View(*(getattr(self, field.name)[index_B] for field in fields(self)))
+
+    def to(self, device: torch.device) -> View:
+        return View(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def draw(n: int, augment: Augment, shape: tuple[int, int], seed: int, view: int) -> View:
+    """What view number `view` does to each of n images of shape (H, W).
+
+    An image's five numbers depend neither on n nor on which augmentations are on. Raises
+    ConfigError for a shift that reflection can't fill.
+    """
+    height, width = shape
+    if augment.shift >= min(shape):
+        raise ConfigError(
+            f"`augment.shift={augment.shift}` is too far for {width}x{height} images",
+            f"reflection reaches `augment.shift={min(shape) - 1}` at most",
+        )
+    uniform_NP = torch.rand(n, 5, generator=generator(seed, "view", view), dtype=torch.float64)
+    span = 2 * augment.shift + 1
+    scale_P = torch.tensor([2, span, span, height, width])
+    flip, dy, dx, cut_y, cut_x = (uniform_NP * scale_P).long().unbind(1)
+    on = torch.tensor(augment.flip)
+    return View((flip == 1) & on, dy - augment.shift, dx - augment.shift, cut_y, cut_x)
+
+
+def render(
+    images_BHWC: torch.Tensor, view: View, augment: Augment, mean: Channels, std: Channels
+) -> torch.Tensor:
+    """Flip, shift with reflected borders, normalize, then erase a square to the mean.
+
+    `view` is of these images. float32 (B, C, H, W) in channels_last memory format.
+    """
+    if augment.flip or augment.shift:
+        images_BHWC = _moved(images_BHWC, view)
+    images_BCHW = normalize(images_BHWC, mean, std)
+    if augment.cutout:
+        images_BCHW.masked_fill_(_square(images_BHWC, view, augment.cutout), 0.0)
+    return images_BCHW
+
+
+def normalize(images_BHWC: torch.Tensor, mean: Channels, std: Channels) -> torch.Tensor:
+    """(pixel / 255 - mean) / std: float32 (B, C, H, W) in channels_last memory format."""
+    width = images_BHWC.shape[2]
+    mean_C, std_C = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+    # A whole row of scales instead of C of them: the inner loop is then long and vectorized.
+    scale_WC = (1 / (255 * std_C)).float().repeat(width).to(images_BHWC.device)
+    bias_WC = (-mean_C / std_C).float().repeat(width).to(images_BHWC.device)
+    rows = images_BHWC.flatten(2).float().mul_(scale_WC).add_(bias_WC)
+    return rows.view(images_BHWC.shape).permute(0, 3, 1, 2)
+
+
+def batches(
+    split: Split,
+    *,
+    mean: Channels,
+    std: Channels,
+    augment: Augment,
+    seed: int,
+    view: int,
+    order: int,
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """One shuffled pass over a view of a split: every image once.
+
+    `view` and `order` are apart because distillation cycles through a few views, on which the
+    teacher's logits are known, in an order that is new each epoch. A last batch of a single
+    image joins the one before: batch norm can't train on one.
+    """
+    split = placed(split, device)
+    shape = (split.images_NHWC.shape[1], split.images_NHWC.shape[2])
+    drawn = draw(len(split), augment, shape, seed, view).to(device)
+    order_N = torch.randperm(len(split), generator=generator(seed, "order", order)).to(device)
+    for index_B in _cut(order_N, batch_size):
+        images_BHWC = split.images_NHWC[index_B]
+        images_BCHW = render(images_BHWC, drawn[index_B], augment, mean, std)
+        yield Batch(index_B, images_BCHW, split.labels_N[index_B], view, order)
+
+
+def plain_batches(
+    split: Split, *, mean: Channels, std: Channels, batch_size: int, device: torch.device
+) -> Iterator[Batch]:
+    """One pass in order and without augmentation; the last batch may be smaller."""
+    split = placed(split, device)
+    index_N = torch.arange(len(split), device=device)
+    for start in range(0, len(split), batch_size):
+        here = slice(start, start + batch_size)
+        images_BCHW = normalize(split.images_NHWC[here], mean, std)
+        yield Batch(index_N[here], images_BCHW, split.labels_N[here])
+
+
+def placed(split: Split, device: torch.device) -> Split:
+    """The split on a device, uncopied if it is there: do it once before many passes."""
+    return Split(split.images_NHWC.to(device), split.labels_N.to(device))
+
+
+def _cut(order_N: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+    n = len(order_N)
+    stops = [*range(batch_size, n, batch_size), n]
+    if batch_size > 1 and len(stops) > 1 and n - stops[-2] == 1:
+        del stops[-2]
+    start = 0
+    for stop in stops if n else ():
+        yield order_N[start:stop]
+        start = stop
+
+
+def _moved(images_BHWC: torch.Tensor, view: View) -> torch.Tensor:
+    """Gather each pixel from where flip and shift took it: nothing is padded or copied twice."""
+    count, height, width, _ = images_BHWC.shape
+    rows_BH = _reflected(view.dy_B, height)
+    cols_BW = _reflected(view.dx_B, width)
+    cols_BW = torch.where(view.flip_B[:, None], width - 1 - cols_BW, cols_BW)
+    each_B = torch.arange(count, device=images_BHWC.device)
+    return images_BHWC[each_B[:, None, None], rows_BH[:, :, None], cols_BW[:, None, :]]
+
+
+def _reflected(offset_B: torch.Tensor, size: int) -> torch.Tensor:
+    """(B, size): where each pixel of a shifted line comes from; the edge isn't repeated."""
+    place = torch.arange(size, device=offset_B.device) + offset_B[:, None]
+    return (size - 1) - ((size - 1) - place.abs()).abs()
+
+
+def _square(images_BHWC: torch.Tensor, view: View, side: int) -> torch.Tensor:
+    """(B, 1, H, W): whether a pixel lies in the image's square, which borders may clip."""
+    _, height, width, _ = images_BHWC.shape
+    inside = []
+    for centre_B, size in ((view.cut_y_B, height), (view.cut_x_B, width)):
+        place = torch.arange(size, device=centre_B.device) - centre_B[:, None] + side // 2
+        inside.append((place >= 0) & (place < side))
+    return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]

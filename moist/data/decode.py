@@ -1,0 +1,243 @@
+"""Raw files -> tensors: uint8 pixels (N, H, W, C) and int64 classes (N,).
+
+Images of a folder become RGB: grey is repeated, alpha is composited over black, 16 bits a pixel
+are scaled to 8, and EXIF orientation is applied. Where `image_size` is set, an image of another
+size is resized to a square of that side by Pillow's antialiased bicubic filter, which stretches
+one that isn't square. Shapes: N images, H rows, W columns, C channels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moist.data.sources import SPLITS, Source, images_in
+from moist.data.torchvision_sets import open_public
+from moist.errors import DataError, brief
+from moist.store.artifacts import Split
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Told = Callable[[int, int], None]
+
+CHUNK = 256
+STD_FLOOR = 1 / 255
+
+
+def decode(source: Source, told: Told) -> tuple[Split, Split]:
+    """The training and the test images of a source; `told(done, total)` hears of the progress.
+
+    Raises DataError for an image that can't be decoded, and for images of differing sizes
+    unless `image_size` says what to make of them.
+    """
+    if source.root is not None and source.name == "folder":
+        return _folder(source.root, source, told)
+    if source.root is None:
+        train, test = _digits()
+    else:
+        train, test = (_public(source.name, source.root, train=part) for part in (True, False))
+    total = len(train[1]) + len(test[1])
+    train_split = _split(_sized(train[0], source.image_size, told, 0, total), train[1])
+    return train_split, _split(
+        _sized(test[0], source.image_size, told, len(train[1]), total), test[1]
+    )
+
+
+def read_image(path: Path, image_shape: tuple[int, int, int]) -> torch.Tensor:
+    """One image as a data set of this (C, H, W) would hold it: uint8 (H, W, C).
+
+    A data set of one channel takes the image's luminance. Raises DataError for a file that
+    can't be decoded.
+    """
+    channels, height, width = image_shape
+    image = _opened(path)
+    pixels = _resized(image.convert("L") if channels == 1 else image, (width, height))
+    return torch.from_numpy(pixels.reshape(height, width, channels).copy())
+
+
+def mean_std(images_NHWC: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population standard deviation of each channel, for pixels in [0, 1].
+
+    Sums are of integers below 2**53, so they are exact in any order. A constant channel's
+    deviation is raised to one grey level, so that dividing by it is safe.
+    """
+    channels = images_NHWC.shape[-1]
+    sums, squares = np.zeros(channels), np.zeros(channels)
+    for start in range(0, len(images_NHWC), CHUNK):
+        pixels = images_NHWC[start : start + CHUNK].reshape(-1, channels).double()
+        sums += pixels.sum(0).numpy()
+        squares += pixels.square_().sum(0).numpy()
+    n = images_NHWC.numel() // channels
+    mean = [s / n / 255 for s in sums.tolist()]
+    # Python's integers: n * sum(x^2) - sum(x)^2 loses every digit of a float for long sums.
+    spread = [n * int(q) - int(s) ** 2 for s, q in zip(sums, squares, strict=True)]
+    return tuple(mean), tuple(max((v / n**2) ** 0.5 / 255, STD_FLOOR) for v in spread)
+
+
+def _split(images_NHWC: Pixels, labels_N: Labels) -> Split:
+    return Split(
+        torch.from_numpy(np.ascontiguousarray(images_NHWC)),
+        torch.from_numpy(np.ascontiguousarray(labels_N, dtype=np.int64)),
+    )
+
+
+def _digits() -> tuple[tuple[Pixels, Labels], tuple[Pixels, Labels]]:
+    """scikit-learn's digits, 8x8 and one channel, 0..16 scaled to 0..255.
+
+    They come as one set; the test images are a fifth of it by `train_test_split(test_size=0.2,
+    stratify=labels, random_state=0)`, which never changes: 1437 for training, 360 to test.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    grey_NHW, labels_N = load_digits(return_X_y=True)
+    images_NHWC = np.rint(grey_NHW * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    train, test, train_labels, test_labels = train_test_split(
+        images_NHWC, labels_N, test_size=0.2, stratify=labels_N, random_state=0
+    )
+    return (train, train_labels), (test, test_labels)
+
+
+def _public(name: str, root: Path, *, train: bool) -> tuple[Pixels, Labels]:
+    try:
+        found = open_public(name, root, train=train)
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        raise DataError(
+            f"can't read `{name}` in `{root}`: {brief(error)}",
+            "remove the files there and run again to download them anew",
+        ) from None
+    if name == "svhn":
+        return found.data.transpose(0, 2, 3, 1), found.labels
+    images = np.asarray(found.data)
+    return images.reshape(*images.shape[:3], -1), np.asarray(found.targets)
+
+
+def _sized(images_NHWC: Pixels, size: int | None, told: Told, done: int, total: int) -> Pixels:
+    """Resize decoded images to a square of `size` pixels a side, if they aren't that already."""
+    if size is None or images_NHWC.shape[1:3] == (size, size):
+        told(done + len(images_NHWC), total)
+        return images_NHWC
+    from PIL import Image
+
+    channels = images_NHWC.shape[-1]
+
+    def one(i: int) -> Pixels:
+        image = Image.fromarray(images_NHWC[i, :, :, 0] if channels == 1 else images_NHWC[i])
+        return _resized(image, (size, size)).reshape(size, size, channels)
+
+    return _gather(len(images_NHWC), one, lambda count: told(done + count, total))
+
+
+def _folder(root: Path, source: Source, told: Told) -> tuple[Split, Split]:
+    train, test = (_listed(root / split, source.classes) for split in SPLITS)
+    first, total = train[0][0], len(train[0]) + len(test[0])
+    shape, threads = _read(first, source.image_size).shape, _threads(first)
+
+    def read(path: Path) -> Pixels:
+        pixels = _read(path, source.image_size)
+        if pixels.shape != shape:
+            raise _differ(first, shape, path, pixels.shape)
+        return pixels
+
+    def load(paths: list[Path], labels_N: Labels, done: int) -> Split:
+        def tick(count: int) -> None:
+            told(done + count, total)
+
+        images_NHWC = _gather(len(paths), lambda i: read(paths[i]), tick, threads)
+        return _split(images_NHWC, labels_N)
+
+    return load(*train, 0), load(*test, len(train[0]))
+
+
+def _listed(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Labels]:
+    """The images of a split, class by class and by name, and their classes."""
+    found = [[Path(entry.path) for entry in images_in(folder / name)] for name in classes]
+    labels_N = np.repeat(np.arange(len(classes)), [len(paths) for paths in found])
+    return [path for paths in found for path in paths], labels_N
+
+
+def _gather(
+    n: int, one: Callable[[int], Pixels], tick: Callable[[int], None], threads: int = 1
+) -> Pixels:
+    """Stack `one(i)` for i below n; the error of the lowest i is the one raised."""
+    images_NHWC = np.empty((n, *one(0).shape), dtype=np.uint8)
+
+    def fill(start: int) -> int:
+        stop = min(start + CHUNK, n)
+        for i in range(start, stop):
+            images_NHWC[i] = one(i)
+        return stop
+
+    with ThreadPoolExecutor(threads) as pool:
+        for stop in pool.map(fill, range(0, n, CHUNK)):
+            tick(stop)
+    return images_NHWC
+
+
+def _threads(path: Path) -> int:
+    """Pillow lets go of the GIL to decode, which pays off from about 100x100 pixels on."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        width, height = image.size
+    return (os.cpu_count() or 1) if width * height >= 10_000 else 1
+
+
+def _read(path: Path, size: int | None) -> Pixels:
+    return _resized(_opened(path), None if size is None else (size, size))
+
+
+def _opened(path: Path) -> Image:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return _rgb(ImageOps.exif_transpose(image))
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise DataError(f"can't read the image `{path}`: {error.strerror}") from None
+    except Exception as error:  # decoders raise anything at all on damaged bytes
+        raise DataError(
+            f"can't decode `{path}`: {brief(error)}",
+            "remove the file, or re-encode it as 8-bit png or jpeg",
+        ) from None
+
+
+def _rgb(image: Image) -> Image:
+    from PIL import Image as module
+
+    if image.mode.startswith("I"):  # I;16 and its kin, and 16 bits widened to 32
+        grey = np.asarray(image).astype(np.float64) / 257
+        image = module.fromarray(np.rint(grey.clip(0, 255)).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.has_transparency_data:
+        black = module.new("RGBA", image.size, (0, 0, 0, 255))
+        image = module.alpha_composite(black, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _resized(image: Image, size: tuple[int, int] | None) -> Pixels:
+    """`size` is (W, H), as Pillow has it."""
+    from PIL.Image import Resampling
+
+    if size is not None and image.size != size:
+        image = image.resize(size, Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def _differ(first: Path, shape: tuple[int, ...], path: Path, other: tuple[int, ...]) -> DataError:
+    return DataError(
+        f"the images differ in size: `{first}` is {shape[1]}x{shape[0]},"
+        f" `{path}` is {other[1]}x{other[0]}",
+        "set `data.image_size=32` (pixels a side) to resize them all",
+    )

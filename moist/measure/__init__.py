@@ -1,0 +1,1 @@
+"""Accuracy, multiply-adds and latency of a model."""

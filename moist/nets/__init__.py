@@ -1,0 +1,1 @@
+"""Networks: students, teachers, routers, and the mixtures, ensembles and cascades made of them."""

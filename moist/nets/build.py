@@ -1,0 +1,222 @@
+"""From descriptions to modules: what a network is built from, and what a whole model is.
+
+C classes, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from moist import config
+from moist.data.random import seeded
+from moist.nets.cascade import ALWAYS, Average, SecondOpinion, views_of
+from moist.nets.cnn import LAST, LEVELS, STUDENTS, TEACHERS, Shape, features, student_options
+from moist.nets.latent_head import give_head
+from moist.nets.mixture import MoIST, duplicate
+from moist.nets.routers import ROUTERS, router_options
+from moist.store.artifacts import (
+    Cascade,
+    Clusters,
+    Ensemble,
+    Mixture,
+    Network,
+    Router,
+    Spec,
+    Student,
+    Teacher,
+)
+
+N = TypeVar("N", bound=Network)
+Model = Network | Mixture | Ensemble | Cascade
+LatentForm = tuple[str, int]
+"""Of a `LatentHead`: what its experts are, and the teacher's levels."""
+
+REGISTRIES: dict[type[Network], dict[str, Any]] = {
+    Teacher: TEACHERS,
+    Student: STUDENTS,
+    Router: ROUTERS,
+}
+
+
+class Architecture(config.Section):
+    """What decides a model's cost: all of a config but how it is trained, and how many students.
+
+    What a system has no use for is left at its default, so that equal models are equal here.
+    """
+
+    system: str
+    student: config.Student
+    hidden_width: int
+    latent: LatentForm | None
+    teacher: str
+    router: str = "oracle"
+    options: tuple[tuple[str, Any], ...] = ()
+    masked: bool = False
+    gated: bool = False
+    views: str = "same"
+    top: int = 1
+    fallback: str = "none"
+
+    @property
+    def counts_students(self) -> bool:
+        """Whether the number of students says what it costs."""
+        return self.system in {"moist", "ensemble"}
+
+    @property
+    def doubts(self) -> bool:
+        """Whether it asks for second opinions."""
+        return self.top == 2 or self.fallback != "none"
+
+
+def architecture(c: config.Config) -> Architecture:
+    """A config's, without what its training alone decides."""
+    routed: dict[str, Any] = {
+        "router": c.router,
+        "options": tuple(router_options(c.router, c.routing).items()),
+        "masked": c.joint.mask_students,
+        "gated": c.joint.objective == "switch",
+        "top": c.mixture.top,
+    }
+    return Architecture(
+        system="student" if c.system == "ones" else c.system,
+        **sizes(c),
+        latent=latent_form(c),
+        teacher=c.teacher.arch,
+        fallback=c.cascade.fallback,
+        views=c.ensemble.views if c.system == "ensemble" else "same",
+        **(routed if c.system == "moist" else {}),
+    )
+
+
+def sizes(c: config.Config) -> dict[str, Any]:
+    """What a student is built from, as keys: a peer has no sizes to choose, so none count."""
+    if c.student.arch == "cnn":
+        return {"student": c.student, "hidden_width": c.hidden_width}
+    return {"student": config.Student(arch=c.student.arch), "hidden_width": 1}
+
+
+def known_students(c: config.Config) -> int | None:
+    """How many students a config's model has; None: the clusters will tell (`k=auto`)."""
+    if not architecture(c).counts_students:
+        return 1
+    return None if c.k == "auto" else c.k
+
+
+def latent_form(c: config.Config) -> LatentForm | None:
+    """Form and levels of the head a student deploys instead of its last linear layer, if any."""
+    if c.distill.loss != "moe_kd" or c.distill.gate == "teacher":
+        return None
+    return c.distill.experts, len(LEVELS[c.teacher.arch])
+
+
+def blank(arch: Architecture, image_shape: Shape, classes: int, k: int) -> Model:
+    """The model before any training: what it costs is known from it.
+
+    Who serves which class is not known yet; the classes are dealt to the students in turn.
+    """
+    with seeded(0, "untrained"):
+        spec = student_spec(arch.student, arch.hidden_width, arch.latent, image_shape, classes)
+        student = fresh(Student, spec)
+        first: Mixture | Ensemble | Student = student
+        if arch.system == "moist":
+            reads = spec if arch.router == "shared" else None
+            router = fresh(
+                Router, router_spec(arch.router, dict(arch.options), image_shape, k, reads)
+            )
+            clusters = Clusters(tuple(c % k for c in range(classes)), {})
+            students = duplicate(student, k)
+            first = Mixture(
+                router, students, clusters, arch.masked, arch.gated, (), arch.router == "shared"
+            )
+        if arch.system == "ensemble":
+            first = Ensemble(duplicate(student, k), views_of(arch.views, k), ())
+        if not arch.doubts:
+            return first
+        return Cascade(first, blank_fallback(arch, image_shape, classes), 0.0)
+
+
+def blank_fallback(arch: Architecture, image_shape: Shape, classes: int) -> Network | None:
+    """Who is asked in doubt, untrained; None: nobody, or the mixture's second expert."""
+    if arch.fallback == "none":
+        return None
+    name = arch.teacher if arch.fallback == "teacher" else arch.fallback
+    return fresh(Teacher, Spec(name, image_shape, classes, {}))
+
+
+def timed_models(arch: Architecture, image_shape: Shape, classes: int, k: int) -> dict[str, Model]:
+    """What is timed of an architecture, untrained: the model (before any second opinion), the
+    same when it always asks for one, and the student and the teacher beside them."""
+    model = blank(arch, image_shape, classes, k)
+    with seeded(0, "untrained", "teacher"):
+        student = student_spec(arch.student, arch.hidden_width, arch.latent, image_shape, classes)
+        found: dict[str, Model] = {
+            "model": model.first if isinstance(model, Cascade) else model,
+            "student": fresh(Student, student),
+            "teacher": fresh(Teacher, Spec(arch.teacher, image_shape, classes, {})),
+        }
+    if isinstance(model, Cascade):
+        found["asked"] = replace(model, threshold=ALWAYS)
+    return found
+
+
+def student_spec(
+    student: config.Student,
+    hidden_width: int,
+    latent: LatentForm | None,
+    image_shape: Shape,
+    classes: int,
+) -> Spec:
+    """What a student is built from."""
+    options = student_options(student, hidden_width)
+    if latent is not None:
+        options["latent"] = latent
+    return Spec(student.arch, image_shape, classes, options)
+
+
+def router_spec(
+    router: str, options: dict[str, Any], image_shape: Shape, k: int, student: Spec | None
+) -> Spec:
+    """What a router is built from; `shared` reads the feature maps of such a `student`'s trunk."""
+    if student is not None:
+        image_shape = features(image_shape, student.options["channels"])
+    return Spec(router, image_shape, k, options)
+
+
+def fresh(kind: type[N], spec: Spec) -> N:
+    """A network before its training, with weights from torch's current stream of numbers."""
+    return kind(spec, _network(kind, spec).state_dict(), ())
+
+
+def _network(kind: type[Network], spec: Spec) -> nn.Module:
+    options = dict(spec.options)
+    latent = options.pop("latent", None)
+    net: nn.Module = REGISTRIES[kind][spec.name](spec.image_shape, spec.outputs, **options)
+    if latent is not None:
+        give_head(net, LAST[spec.name], *latent)
+    return net
+
+
+def module(model: Model, device: torch.device | str = "cpu") -> nn.Module:
+    """The module that an artifact describes, with its weights, ready to train or to evaluate."""
+    placed: nn.Module = _built(model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
+
+
+def _built(model: Model) -> nn.Module:
+    if isinstance(model, Mixture):
+        return MoIST(
+            _built(model.router), [_built(student) for student in model.students], model.clusters,
+            masked=model.masked, gated=model.gated, shared=model.shared,
+        )  # fmt: skip
+    if isinstance(model, Ensemble):
+        return Average([_built(student) for student in model.students], model.views)
+    if isinstance(model, Cascade):
+        fallback = None if model.fallback is None else _built(model.fallback)
+        return SecondOpinion(_built(model.first), fallback, model.threshold)
+    net = _network(type(model), model.spec)
+    net.load_state_dict(dict(model.state))
+    return net

@@ -1,0 +1,125 @@
+"""Routers: images to cluster logits, never probabilities. B images, E experts, T tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from moist.config import Routing
+from moist.errors import StageError
+from moist.nets.cnn import Shape, pooled, trunk
+
+IMPOSSIBLE = -1e4
+"""A logit whose softmax is exactly 0 in float32, and whose products stay finite."""
+
+
+class CNNRouter(nn.Module):
+    """The paper's router: the student's convolutions with batch norm, and two linear layers."""
+
+    def __init__(
+        self, image_shape: Shape, outputs: int, hidden_width: int, dropout: float
+    ) -> None:
+        super().__init__()
+        depth, height, width = image_shape
+        self.trunk = trunk(depth, (32, 64), batch_norm=True)
+        self.fc1 = nn.Linear(64 * pooled(height) * pooled(width), hidden_width)
+        self.dropout = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(hidden_width, outputs)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        logits_BE: torch.Tensor = self.fc2(self.dropout(F.relu(self.fc1(self.trunk(x_BCHW)))))
+        return logits_BE
+
+
+class LinearRouter(nn.Module):
+    """Linear layers on the pixels; the paper's has two hidden ones, of 128 and 64.
+
+    The `shared` router is one, too: of one hidden layer, on the features of the students' trunk.
+    """
+
+    def __init__(
+        self, image_shape: Shape, outputs: int, widths: tuple[int, ...], dropout: float
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        inputs = math.prod(image_shape)
+        for width in widths:
+            layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)]
+            inputs = width
+        self.layers = nn.Sequential(*layers, nn.Linear(inputs, outputs))
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        logits_BE: torch.Tensor = self.layers(x_BCHW)
+        return logits_BE
+
+
+class TransformerRouter(nn.Module):
+    """Two encoder layers (4 heads, width 64, feed-forward 256) on 4x4 patches, mean-pooled.
+
+    The paper gives the layers; patches, learned positions and pooling are ours. Edges that do
+    not fill a patch are padded with zeros.
+    """
+
+    def __init__(self, image_shape: Shape, outputs: int, patch: int = 4, width: int = 64) -> None:
+        super().__init__()
+        depth, height, across = image_shape
+        self.pad = (0, -across % patch, 0, -height % patch)
+        tokens = math.ceil(height / patch) * math.ceil(across / patch)
+        self.embed = nn.Conv2d(depth, width, patch, stride=patch)
+        self.position = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, 4, 256, dropout=0.0, batch_first=True)
+            for _ in range(2)
+        )
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        tokens_BTD = self.embed(F.pad(x_BCHW, self.pad)).flatten(2).transpose(1, 2)
+        tokens_BTD = tokens_BTD + self.position
+        for layer in self.layers:
+            tokens_BTD = layer(tokens_BTD)
+        logits_BE: torch.Tensor = self.head(tokens_BTD.mean(1))
+        return logits_BE
+
+
+class OracleRouter(nn.Module):
+    """Routes by the label: an upper bound on every router, not a system. It costs nothing."""
+
+    def __init__(self, image_shape: Shape, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        raise StageError(
+            "router=oracle routes by the label, and an image alone has none",
+            "use a run with router=cnn, linear or transformer to classify new images",
+        )
+
+    def told(self, cluster_B: torch.Tensor) -> torch.Tensor:
+        """One-hot logits of the clusters it is told."""
+        logits_BE = torch.full((len(cluster_B), self.outputs), IMPOSSIBLE, device=cluster_B.device)
+        return logits_BE.scatter_(1, cluster_B[:, None], 0.0)
+
+
+ROUTERS: dict[str, Callable[..., nn.Module]] = {
+    "cnn": CNNRouter,
+    "linear": LinearRouter,
+    "transformer": TransformerRouter,
+    "shared": LinearRouter,
+    "oracle": OracleRouter,
+}
+
+
+def router_options(router: str, routing: Routing) -> dict[str, Any]:
+    """The options of `routing` that this router takes."""
+    options: dict[str, dict[str, Any]] = {
+        "cnn": {"hidden_width": routing.hidden_width, "dropout": routing.dropout},
+        "linear": {"widths": routing.widths, "dropout": routing.dropout},
+        "shared": {"widths": (routing.hidden_width,), "dropout": routing.dropout},
+    }
+    return options.get(router, {})

@@ -1,0 +1,118 @@
+"""The study's own run in W&B: all its trials as a table, its figures, its frontier's models."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moist.reporting import charts
+from moist.reporting.drawing import COST, importances
+from moist.reporting.picture import picture_of
+from moist.results.objectives import PREFIX, TEST, Objective
+from moist.results.queries import members
+from moist.results.trials import Trial
+from moist.store import objects, runs
+from moist.study.storage import find, load
+from moist.study.tracking import about_of
+from moist.tracking.journal import STUDY
+from moist.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    import wandb
+    from plotly.graph_objects import Figure
+    from sqlalchemy import URL
+
+
+def tell(tracker: Tracker, study: str, url: URL, home: Path, page: Path) -> None:
+    """Tell W&B of a study as it is now; `page` is its report."""
+    described, trials = load(study, url, home)
+    objectives = described.objectives
+    front = members(trials, objectives)
+    drawn = figures(trials, front, objectives, importances(find(study, url, home), objectives))
+    values = described.facts.fixed | {"objectives": [*map(str, objectives)]}
+    about = about_of(study, described, STUDY, STUDY, values, described.command)
+    journal = tracker.open(about)
+    journal.show(lambda run: _log(run, home, study, trials, front, drawn, page))
+    counts = Counter(trial.state for trial in trials)
+    journal.note({f"trials/{state}": count for state, count in counts.items()})
+    journal.note({"trials/frontier": len(front)})
+    journal.end("complete")
+
+
+def figures(
+    trials: Sequence[Trial],
+    front: Sequence[Trial],
+    objectives: Sequence[Objective],
+    importances: Mapping[str, Mapping[str, float]],
+) -> dict[str, Figure]:
+    """The frontier among all trials, parameters against accuracy, and which of them mattered."""
+    y, x = (*objectives, COST)[:2]
+    picture = picture_of(trials, front, x, y, {})
+    found = {"pareto": charts.scatter(picture), "parameters": charts.parallel(picture)}
+    found["importance"] = charts.bars(importances) if importances else None
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def rows(
+    trials: Sequence[Trial], front: Sequence[Trial]
+) -> tuple[list[str | int], list[Iterable[Any]]]:
+    """One row a trial: columns, and cells; what a trial has not is None."""
+    members = {trial.number for trial in front}
+    tables = [
+        {
+            "trial": trial.number,
+            "state": trial.state,
+            "frontier": trial.number in members,
+            **trial.params,
+            **{f"{PREFIX}{name}": value for name, value in trial.quantities.items()},
+            **{f"{TEST}{name}": value for name, value in trial.reported.items()},
+            "seconds": trial.seconds,
+            "saved": trial.saved,
+            "reason": trial.reason,
+            "key": trial.key,
+        }
+        for trial in trials
+    ]
+    columns = dict.fromkeys(name for row in tables for name in row)
+    return [*columns], [[row.get(name) for name in columns] for row in tables]
+
+
+def _log(
+    run: wandb.Run,
+    home: Path,
+    study: str,
+    trials: Sequence[Trial],
+    front: Sequence[Trial],
+    drawn: Mapping[str, Figure],
+    page: Path,
+) -> None:
+    """Log all of it; a member whose model was cleaned away since has its record alone."""
+    import wandb
+
+    columns, cells = rows(trials, front)
+    run.log(
+        {
+            "trials": wandb.Table(columns=columns, data=cells, allow_mixed_types=True),
+            **{name: wandb.Plotly(figure) for name, figure in drawn.items()},
+        }
+    )
+    models = wandb.Artifact(f"{study}-frontier", "model", f"The frontier of study {study}.")
+    for trial in front:
+        _add(models, home, trial)
+    run.log_artifact(models)
+    report = wandb.Artifact(f"{study}-report", "report", f"The figures of study {study}.")
+    report.add_file(str(page))
+    run.log_artifact(report)
+
+
+def _add(models: wandb.Artifact, home: Path, trial: Trial) -> None:
+    found = runs.recorded(home, trial.key) if trial.key else None
+    if found is None:
+        return
+    folder = f"trial-{trial.number:05d}"
+    models.add_file(str(home / "runs" / f"{found.key}.json"), f"{folder}/run.json")
+    key = found.report.model_key
+    if key and (stored := objects.folder_of(home, key)).is_dir():
+        models.add_dir(str(stored), f"{folder}/model")

@@ -1,0 +1,183 @@
+"""A report as people read it: tables on stdout. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moist.reporting.terminal import SHORT, duration, print_table
+from moist.results.report import Doubt, Measures, Report
+
+
+def print_report(report: Report, config: Mapping[str, Any], command: str) -> None:
+    """The run beside what it has to beat, its students, and the command that repeats it."""
+    print_models(report, config)
+    print_times(report, config)
+    print_students(report)
+    print_classes(report)
+    print_routing(report)
+    print_doubt(report)
+    machine = report.machine
+    print(f"n = {report.n_test} test and {report.n_val} validation images")
+    if config["teacher.weights"] and report.n_val:
+        print("the teacher was brought along: it may have been trained on the validation images")
+    stages = ", ".join(f"{name} {duration(s)}" for name, s in report.stage_seconds.items())
+    print(f"{duration(report.seconds)} to compute: {stages}")
+    print(f"{machine.device}; {machine.threads} threads, torch {machine.torch}")
+    print(f"run {report.key[:SHORT]}; repeat it with\n  {command}")
+
+
+def print_routing(report: Report) -> None:
+    """How often the router finds the cluster, and what the students could reach at most."""
+    if report.routing_accuracy is not None and report.baselines.oracle is not None:
+        print(
+            f"routing accuracy {report.routing_accuracy:.2%}; told each image's cluster (an upper"
+            f" bound), the students reach {report.baselines.oracle.accuracy:.2%}"
+        )
+
+
+def print_doubt(report: Report) -> None:
+    """How often a second opinion was asked for, and how to see the other thresholds."""
+    if report.doubt is not None:
+        chosen = report.doubt.chosen
+        print(
+            f"asked for a second opinion on {chosen.asked:.2%} of the test images (threshold"
+            f" {chosen.threshold:.4g}, chosen on the validation images: {chosen.val_asked:.2%});"
+            f"\nother thresholds: moist curve {report.key[:SHORT]}"
+        )
+
+
+def print_curve(doubt: Doubt) -> None:
+    """Every threshold of a second opinion, the chosen one marked."""
+    rows = [
+        [
+            ("> " if point.threshold == doubt.chosen.threshold else "") + f"{point.threshold:.4g}",
+            f"{100 * point.val_asked:.1f}",
+            f"{100 * point.val_accuracy:.2f}",
+            f"{100 * point.asked:.1f}",
+            f"{100 * point.accuracy:.2f}",
+            f"{point.mflops:.2f}",
+            f"{point.mmacs:.2f}",
+        ]
+        for point in doubt.curve
+    ]
+    heads = ["threshold", "val asked %", "val %", "asked %", "test %", "MFLOPs", "MMACs"]
+    print_table("second opinions: what each threshold gives", heads, rows)
+
+
+def name_of(config: Mapping[str, Any], k: int) -> str:
+    """What a config's model is called, its second opinion aside."""
+    match config.get("system", "moist"):  # records of before there were others don't say
+        case "ones":
+            return f"OneS of k={k}, {config['merge.method']}"
+        case "ensemble":
+            return f"ensemble of {k}, {config['ensemble.views']} views"
+        case "student":
+            return f"single student {config['student.arch']}"
+    bound = " (told the class)" if config["router"] == "oracle" else ""
+    return f"MoIST k={k}, {config['router']} router{bound}"
+
+
+def models(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
+    """The rows of the tables, by name."""
+    name, beside = name_of(config, report.k), report.baselines
+    asks = ""
+    if report.doubt is not None:
+        second = config["cascade.fallback"]
+        asks = f", in doubt {'two experts' if second == 'none' else second}"
+    found = {
+        f"{name}{asks}": report,
+        **({name: beside.first} if beside.first else {}),
+        "the mixture merged": beside.mixture,
+        "merged, not refined": beside.gathered,
+        "single student": None if config.get("system") == "student" else beside.student,
+        f"teacher {config['teacher.arch']}": beside.teacher,
+    }
+    return {name: row for name, row in found.items() if row is not None}
+
+
+def print_models(report: Report, config: Mapping[str, Any]) -> None:
+    """What each model gets right, and what an image costs it."""
+    heads = [
+        config["data.name"], "test %", "val %", "loss", "ECE %",
+        "MFLOPs", "MMACs", "params M", "MB",
+    ]  # fmt: skip
+    rows = [
+        [
+            name,
+            f"{100 * row.accuracy:.2f}",
+            "-" if row.val_accuracy is None else f"{100 * row.val_accuracy:.2f}",
+            f"{row.loss:.4f}",
+            f"{100 * row.ece:.2f}",
+            f"{row.mflops:.2f}",
+            f"{row.mmacs:.2f}",
+            f"{row.params / 1e6:.3f}",
+            f"{row.bytes / 1e6:.2f}",
+        ]
+        for name, row in models(report, config).items()
+    ]
+    print_table("accuracy, and cost an image (a multiply-add is one)", heads, rows)
+
+
+def print_times(report: Report, config: Mapping[str, Any]) -> None:
+    """Milliseconds a call, and how many times faster than the teacher in the same call."""
+    teacher = report.baselines.teacher.latency_ms or {}
+    rows = []
+    for name, row in models(report, config).items():
+        cells = [name]
+        for batch in teacher if row.latency_ms else ():
+            if (median := (row.latency_ms or {}).get(batch)) is None:
+                cells += ["-"] * 4
+                continue
+            p95 = (row.latency_p95_ms or {})[batch]
+            count = (row.latency_n or {})[batch]
+            cells += [f"{median:.3g}", f"{p95:.3g}", f"{teacher[batch] / median:.1f}", str(count)]
+        rows += [cells] if row.latency_ms else []
+    heads = [
+        f"{head}{size}" for size in (1, 256) for head in ("batch ", "p95 ", "x teacher ", "n ")
+    ]
+    print_table("milliseconds a call (median), beside the teacher", ["", *heads], rows)
+
+
+def print_students(report: Report) -> None:
+    """Which classes each student gets, and how it fares with them (the paper's Fig. 2)."""
+    rows = []
+    for j, classes in enumerate(report.clusters if report.sent else ()):
+        got = sum(counts[j] for counts in report.sent.values())
+        own = sum(report.sent[name][j] for name in classes)
+        rows.append(
+            [
+                f"{j}: {', '.join(classes)}",
+                str(got),
+                f"{100 * own / got:.2f}" if got else "-",
+                f"{100 * report.per_cluster_routing_accuracy[j]:.2f}",
+                f"{100 * report.per_cluster_accuracy[j]:.2f}",
+            ]
+        )
+    heads = ["student and its classes", "images got", "own %", "found %", "accuracy %"]
+    if rows:
+        print_table("students on the test images", heads, rows)
+
+
+MOST_CLASSES = 20
+"""More classes than this are left to `--json`."""
+
+
+def print_classes(report: Report) -> None:
+    """Accuracy on each class, and how many of its test images each student got."""
+    if len(report.per_class_accuracy) > MOST_CLASSES:
+        print(f"({len(report.per_class_accuracy)} classes: each one's figures are in --json)")
+        return
+    rows = [
+        [
+            f"{name}",
+            f"{100 * accuracy:.2f}",
+            f"{100 * report.baselines.student.per_class_accuracy[name]:.2f}",
+            f"{100 * report.baselines.teacher.per_class_accuracy[name]:.2f}",
+            *map(str, report.sent.get(name, ())),
+        ]
+        for name, accuracy in report.per_class_accuracy.items()
+    ]
+    heads = ["class", "model %", "single student %", "teacher %"]
+    heads += [f"to student {j}" for j in range(report.k if report.sent else 0)]
+    print_table("classes of the test images, and the students that got them", heads, rows)

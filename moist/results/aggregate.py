@@ -1,0 +1,89 @@
+"""A study's trials, averaged over what should not matter, as the seed: one row a setting."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from moist.errors import ConfigError
+from moist.results.objectives import QUANTITIES, TEST
+from moist.results.report import Record
+from moist.results.trials import Trial
+
+
+class Spread(Record):
+    """Mean and standard deviation (n - 1; 0 where n is 1) of a number over n trials."""
+
+    mean: float
+    sd: float
+    n: int
+
+
+class Averaged(Record):
+    """The trials of one setting: `params` are those in which the study's settings differ."""
+
+    params: dict[str, Any]
+    values: dict[str, Spread]
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Raises statistics.StatisticsError if there are none."""
+    sd = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Spread(mean=statistics.fmean(values), sd=sd, n=len(values))
+
+
+def averaged(
+    trials: Sequence[Trial], measures: Sequence[str], over: Sequence[str] = ("seed",)
+) -> list[Averaged]:
+    """Mean and deviation of each measure over the complete trials that differ only in `over`.
+
+    A measure is a quantity, or `test/NAME` of what is reported; it is left out of a setting where
+    a trial has none. Trials that are one run count once. Settings are in the order of their first
+    trials. Raises ConfigError for unknown names, and if no trial is complete.
+    """
+    complete = sorted((one for one in trials if one.state == "complete"), key=lambda t: t.number)
+    if not complete:
+        raise ConfigError("the study has no complete trial yet", "`moist sweep status STUDY`")
+    known = [*QUANTITIES, *(f"{TEST}{name}" for name in _names([t.reported for t in complete]))]
+    _all_in(measures, known, "has no number called", "it has")
+    names = _names([trial.params for trial in complete])
+    _all_in([name for name in over if name != "seed"], names, "does not search", "it searches")
+    differs = [name for name in names if name not in over and _varies(name, complete)]
+    groups: dict[tuple[Any, ...], dict[str | None, Trial]] = {}
+    for trial in complete:
+        setting = tuple(trial.params.get(name) for name in differs)
+        groups.setdefault(setting, {}).setdefault(trial.key, trial)
+    return [_average(list(group.values()), differs, measures) for group in groups.values()]
+
+
+def _average(trials: Sequence[Trial], differs: list[str], measures: Sequence[str]) -> Averaged:
+    """The runs of one setting; the same run counts once, however often it was drawn."""
+    found = [_numbers(trial) for trial in trials]
+    return Averaged(
+        params={name: value for name, value in trials[0].params.items() if name in differs},
+        values={
+            name: spread([one[name] for one in found])
+            for name in measures
+            if all(name in one for one in found)
+        },
+    )
+
+
+def _numbers(trial: Trial) -> dict[str, float]:
+    """Everything that a complete trial measured, by name."""
+    return trial.quantities | {f"{TEST}{name}": value for name, value in trial.reported.items()}
+
+
+def _names(found: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for one in found for name in one))
+
+
+def _varies(name: str, trials: Sequence[Trial]) -> bool:
+    return any(trial.params.get(name) != trials[0].params.get(name) for trial in trials)
+
+
+def _all_in(asked: Sequence[str], known: Sequence[str], wrong: str, right: str) -> None:
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f"the study {wrong} `{name}`", f"{right}: {', '.join(known)}")

@@ -1,0 +1,254 @@
+"""Which trials are worth having: queries by named objectives.
+
+Only feasible trials count, those that are complete and keep the study's own limits; a query may
+ask for any quantity of the run, not only for what the study optimized. The order in which trials
+are given changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+
+from moist.errors import ConfigError
+from moist.results import pareto
+from moist.results.objectives import QUANTITIES, Limit, Objective, known, losses
+from moist.results.report import Record
+from moist.results.trials import Trial
+
+Point = tuple[float, ...]
+
+
+class Side(Record):
+    """One study in a comparison: its trials' numbers, and its share of the other's frontier.
+
+    `coverage` is the share of the other's members that some member here equals or dominates;
+    `joint` are the members that nothing of the other dominates.
+    """
+
+    hypervolume: float
+    coverage: float
+    members: tuple[int, ...]
+    joint: tuple[int, ...]
+
+
+class Comparison(Record):
+    """Two studies' frontiers under one reference; an equal point counts for both."""
+
+    reference: dict[str, float]
+    a: Side
+    b: Side
+
+
+def members(trials: Iterable[Trial], objectives: Sequence[Objective]) -> list[Trial]:
+    """The frontier, by rising cost: the first objective to minimize, else the first of all.
+
+    Of trials with equal values the lowest number stands for all. Empty without feasible trials.
+    Raises ConfigError for a trial that lacks an objective's quantity.
+    """
+    pool = _feasible(trials)
+    points = _points(pool, objectives)
+    cost = next((i for i, one in enumerate(objectives) if one.direction == "min"), 0)
+    found = sorted(pareto.front(points), key=lambda i: (points[i][cost], points[i]))
+    return [pool[i] for i in found]
+
+
+def best(trials: Sequence[Trial], limits: Sequence[Limit], by: Objective) -> Trial:
+    """The best by one objective of those that keep all limits.
+
+    Ties: the better in each other quantity in the order of QUANTITIES, so that of equal accuracy
+    the fewer mflops win, then the lower number. Raises ConfigError with the nearest miss, or for
+    a trial that lacks a quantity of the query.
+    """
+    pool = _some(trials)
+    for trial in pool:
+        for name in (by.name, *(limit.name for limit in limits)):
+            _quantity(trial, name)
+    kept = [t for t in pool if all(one.excess(t.quantities[one.name]) <= 0 for one in limits)]
+    if not kept:
+        raise _missed(trials, pool, limits)
+    return min(kept, key=lambda trial: _rank(trial, by))
+
+
+def keeping(trials: Iterable[Trial], limits: Sequence[Limit]) -> list[Trial]:
+    """The feasible trials that keep all limits."""
+    return [
+        trial
+        for trial in _feasible(trials)
+        if all(one.excess(_quantity(trial, one.name)) <= 0 for one in limits)
+    ]
+
+
+def knee(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Trial:
+    """The frontier's best bargain: `pareto.knee` in the given objectives.
+
+    Of two members it is the better in the first objective. Raises ConfigError without feasible
+    trials.
+    """
+    pool = _some(trials)
+    return pool[pareto.knee(_points(pool, objectives))]
+
+
+def hypervolume(
+    trials: Iterable[Trial], objectives: Sequence[Objective], reference: Mapping[str, float]
+) -> float:
+    """What the frontier dominates up to the reference: the product of the objectives' units.
+
+    `reference` has one value an objective, in its own unit and direction. Raises ConfigError
+    for a name that is missing or too many.
+    """
+    corner = _corner(reference, objectives)
+    return pareto.hypervolume(_points(_feasible(trials), objectives), corner)
+
+
+def default_reference(
+    trials: Iterable[Trial], objectives: Sequence[Objective]
+) -> dict[str, float]:
+    """The worst value of each objective over all complete trials, feasible or not.
+
+    It depends on the trials, so two hypervolumes compare only under one common reference.
+    Raises ConfigError without complete trials.
+    """
+    trials = list(trials)
+    complete = [trial for trial in trials if trial.state == "complete"]
+    if not complete:
+        raise ConfigError(
+            f"no reference without a complete trial; found {_counted(trials)}",
+            "give a reference, or run more trials",
+        )
+    return {
+        one.name: max((_quantity(trial, one.name) for trial in complete), key=one.loss)
+        for one in objectives
+    }
+
+
+def compare(
+    a: Sequence[Trial],
+    b: Sequence[Trial],
+    objectives: Sequence[Objective],
+    reference: Mapping[str, float] | None = None,
+) -> Comparison:
+    """Two studies by hypervolume, coverage and their parts of the joint frontier.
+
+    Without a reference it is the worst of both. Raises ConfigError where one of them has no
+    feasible trial.
+    """
+    for trials, whose in ((a, "the first study"), (b, "the second study")):
+        _some(trials, whose)
+    common = default_reference([*a, *b], objectives) if reference is None else dict(reference)
+    return Comparison(
+        reference=common, a=_side(a, b, objectives, common), b=_side(b, a, objectives, common)
+    )
+
+
+def _side(
+    own: Sequence[Trial],
+    other: Sequence[Trial],
+    objectives: Sequence[Objective],
+    reference: Mapping[str, float],
+) -> Side:
+    mine, theirs = members(own, objectives), members(other, objectives)
+    points, rivals = _points(mine, objectives), _points(theirs, objectives)
+    both = points + rivals
+    top = {both[i] for i in pareto.front(both)}
+    return Side(
+        hypervolume=hypervolume(own, objectives, reference),
+        coverage=pareto.coverage(points, rivals),
+        members=tuple(trial.number for trial in mine),
+        joint=tuple(t.number for t, point in zip(mine, points, strict=True) if point in top),
+    )
+
+
+def _feasible(trials: Iterable[Trial]) -> list[Trial]:
+    """By number, so that the first of equals is the lowest."""
+    return sorted((trial for trial in trials if trial.feasible), key=lambda trial: trial.number)
+
+
+def _some(trials: Sequence[Trial], whose: str = "the study") -> list[Trial]:
+    pool = _feasible(trials)
+    if not pool:
+        raise ConfigError(
+            f"{whose} has no complete trial that keeps its limits; found {_counted(trials)}",
+            "run more trials",
+        )
+    return pool
+
+
+def _counted(trials: Sequence[Trial]) -> str:
+    """`0 complete, 2 failed trials`."""
+    states = {"complete": 0} | Counter(trial.state for trial in trials)
+    return ", ".join(f"{count} {state}" for state, count in states.items()) + " trials"
+
+
+def _quantity(trial: Trial, name: str) -> float:
+    known(name)
+    if name not in trial.quantities:
+        has = ", ".join(f"`{one}`" for one in trial.quantities)
+        raise ConfigError(
+            f"trial {trial.number} has no `{name}`", f"ask for what it has: {has or 'nothing'}"
+        )
+    return trial.quantities[name]
+
+
+def _points(trials: Iterable[Trial], objectives: Sequence[Objective]) -> list[Point]:
+    return [tuple(one.loss(_quantity(t, one.name)) for one in objectives) for t in trials]
+
+
+def _corner(reference: Mapping[str, float], objectives: Sequence[Objective]) -> list[float]:
+    """The reference as a point to be minimized. Raises ConfigError."""
+    names = [one.name for one in objectives]
+    hint = f"give one number for each of: {', '.join(names)}"
+    for name in names:
+        if name not in reference:
+            raise ConfigError(f"the reference has no `{name}`", hint)
+    for name, value in reference.items():
+        if name not in names:
+            raise ConfigError(f"the reference has `{name}`, which is no objective here", hint)
+        if not math.isfinite(value):
+            raise ConfigError(f"the reference has `{name}={value}`", hint)
+    return losses(reference, objectives)
+
+
+def _rank(trial: Trial, by: Objective) -> Point:
+    """Least is best; a quantity that the trial lacks counts as the worst."""
+    ties = (Objective(name, quantity.better) for name, quantity in QUANTITIES.items())
+    return (
+        by.loss(trial.quantities[by.name]),
+        *(one.loss(trial.quantities.get(one.name, one.loss(math.inf))) for one in ties),
+    )
+
+
+def _missed(
+    trials: Sequence[Trial], pool: Sequence[Trial], limits: Sequence[Limit]
+) -> ConfigError:
+    """What was asked, how near the nearest trial comes, and limits that would admit it.
+
+    The nearest is the one whose worst miss is the least share of its limit.
+    """
+    nearest = min(pool, key=lambda trial: max(_miss(trial, one) for one in limits))
+    values = [(one, nearest.quantities[one.name]) for one in limits]
+    missed = [(one, value) for one, value in values if one.excess(value) > 0]
+    asked = " and ".join(f"`{one}`" for one in limits)
+    found = " and ".join(f"`{m.name}` {v:g} (off by {m.excess(v):.3g})" for m, v in missed)
+    complete = sum(trial.state == "complete" for trial in trials)
+    barred = complete - len(pool)
+    aside = f" ({barred} beyond the study's own limits)" if barred else ""
+    return ConfigError(
+        f"no trial keeps {asked}; of {complete} complete trials{aside} the nearest is"
+        f" trial {nearest.number}, with {found}",
+        f"it passes with `{' '.join(admitting(m, v) for m, v in missed)}`; or run more trials",
+    )
+
+
+def _miss(trial: Trial, limit: Limit) -> float:
+    """The excess as a share of the limit, so that units compare; of 1 where the limit is 0."""
+    return limit.excess(trial.quantities[limit.name]) / (abs(limit.value) or 1.0)
+
+
+def admitting(limit: Limit, value: float) -> str:
+    """The limit that just admits the value, in four digits rounded away from it."""
+    rounding = ROUND_CEILING if limit.side == "max" else ROUND_FLOOR
+    admitted = Context(prec=4, rounding=rounding).create_decimal(repr(value)).normalize()
+    return f"--{limit.side} {limit.name}={admitted:f}"

@@ -1,0 +1,71 @@
+"""Classify new images with the model of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moist.data.augment import normalize
+from moist.data.decode import read_image
+from moist.errors import StoreError
+from moist.measure.accuracy import EVAL_BATCH, answers, inference
+from moist.nets.build import module
+from moist.nets.cascade import SecondOpinion
+from moist.store.artifacts import Dataset
+from moist.store.runs import Run
+from moist.store.store import Store
+
+Said = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+
+def predict_images(store: Store, run: Run, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """One record an image: class and its probability; of a mixture also the expert asked and the
+    router's confidence, of a cascade whether a second opinion was asked for.
+
+    Images are read as the run's data were: same size, channels and normalization. Raises
+    DataError for a file that can't be decoded, StageError for a model that needs labels, and
+    StoreError for one that is gone.
+    """
+    if run.report.model_key is None:
+        raise StoreError(
+            f"run `{run.key}` was recorded by an older moist, without its model's key",
+            f"run it again: `{run.command}`",
+        )
+    data: Dataset = store.load(run.artifacts["prepare"][0])
+    net = module(store.load(run.report.model_key), store.env.device)
+    found: list[dict[str, Any]] = []
+    with inference(net, store.env.device, run.config["precision"]):
+        for start in range(0, len(paths), EVAL_BATCH):
+            batch = paths[start : start + EVAL_BATCH]
+            images_BHWC = torch.stack([read_image(path, data.image_shape) for path in batch])
+            x_BCHW = normalize(images_BHWC.to(store.env.device), data.mean, data.std)
+            said = settled(net, x_BCHW)
+            found += [
+                {"image": str(path), **_record(said, i, data.classes)}
+                for i, path in enumerate(batch)
+            ]
+    return found
+
+
+def settled(net: nn.Module, x_BCHW: torch.Tensor) -> Said:
+    """Logits (B, C), router logits (B, E) or None, and who (B,) got a second opinion or None."""
+    if isinstance(net, SecondOpinion):
+        return net.settled(x_BCHW)
+    said = answers(net, x_BCHW)
+    return said.logits_NC, said.gate_NE, None
+
+
+def _record(said: Said, i: int, classes: Sequence[str]) -> dict[str, Any]:
+    logits_BC, gate_BE, asked_B = said
+    prob_C = logits_BC[i].float().softmax(0)
+    found = {"class": classes[int(prob_C.argmax())], "probability": float(prob_C.max())}
+    if gate_BE is not None:
+        gate_E = gate_BE[i].softmax(0)
+        found |= {"expert": int(gate_E.argmax()), "router_confidence": float(gate_E.max())}
+    if asked_B is not None:
+        found |= {"second_opinion": bool(asked_B[i])}
+    return found

@@ -1,0 +1,1 @@
+"""Stage outputs on disk: keys, checksummed objects, artifacts, checkpoints, and run records."""

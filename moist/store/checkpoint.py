@@ -1,0 +1,113 @@
+"""Values as files: artifacts in their folder, and the checkpoints of a stage not yet finished.
+
+A checkpoint is one safetensors file; the JSON part of the state lies in the file's metadata. Its
+name carries a checksum of the content, so that a damaged one is never continued from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from moist.env import SPENT
+from moist.errors import StoreError, first_line
+from moist.results import report
+from moist.store import objects
+from moist.store.artifacts import pack, unpack
+
+NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.safetensors")
+
+RECORDS = {
+    name: value
+    for name, value in vars(report).items()
+    if isinstance(value, type) and issubclass(value, report.Record)
+}
+
+
+def save(folder: Path | None, state: Any, step: int) -> None:
+    """Store a state of tensors, JSON values, rows and dicts of these, in place of older ones.
+
+    Lists come back as tuples. No folder: nothing is stored. Raises StoreError when the disk
+    refuses; the previous checkpoint is still there then.
+    """
+    if folder is None:
+        return
+    tree, tensors = pack(state)
+    with objects.scratch(folder) as tmp:
+        write_tensors(tmp, tensors, {"tree": json.dumps(tree)})
+        objects.sync(tmp)
+        name = f"step-{step:06d}-{objects.digest(tmp)[:16]}.safetensors"
+        os.rename(tmp, folder / name)
+        objects.sync(folder)
+    for path in folder.iterdir():
+        if path.name not in {name, SPENT}:
+            path.unlink()
+
+
+def load(folder: Path | None, warned: Callable[[str], None]) -> tuple[int, Any] | None:
+    """The step and state of the newest whole checkpoint; `warned` is told of damaged ones, which
+    are deleted."""
+    if folder is None or not folder.is_dir():
+        return None
+    found = [match for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
+    for match in sorted(found, key=lambda match: int(match[1]), reverse=True):
+        path = folder / match[0]
+        if objects.digest(path)[:16] == match[2]:
+            return int(match[1]), _read(path)
+        warned(f"checkpoint `{path}` is damaged; going on without it")
+        path.unlink()
+    return None
+
+
+def _read(path: Path) -> Any:
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        return unpack(json.loads(file.metadata()["tree"]), tensors, {})
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors; ones that share memory (views, tied weights) each in full."""
+    seen: set[int] = set()
+    apart: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        where = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if where in seen else tensor
+        seen.add(where)
+    save_file(apart, path, metadata)
+
+
+def write_artifact(folder: Path, value: Any) -> None:
+    """Write an artifact's two files. Raises TypeError for what could not be read back."""
+    tree, tensors = pack(value)
+    try:
+        unpack(tree, tensors, RECORDS)
+    except KeyError as error:
+        raise TypeError(f"{error} is no artifact") from None
+    (folder / "artifact.json").write_text(json.dumps(tree))
+    write_tensors(folder / "tensors.safetensors", tensors)
+    # safetensors makes files that only their owner can read
+    shutil.copymode(folder / "artifact.json", folder / "tensors.safetensors")
+
+
+def read_artifact(folder: Path) -> Any:
+    """The artifact in a folder; its tensors are mapped, and read once they are used."""
+    tree = json.loads((folder / "artifact.json").read_text())
+    tensors = load_file(folder / "tensors.safetensors")
+    try:
+        return unpack(tree, tensors, RECORDS)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"`{folder}` was written by a moist with other artifacts: {first_line(error)}",
+            "`moist cache clear` makes room for new ones",
+        ) from error

@@ -1,0 +1,268 @@
+"""W&B sweeps of moist's files: the unmodified client's agents, against a stand-in server."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from shell import MAIN, searched
+from wandb_standin import Run, Server
+
+from moist.agents.pool import BOUND, shares
+from moist.agents.register import document
+from moist.errors import ConfigError
+from moist.results import pareto
+from moist.results.objectives import DEFAULT, losses, quantities
+from moist.store.runs import all_runs
+
+PATIENCE = 480.0
+GRID = searched("grid", 2, 4, 2, 4, width=[4, 32])
+POINTS = {(2, 4), (2, 32), (3, 4), (3, 32)}
+
+
+class Machine:
+    """A machine that knows the stand-in: its environment, and commands run in it."""
+
+    def __init__(self, server: Server, folder: Path, home: Path) -> None:
+        self.server, self.folder, self.home = server, folder, home
+        self.environment = {
+            **os.environ,
+            **server.environment(folder),
+            "MOIST_HOME": str(home),
+            "WANDB_MODE": "online",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def run(self, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            words, capture_output=True, text=True, timeout=PATIENCE, cwd=self.folder,
+            env={**self.environment, **extra},
+        )  # fmt: skip
+
+    def moist(self, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        return self.run(*MAIN, *words, **extra)
+
+    def file(self, text: str) -> str:
+        path = self.folder / "searched.yaml"
+        path.write_text(text)
+        return str(path)
+
+    def frontier(self, sweep: str) -> list[tuple[str, dict[str, float]]]:
+        """Keys and values of a sweep's frontier, as moist reads them back from the server."""
+        said = self.moist("pareto", "--wandb", f"tester/moist/{sweep}", "--json")
+        assert said.returncode == 0, said.stderr
+        return [(trial["key"], trial["values"]) for trial in json.loads(said.stdout)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def machine(wandb_server: Server, tmp_path: Path, home: Path) -> Machine:
+    return Machine(wandb_server, tmp_path, home)
+
+
+def point(run: Run) -> tuple[int, int]:
+    return run.config["k"], run.config["hidden_width"]
+
+
+def recorded_frontier(home: Path) -> set[str]:
+    """The keys of the frontier of all runs that are on record."""
+    runs = all_runs(home)
+    front = pareto.front([tuple(losses(quantities(run.report), DEFAULT)) for run in runs])
+    return {runs[i].key for i in front}
+
+
+def test_two_agents_run_what_was_asked_for_once_and_the_frontier_comes_back(machine):
+    said = machine.moist("sweep", "wandb", machine.file(GRID), "--workers", "2", "--quiet")
+    assert said.returncode == 0, said.stderr
+    (sweep,) = machine.server.sweeps
+    assert f"moist pareto --wandb tester/moist/{sweep}" in said.stdout
+    runs = [run for run in machine.server.runs.values() if run.sweep == sweep]
+    assert {point(run) for run in runs} == POINTS and len(runs) == len(POINTS)
+    for run in runs:
+        assert (run.state, run.exit_code) == ("finished", 0)
+        assert run.summary["trial/state"] == "COMPLETE"
+        assert [row["train_jointly/epoch"] for row in run.history if "objective/accuracy" in row]
+    assert {key for key, _ in machine.frontier(sweep)} == recorded_frontier(machine.home)
+
+    # the same file with wandb's own commands: the same runs, all of their stages stored by now
+    made = machine.run("wandb", "sweep", "--project", "moist", machine.file(GRID))
+    assert made.returncode == 0, made.stderr
+    (plain,) = set(machine.server.sweeps) - {sweep}
+    agent = machine.run("wandb", "agent", f"tester/moist/{plain}")
+    assert agent.returncode == 0, agent.stderr
+    again = [run for run in machine.server.runs.values() if run.sweep == plain]
+    assert {point(run) for run in again} == POINTS and len(again) == len(POINTS)
+    assert {run.summary["stages/train_jointly"] for run in again} == {"reused"}
+    assert machine.frontier(plain) == machine.frontier(sweep)
+
+
+def test_optuna_searches_two_objectives_and_conditions_within_the_budget(machine):
+    text = GRID.replace("method: grid", "method: custom").replace(
+        "{values: [4, 32]}", "{min: 4, max: 64}"
+    )
+    text += "  routing.widths: {values: ['16', '8'], when: {k: 3}}\n"
+    text += "scheduler: {engine: optuna}\nmetrics:\n"
+    text += "  - {name: objective/accuracy, goal: maximize}\n"
+    text += "  - {name: objective/mflops, goal: minimize}\n"
+    said = machine.moist("sweep", "wandb", machine.file(text), "--count", "5", "--workers", "2")
+    assert said.returncode == 0, said.stderr
+    (sweep,) = machine.server.sweeps
+    ended = [run for run in machine.server.runs.values() if run.state == "finished" and run.sweep]
+    assert len(ended) == 5 and len({point(run) for run in ended}) == 5
+    assert all({"objective/accuracy", "objective/mflops"} <= run.summary.keys() for run in ended)
+    widths = {run.config["k"]: run.config["routing.widths"] for run in ended}
+    assert widths.get(2, "128,64") == "128,64"  # the default: it was not drawn
+    assert widths.get(3, "8") in {"16", "8"}
+    assert machine.frontier(sweep)
+
+
+GOOD = """
+import wandb
+with wandb.init() as run:
+    for _ in range(2):
+        run.log({"objective/accuracy": 1.0})
+"""
+
+
+def test_a_run_that_hyperband_stops_ends_in_order_with_its_rows(machine):
+    text = GRID.replace("{values: [2, 3]}", "{value: 2}").replace(
+        "{values: [4, 32]}", "{value: 4}"
+    )
+    text = text.replace("joint.epochs: {value: 4}", "joint.epochs: {value: 5000}")
+    text += "metric: {name: objective/accuracy, goal: maximize}\n"
+    text += "early_terminate: {type: hyperband, max_iter: 4, s: 1, eta: 2}\n"
+    made = machine.moist("sweep", "wandb", machine.file(text), "--register-only")
+    assert made.returncode == 0, made.stderr
+    (sweep,) = machine.server.sweeps
+    better = machine.run(sys.executable, "-c", GOOD, WANDB_SWEEP_ID=sweep, WANDB_PROJECT="moist")
+    assert better.returncode == 0, better.stderr
+    said = machine.moist("sweep", "wandb", "--sweep", f"tester/moist/{sweep}", "--quiet")
+    assert said.returncode == 0, said.stderr
+    good, stopped = machine.server.runs.values()
+    assert good.sweep == stopped.sweep == sweep
+    assert (stopped.exit_code, stopped.summary["trial/state"]) == (0, "PRUNED")
+    rows = [row["train_jointly/epoch"] for row in stopped.history if "objective/accuracy" in row]
+    assert 2 <= len(rows) < 5000 and rows == [*range(1, len(rows) + 1)]
+
+
+def test_without_a_server_a_sweep_is_refused_at_once_with_what_to_do(machine):
+    with machine.server.down():
+        said = machine.moist("sweep", "wandb", machine.file(GRID), WANDB_MODE="")
+    assert said.returncode == 2
+    assert "W&B sweeps need its server, but runs stay here: 127.0.0.1" in said.stderr
+    assert "moist sweep optuna" in said.stderr
+    said = machine.moist("sweep", "wandb", machine.file(GRID), WANDB_MODE="offline")
+    assert said.returncode == 2 and "WANDB_MODE" in said.stderr
+    assert machine.server.sweeps == {}
+
+
+def test_a_sweep_can_be_registered_alone_and_joined_later(machine):
+    said = machine.moist(
+        "sweep", "wandb", machine.file(GRID), "k=2", "--register-only", "--project", "other"
+    )
+    (sweep,) = machine.server.sweeps.values()
+    assert f"wandb agent tester/other/{sweep.name}" in said.stdout
+    assert sweep.config["parameters"]["k"] == {"value": 2}
+    assert machine.server.runs == {}
+    said = machine.moist("sweep", "wandb", "--sweep", f"tester/other/{sweep.name}", "--count", "1")
+    assert said.returncode == 0, said.stderr
+    (run,) = machine.server.runs.values()
+    assert run.project == "other" and run.config["k"] == 2
+
+
+def test_what_is_registered_is_the_file_with_overrides_and_without_conditions(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(GRID)
+    plain = document(path)
+    assert plain.content == yaml.safe_load(GRID) and plain.budget == 4 and not plain.scheduled
+    fixed = document(path, ["k=3", "seed=7"], count=9)
+    assert fixed.content["parameters"]["k"] == {"value": 3}
+    assert fixed.content["parameters"]["seed"] == {"value": 7}
+    assert fixed.budget == 2  # all that is left to try
+
+
+def test_conditions_are_refused_where_w_and_b_itself_would_search(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(GRID + "  routing.widths: {values: ['16', '8'], when: {k: 3}}\n")
+    with pytest.raises(ConfigError, match=r"does not know the `when` of `routing\.widths`"):
+        document(path)
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+@pytest.mark.parametrize("workers", range(1, 5))
+def test_agents_share_all_runs_and_none_gets_two_more_than_another(count, workers):
+    found = shares(count, workers)
+    assert sum(found) == count and len(found) == workers and max(found) - min(found) <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere agents are not bound")
+def test_an_agent_whose_crew_is_gone_before_it_starts_does_not_start():
+    alive, gone = (
+        subprocess.run(
+            [sys.executable, "-c", BOUND, str(crew), "--version"], capture_output=True, text=True
+        )
+        for crew in (os.getpid(), 0)
+    )
+    assert alive.returncode == 0 and "wandb, version" in alive.stdout
+    assert (gone.returncode, gone.stdout) == (1, "") and "is gone" in gone.stderr
+
+
+def test_what_a_killed_trial_had_told_is_kept_and_sent_once_and_its_agent_goes_on(
+    wandb_server: Server, tmp_path: Path
+):
+    machine = Machine(wandb_server, tmp_path, tmp_path / "home")  # ids begin anew with a server
+    text = GRID.replace("{values: [2, 3]}", "{value: 2}").replace(
+        "{values: [4, 32]}", "{value: 32}"
+    )
+    text = text.replace("joint.epochs: {value: 4}", "joint.epochs: {values: [3000, 4]}")
+    machine.run("wandb", "sweep", "--project", "moist", machine.file(text))
+    (sweep,) = machine.server.sweeps
+    agent = subprocess.Popen(
+        ["wandb", "agent", f"tester/moist/{sweep}"], env=machine.environment, cwd=machine.folder,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        epoch, trial = told_for_a_second(machine, psutil.Process(agent.pid))
+        trial.kill()
+        assert agent.wait(PATIENCE) == 0
+    finally:
+        agent.kill()
+        agent.wait()
+    killed, after = (run for run in machine.server.runs.values() if run.sweep == sweep)
+    assert after.summary["trial/state"] == "COMPLETE"
+
+    sent = machine.moist("sync", "--json")
+    assert sent.returncode == 0, sent.stderr
+    assert [run["id"] for run in json.loads(sent.stdout)] == [killed.name]
+    rows = [row["train_jointly/epoch"] for row in killed.history if "objective/accuracy" in row]
+    assert rows == [*range(1, len(rows) + 1)] and len(rows) >= epoch
+    assert json.loads(machine.moist("sync", "--json").stdout) == []
+    assert [key for key, _ in machine.frontier(sweep)] == [after.summary["trial/key"]]
+
+
+def told_for_a_second(machine: Machine, agent: psutil.Process) -> tuple[int, psutil.Process]:
+    """An epoch of joint training that ended more than a second ago, and who trains."""
+    end = time.monotonic() + PATIENCE
+    seen: tuple[float, int] | None = None
+    while time.monotonic() < end:
+        done = 0
+        with suppress(FileNotFoundError):  # what is finished meanwhile
+            states = machine.home.glob("partial/*/step-*.safetensors")
+            done = max((int(path.name.split("-")[1]) for path in states), default=0)
+        if seen is None and done >= 30:  # no other stage has so many
+            seen = time.monotonic(), done
+        if seen and time.monotonic() - seen[0] > 1.5:
+            (trial,) = (one for one in agent.children() if "run" in one.cmdline())
+            return seen[1], trial
+    raise AssertionError("no epoch of joint training in time")

@@ -1,0 +1,406 @@
+"""The command line as people and programs meet it: what is printed where, and exit codes."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from PIL import Image
+from shell import MAIN, Said
+
+from moist.cli.main import cli, main
+from moist.config import Config, flat
+from moist.config.overrides import parse
+from moist.config.schema import keys
+from moist.results.report import Report
+from moist.store import objects
+
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+TINY = [
+    f"@{SWEEPS / 'tiny.yaml'}",
+    *(f"{section}.epochs=1" for section in ("teacher", "distill", "routing", "joint")),
+    "distill.views=1", "latency.repeats=10", "latency.seconds=0.01",
+]  # fmt: skip
+PATIENCE = 240.0
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with one run in it."""
+    home = tmp_path_factory.mktemp("home")
+    sys.argv = ["moist", "run", *TINY, "--home", str(home), "--quiet", "--threads", "1"]
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert not exit_.value.code
+    return home
+
+
+def command(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    """A process of its own, as a shell would start it."""
+    return subprocess.run(
+        [*MAIN, *words], capture_output=True, text=True, timeout=PATIENCE,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+# run
+
+
+def test_run_prints_one_json_object_with_all_that_was_found(home, capsys):
+    report = Said(capsys, "run", *TINY, "--json", "--home", home).json
+    names = {"accuracy", "val_accuracy", "loss", "ece", "mflops", "params", "latency_ms"}
+    assert report.keys() >= names | {"routing_accuracy", "clusters", "key", "seconds"}
+    for row in (report, report["baselines"]["teacher"], report["baselines"]["student"]):
+        assert row.keys() >= names
+        assert row["latency_ms"].keys() == {"batch_1", "batch_256"}
+    assert Report.model_validate(report).model_dump(mode="json") == report
+
+
+def test_a_run_says_on_stderr_what_was_reused_and_on_stdout_what_it_found(home, capsys):
+    done = Said(capsys, "run", *TINY, "--home", home)
+    assert done.code == 0
+    lines = done.err.splitlines()
+    assert len(lines) == 12 and all(" reused, " in line and " saved" in line for line in lines)
+    for word in ("MoIST k=2, linear router", "single student", "teacher resnet8", "p95", "n 256"):
+        assert word in done.out
+    assert "\x1b" not in done.out + done.err
+
+
+def test_quiet_says_nothing_on_stderr_but_warnings(home, capsys):
+    assert Said(capsys, "run", *TINY, "--home", home, "--quiet").err == ""
+    key = Said(capsys, "runs", "--json", "--home", home).json[0]["artifacts"]["cluster_classes"][0]
+    (objects.folder_of(home, key) / "artifact.json").write_text("{}")
+    said = Said(capsys, "run", *TINY, "--home", home, "--quiet")
+    assert said.code == 0 and said.err.startswith("warning: `cluster_classes`")
+    assert len(said.err.splitlines()) == 1
+
+
+def test_the_printed_command_repeats_the_run(home, capsys):
+    printed = Said(capsys, "show", "last", "--home", home).out
+    repeat = printed.splitlines()[-1].strip()
+    assert printed.splitlines()[-2].endswith("repeat it with")
+    words = shlex.split(repeat)
+    assert words[:2] == ["moist", "run"]
+    again = Said(capsys, *words[1:], "--home", home, "--json").json
+    assert again["key"] == Said(capsys, "run", *TINY, "--home", home, "--json").json["key"]
+
+
+def test_values_with_blanks_survive_the_printed_command(tmp_path):
+    from moist.store.runs import reproducing
+
+    config = parse([f"data.root={tmp_path}/my images", "student.channels=8,16", "k=auto"])
+    assert parse(shlex.split(reproducing(config))[2:]) == config
+    assert reproducing(Config()) == "moist run"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "colored"), [("TERM", "xterm", 1), ("NO_COLOR", "1", 0)]
+)
+def test_on_a_terminal_a_run_shows_bars_and_no_color_is_honored(
+    home, capsys, monkeypatch, name, value, colored
+):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(name, value)
+    screen, other = pty.openpty()
+    text = []
+    reader = threading.Thread(target=read_all, args=(screen, text))
+    reader.start()
+    with open(other, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        said = Said(capsys, "run", *TINY, f"distill.alpha=0.{colored}", "--home", home, "--json")
+    reader.join(PATIENCE)
+    os.close(screen)
+    shown = b"".join(text)
+    assert said.code == 0 and Report.model_validate_json(said.out)
+    assert b"distill_student" in shown and b"1/1" in shown and b"computed in" in shown
+    assert bool(re.search(rb"\x1b\[3\dm", shown)) == bool(colored)
+
+
+def read_all(screen: int, text: list[bytes]) -> None:
+    """What a terminal is shown until its last writer is gone, which Linux calls an error."""
+    with contextlib.suppress(OSError):
+        while part := os.read(screen, 65536):
+            text.append(part)
+
+
+# exit codes
+
+
+def test_an_interrupted_run_exits_130_and_the_next_one_continues(tmp_path, capsys):
+    words = ["run", *TINY, "distill.epochs=2000", "--home", str(tmp_path), "--threads", "1"]
+    process = subprocess.Popen([*MAIN, *words], stdout=-1, stderr=-1, text=True)
+    deadline = time.monotonic() + PATIENCE
+    while not list(tmp_path.glob("partial/*/step-*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130 and out == ""
+    said, command = err.splitlines()[-2:]
+    assert said == "error: interrupted; what is finished is kept, continue with"
+    assert shlex.split(command) == ["moist", *words]
+    assert "Traceback" not in err
+    again = Said(capsys, "run", *TINY, "--home", tmp_path)
+    assert again.code == 0 and again.err.startswith("prepare ")
+    assert " reused, " in again.err.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["run", "--k", "3"], 2, "hint: write `k=3`"),
+        (["run", "--k=3"], 2, "hint: write `k=3`"),
+        (["run", "--hidden-width", "64"], 2, "hint: write `hidden_width=64`"),
+        (["run", "--distill.alpha", "0.5"], 2, "hint: write `distill.alpha=0.5`"),
+        (["run", "--seed"], 2, "hint: write `seed=VALUE`"),
+        (["run", "--nothing"], 2, "No such option"),
+        (["run", "k=0"], 2, "`k=0`: expected 1 to 1000 | auto"),
+        (["run", "k=11"], 2, "hint: set k between 1 and 10"),
+        (["plan", "distil.alpha=1"], 2, "did you mean `distill.alpha`?"),
+        (["config", "@/nowhere"], 2, "can't read `/nowhere`"),
+        (["run", "--device", "abacus"], 2, "can't compute on `--device abacus`"),
+        (["show", "last"], 2, "no runs have a key that starts with `last`"),
+        (["predict", "last", "x.png"], 2, "no runs"),
+        (["frobnicate"], 2, "No such command"),
+        (["cache", "gc", "--max-bytes", "many"], 2, "hint: for example: 500MB or 10GB"),
+        (["data", "prepare", "digitz"], 2, "`data.name=digitz`: expected digits | "),
+    ],
+)
+def test_a_wrong_request_is_answered_on_stderr_with_exit_code_2(
+    tmp_path, capsys, words, code, said
+):
+    found = Said(
+        capsys, *words, *([] if words[0] in {"config", "frobnicate"} else ["--home", tmp_path])
+    )
+    assert found.code == code and found.out == ""
+    assert said in found.err and "Traceback" not in found.err
+
+
+def test_a_stage_that_fails_exits_1(home, capsys):
+    found = Said(capsys, "run", *TINY, "--home", home, "teacher.lr=10", "teacher.optimizer=sgd",
+                 "teacher.weight_decay=1", "teacher.momentum=0.99", "teacher.schedule=constant",
+                 "teacher.epochs=3")  # fmt: skip
+    assert found.code == 1 and found.out == ""
+    assert "error: `train_teacher` diverged" in found.err
+
+
+def test_a_home_that_is_a_file_exits_with_what_to_do(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    found = Said(capsys, "run", *TINY, "--home", tmp_path / "file" / "below")
+    assert found.code == 1 and "MOIST_HOME" in found.err
+
+
+def test_messages_are_not_broken_into_lines(tmp_path, capsys):
+    place = tmp_path / ("long" * 40)
+    found = Said(capsys, "config", f"@{place}")
+    assert found.err == f"error: can't read `{place}`: No such file or directory\n"
+
+
+def test_an_exit_code_and_both_streams_arrive_from_a_process(tmp_path):
+    done = command("config", "k=0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: `k=0`: expected 1 to 1000 | auto\n"
+
+
+# the other commands
+
+
+@pytest.mark.parametrize(
+    "words", [["plan", *TINY], ["runs"], ["show", "last"], ["cache", "ls"], ["cache", "verify"]]
+)
+def test_what_prints_data_prints_a_json_array(home, capsys, words):
+    found = Said(capsys, *words, "--json", "--home", home).json
+    assert isinstance(found, list) and all(isinstance(row, dict) for row in found)
+    assert found or words == ["cache", "verify"]
+
+
+def test_plan_says_what_a_run_would_compute_and_computes_nothing(tmp_path, home, capsys):
+    assert all(row["reused"] for row in Said(capsys, "plan", *TINY, "--json", "--home", home).json)
+    todo = Said(capsys, "plan", *TINY, "temperature=2", "--json", "--home", home).json
+    computed = [row["stage"] for row in todo if not row["reused"]]
+    assert computed[:2] == ["distill_student", "train_jointly"]
+    assert all(row["seconds"] > 0 for row in todo)
+    assert "0 of 12 stages to compute" in Said(capsys, "plan", *TINY, "--home", home).out
+    fresh = Said(capsys, "plan", "--home", tmp_path / "none").out
+    assert fresh.endswith("12 of 12 stages to compute, 12 never timed here\n")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_printed_config_is_a_file_that_gives_it_again(tmp_path, capsys):
+    words = ["k=4", "student.channels=8,16", "teacher.lr=1e-5", "data.image_size=none"]
+    (tmp_path / "f.yaml").write_text(Said(capsys, "config", *words).out)
+    assert parse([f"@{tmp_path / 'f.yaml'}"]) == parse(words)
+    assert Said(capsys, "config", *words, "--json").json == [flat(parse(words))]
+
+
+def test_the_keys_are_explained(capsys):
+    rows = Said(capsys, "config", "--keys", "--json").json
+    assert [row["key"] for row in rows] == list(keys())
+    assert all(row["description"] for row in rows)
+    table = Said(capsys, "config", "--keys").out
+    assert "above 0 to 100" in table and "cnn | linear | transformer | shared | oracle" in table
+
+
+def test_a_run_record_holds_report_config_time_and_command(home, capsys):
+    report = Said(capsys, "run", *TINY, "--json", "--home", home).json
+    record = Said(capsys, "runs", "--json", "--home", home).json[0]
+    assert {name: record[name] for name in report} == report
+    assert record["config"] == flat(parse(TINY))
+    assert record.keys() >= {"config", "created", "command", "artifacts", "moist"}
+    assert Said(capsys, "show", report["key"][:6], "--json", "--home", home).json == [record]
+    assert report["key"][:8] in Said(capsys, "runs", "--home", home).out
+
+
+def test_an_empty_home_has_no_runs_and_is_not_created(tmp_path, capsys):
+    for words in (["runs"], ["cache", "ls"], ["cache", "verify"]):
+        assert Said(capsys, *words, "--json", "--home", tmp_path / "none").json == []
+        assert Said(capsys, *words, "--home", tmp_path / "none").code == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_home_comes_from_the_environment_unless_it_is_given(home, tmp_path):
+    assert len(json.loads(command("runs", "--json", MOIST_HOME=str(home)).stdout)) >= 1
+    words = ("runs", "--json", "--home", str(tmp_path))
+    assert json.loads(command(*words, MOIST_HOME=str(home)).stdout) == []
+
+
+# second opinions
+
+
+def test_every_threshold_of_a_second_opinion_is_told(home, capsys):
+    words = ["run", *TINY, "cascade.fallback=teacher", "--home", home]
+    report = Said(capsys, *words, "--json").json
+    points = Said(capsys, "curve", report["key"], "--home", home, "--json").json
+    assert points == report["doubt"]["curve"] and len(points) > 2
+    lines = Said(capsys, "curve", report["key"], "--home", home, "--csv").out.splitlines()
+    assert lines[0].split(",") == list(points[0])
+    rows = [[float(cell) for cell in line.split(",")] for line in lines[1:]]
+    assert rows == [list(point.values()) for point in points]
+    table = Said(capsys, "curve", report["key"], "--home", home).out
+    assert table.count("> ") == 1
+    shown = Said(capsys, "show", report["key"], "--home", home).out
+    assert "asked for a second opinion on" in shown and "in doubt teacher" in shown
+    key = Said(capsys, "run", *TINY, "--home", home, "--json").json["key"]
+    refused = Said(capsys, "curve", key, "--home", home)
+    assert refused.code == 2 and "asks for no second opinion" in refused.err
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A larger grey image of a bright upright stroke."""
+    pixels = np.zeros((32, 32), dtype=np.uint8)
+    pixels[4:28, 14:18] = 255
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    return tmp_path / "one.png"
+
+
+def test_an_image_is_classified_by_a_stored_run(home, capsys, picture):
+    (row,) = Said(capsys, "predict", "last", picture, "--json", "--home", home).json
+    assert row["image"] == str(picture) and row["class"] in set("0123456789")
+    assert 0.1 <= row["probability"] <= 1 and row["expert"] in {0, 1}
+    assert 0.5 <= row["router_confidence"] <= 1
+    many = Said(capsys, "predict", "last", picture, picture, "--home", home)
+    assert many.code == 0 and many.out.count("one.png") == 2 and many.err == ""
+
+
+def test_a_file_that_is_no_image_is_refused_by_name(home, capsys, tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    for path in (tmp_path / "nowhere.png", tmp_path / "text.png"):
+        found = Said(capsys, "predict", "last", path, "--home", home)
+        assert found.code == 2 and str(path) in found.err and found.out == ""
+
+
+def test_an_oracle_can_not_classify_and_says_what_can(home, capsys, picture):
+    key = Said(capsys, "run", *TINY, "router=oracle", "--json", "--home", home).json["key"]
+    found = Said(capsys, "predict", key, picture, "--home", home)
+    assert found.code == 1 and "router=oracle routes by the label" in found.err
+    shown = Said(capsys, "show", key, "--home", home).out
+    assert "oracle router (told the class)" in shown
+
+
+def test_a_data_set_is_prepared_once_and_described(home, capsys):
+    (row,) = Said(capsys, "data", "prepare", "digits", "--json", "--home", home, "--quiet").json
+    assert (row["train"], row["val"], row["test"], row["shape"]) == (1295, 142, 360, "1x8x8")
+    assert row["classes"] == list("0123456789")
+    assert "shape: 1x8x8" in Said(capsys, "data", "prepare", "digits", "--home", home).out
+
+
+def test_the_cache_is_listed_verified_and_emptied(home, tmp_path, capsys):
+    copy = tmp_path / "home"
+    subprocess.run(["cp", "-r", str(home), str(copy)], check=True)
+    rows = Said(capsys, "cache", "ls", "--json", "--home", copy).json
+    assert {row["stage"] for row in rows} >= {"prepare", "train_teacher", "evaluate"}
+    path = objects.folder_of(copy, rows[0]["key"]) / "artifact.json"
+    path.write_text(path.read_text() + " ")
+    found = Said(capsys, "cache", "verify", "--home", copy)
+    assert found.code == 1 and f"{rows[0]['key'][:8]}: artifact.json: " in found.out
+    assert f"{len(rows) - 1} sound, 1 damaged" in found.out
+    assert Said(capsys, "cache", "verify", "--home", copy).code == 0
+    assert (
+        "freed "
+        in Said(capsys, "cache", "clear", "--stage", "evaluate", "--yes", "--home", copy).out
+    )
+    left = Said(capsys, "cache", "ls", "--json", "--home", copy).json
+    assert "evaluate" not in {row["stage"] for row in left} and len(left) < len(rows)
+    Said(capsys, "cache", "gc", "--max-bytes", "0", "--home", copy)
+    assert Said(capsys, "cache", "ls", "--json", "--home", copy).json == []
+    assert Said(capsys, "runs", "--json", "--home", copy).json  # the records stay
+
+
+def test_emptying_the_cache_asks_first(home):
+    done = subprocess.run(
+        [*MAIN, "cache", "clear", "--home", str(home)], input="n\n", capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "nothing was changed" in done.stderr
+    assert any((home / "objects").iterdir())
+
+
+# help
+
+
+def every(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The words of every command that is no group."""
+    found = []
+    for name, one in group.commands.items():
+        here = (*path, name)
+        found += every(one, here) if isinstance(one, click.Group) else [here]
+    return found
+
+
+@pytest.mark.parametrize("path", every(cli), ids=" ".join)
+def test_every_command_explains_itself_and_has_an_example(capsys, path):
+    found = Said(capsys, *path, "--help")
+    assert found.code == 0 and found.err == ""
+    assert found.out.startswith("Usage: ") and f"\n  moist {' '.join(path)}" in found.out
+
+
+def test_help_and_lists_need_no_torch(home):
+    for words in (
+        ["--help"],
+        ["run", "--help"],
+        ["runs"],
+        ["show", "last"],
+        ["config"],
+        ["cache", "ls"],
+    ):
+        code = (
+            "import sys\nfrom moist.cli.main import main\n"
+            "try: main()\nexcept SystemExit as e: pass\n"
+        )
+        check = "sys.exit('torch' in sys.modules)"
+        done = subprocess.run(
+            [sys.executable, "-c", code + check, *words], capture_output=True,
+            env={**os.environ, "MOIST_HOME": str(home)},
+        )  # fmt: skip
+        assert done.returncode == 0, words

@@ -1,0 +1,413 @@
+"""Sweeps and studies as people and programs meet them: commands, what they print, exit codes."""
+
+import csv
+import io
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from shell import Said, searched
+
+from moist.cli.main import main
+from moist.reporting import listing
+from moist.results.objectives import parse_objectives
+from moist.results.trials import Trial
+from moist.store.runs import all_runs
+from moist.study.search import describe
+from moist.sweepfile import Sweep
+
+PATIENCE = 240.0
+SWEEP = searched("grid", 2, 2, 1, 2, width=[4, 32])
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("files") / "four.yaml"
+    path.write_text(SWEEP)
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(file, tmp_path_factory) -> Path:
+    """A home with a finished study of four trials."""
+    home = tmp_path_factory.mktemp("home")
+    words = ["sweep", "optuna", file, "--home", home, "--workers", "2", "--threads", "1", "-q"]
+    before, sys.argv = sys.argv, ["moist", *map(str, words)]
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    sys.argv = before
+    assert not exit_.value.code
+    return home
+
+
+@pytest.fixture
+def ask(home, capsys):
+    """A command to the finished study."""
+    return lambda *words: Said(capsys, *words, "--home", home)
+
+
+def test_a_finished_sweep_started_again_computes_nothing_and_prints_the_frontier(ask, file):
+    said = ask("sweep", "optuna", file)
+    assert said.code == 0 and "Pareto frontier of four" in said.out
+    assert "4 trials in the study; now none" in said.out and "0 stages computed" in said.out
+    assert "four: 4 of 4 trials were complete before" in said.err
+    command = said.out.splitlines()[-1].split()
+    assert command[:3] == ["moist", "best", "four"] and command[-2] == "--home"
+    best = ask(*command[1:], "--json").json
+    assert best["number"] in {trial["number"] for trial in ask("pareto", "four", "--json").json}
+
+
+def test_a_sweep_leaves_a_page_that_shows_every_trial(home):
+    page = (home / "plots" / "four.html").read_text()
+    assert "Pareto frontier of four" in page and "<script src" not in page
+
+
+def test_pareto_prints_the_same_trials_as_table_json_and_csv(ask):
+    trials = [Trial.model_validate(record) for record in ask("pareto", "four", "--json").json]
+    rows = list(csv.DictReader(io.StringIO(ask("pareto", "four", "--csv").out)))
+    table = ask("pareto", "four").out
+    assert [int(row["trial"]) for row in rows] == [trial.number for trial in trials]
+    for trial, row in zip(trials, rows, strict=True):
+        assert float(row["accuracy"]) == trial.values["accuracy"] == trial.quantities["accuracy"]
+        assert float(row["test_accuracy"]) == trial.reported["accuracy"]
+        assert row["key"] == trial.key and trial.key[:8] in table
+    costs = [trial.values["mflops"] for trial in trials]
+    accuracies = [trial.values["accuracy"] for trial in trials]
+    assert costs == sorted(costs) and accuracies == sorted(accuracies) and trials
+
+
+def test_a_table_has_every_setting_with_its_parameters_side_by_side(ask):
+    trials = ask("sweep", "status", "four", "--json").json["trials"]
+    rows = ask("table", "four", "--json").json
+    assert [row["params"] for row in rows] == [trial["params"] for trial in trials]
+    for row, trial in zip(rows, trials, strict=True):
+        found = {name: one["mean"] for name, one in row["values"].items()}
+        assert found == {**trial["values"], "test/accuracy": trial["reported"]["accuracy"]}
+    across = ask("table", "four", "--across", "k", "--show", "test/student").out
+    heads = [line for line in across.splitlines() if "parameters" in line]
+    assert "2: test %, student" in heads[0] and "3: test %, student" in heads[0]
+    shown = [line.split() for line in across.splitlines() if "hidden_width=" in line]
+    student = {t["params"]["hidden_width"]: t["reported"]["student"] for t in trials}
+    assert [line[0] for line in shown] == ["hidden_width=4", "hidden_width=32"]
+    for line, width in zip(shown, (4, 32), strict=True):
+        assert line[1:] == ["1", *[f"{100 * student[width]:.2f}"] * 2]
+    over = ask("table", "four", "--over", "k", "--json").json
+    assert [row["params"] for row in over] == [{"hidden_width": 4}, {"hidden_width": 32}]
+    assert [row["values"]["accuracy"]["n"] for row in over] == [2, 2]
+    lines = list(csv.DictReader(io.StringIO(ask("table", "four", "--csv").out)))
+    assert [line["key"] for line in lines] == [trial["key"] for trial in trials]
+    assert "4 of 4 trials complete" in ask("table", "four").out
+
+
+def test_a_table_names_what_it_could_show(ask):
+    said = ask("table", "four", "--across", "router")
+    assert said.code == 2 and "differ in: k, hidden_width" in said.err
+    said = ask("table", "four", "--show", "speed")
+    assert said.code == 2 and "test/student" in said.err
+
+
+def test_a_trial_says_what_its_run_record_says(ask, home):
+    records = {run.key: run for run in all_runs(home)}
+    trials = ask("sweep", "status", "four", "--json").json["trials"]
+    assert len(trials) == len(records) == 4
+    for trial in trials:
+        run = records[trial["key"]]
+        assert trial["values"] == {
+            "accuracy": run.report.val_accuracy,
+            "mflops": run.report.mflops,
+        }
+        assert trial["reported"]["accuracy"] == run.report.accuracy
+        assert all(str(run.config[name]) == str(value) for name, value in trial["params"].items())
+        assert trial["command"] == run.command
+
+
+def test_best_keeps_its_limits_and_says_how_to_repeat_it(ask):
+    cheap = ask("best", "four", "--min", "accuracy=0.0", "--by", "mflops", "--json").json
+    limit = f"mflops={cheap['quantities']['mflops']}"
+    assert ask("best", "four", "--max", limit, "--json").json["number"] == cheap["number"]
+    said = ask("best", "four", "--max", limit)
+    assert cheap["command"] in said.out and f"moist show {cheap['key'][:8]}" in said.out
+    assert ask("best", "four", "--knee").code == 0
+
+
+def test_best_says_how_far_the_nearest_trial_is_off(ask):
+    said = ask("best", "four", "--max", "mflops=0.001")
+    assert said.code == 2 and "no trial keeps `mflops <= 0.001`" in said.err
+    assert "hint: it passes with `--max mflops=" in said.err
+
+
+def test_the_hypervolume_of_a_study_and_its_comparison_with_itself(ask):
+    corner = ["--reference", "accuracy=0", "--reference", "mflops=1"]
+    found = ask("pareto", "four", "--hypervolume", *corner, "--json").json
+    assert 0 < found["hypervolume"] < 1
+    both = ask("pareto", "four", "four", "--compare", *corner, "--json").json
+    assert both["a"] == both["b"] and both["a"]["coverage"] == 1
+    assert both["a"]["hypervolume"] == found["hypervolume"]
+    assert ask("pareto", "four", "four", "--compare").code == 0
+
+
+def test_a_plot_is_written_where_it_is_asked_for(ask, tmp_path):
+    for name in ("f.svg", "f.png", "f.html"):
+        said = ask("pareto", "four", "--x", "latency_ms", "--plot", tmp_path / name)
+        assert said.code == 0 and (tmp_path / name).stat().st_size > 1000
+    said = ask("pareto", "four", "--plot", tmp_path / "f.gif")
+    assert said.code == 2 and ".svg" in said.err
+
+
+def test_a_study_that_is_not_there_is_told_with_the_nearest_name(ask, tmp_path, capsys):
+    said = ask("pareto", "fuor")
+    assert said.code == 2 and "hint: did you mean `four`?" in said.err
+    said = Said(capsys, "best", "four", "--home", tmp_path)
+    assert said.code == 2 and "moist sweep optuna sweeps/quickstart.yaml" in said.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_pareto_of_two_studies_needs_compare(ask):
+    said = ask("pareto", "four", "four")
+    assert said.code == 2 and "expected 1 study, found 2" in said.err
+
+
+def test_another_search_may_not_take_the_name_of_a_study(ask, file):
+    said = ask("sweep", "optuna", file, "temperature=2")
+    assert said.code == 2 and "`temperature` was None, is 2" in said.err
+    assert "--study NAME" in said.err
+
+
+def test_a_dry_run_computes_nothing_and_counts_each_stage_once(ask, file, home):
+    before = sorted(home.rglob("*"))
+    said = ask(
+        "sweep",
+        "optuna",
+        file,
+        "temperature=2",
+        "--study",
+        "warm",
+        "--threads",
+        "1",
+        "--dry-run",
+        "--json",
+    )
+    found = said.json
+    assert found["trials"] == 4 and found["complete"] == 0
+    # two students, four joint trainings, their evaluations; data, teacher, logits, clusters,
+    # routers and latencies are stored
+    assert found["stages_to_compute"] == 2 + 4 + 2 + 4 + 4
+    assert sorted(home.rglob("*")) == before
+
+
+def test_check_finds_nothing_in_a_sound_file_and_all_in_a_bad_one(ask, file, tmp_path, capsys):
+    said = Said(capsys, "sweep", "check", file)
+    assert said.code == 0 and "2 parameters" in said.out and "4 points" in said.out
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(SWEEP.replace("hidden_width:", "hiden_width:").replace("[2, 3]", "[2, -3]"))
+    said = Said(capsys, "sweep", "check", bad)
+    assert said.code == 2 and "hidden_width" in said.out and "-3" in said.out
+
+
+def test_doctor_finds_a_lost_record_and_nothing_in_a_sound_study(ask, home):
+    assert ask("sweep", "doctor", "four").code == 0
+    run = all_runs(home)[0]
+    path = home / "runs" / f"{run.key}.json"
+    content = path.read_bytes()
+    path.unlink()
+    try:
+        said = ask("sweep", "doctor", "four")
+        assert said.code == 1 and run.key[:8] in said.out and run.command in said.out
+    finally:
+        path.write_bytes(content)
+
+
+def test_status_tells_states_seconds_and_the_command_that_continues(ask, file):
+    said = ask("sweep", "status", "four")
+    assert "four: 4 complete" in said.out and "driven by nobody" in said.out
+    assert f"moist sweep optuna {file}" in said.out
+
+
+def test_a_frontier_under_new_seeds_has_means_deviations_and_probabilities(ask, home):
+    front = ask("pareto", "four", "--json").json
+    words = ["pareto", "four", "--reseed", "2", "--threads", "1", "--quiet"]
+    members = ask(*words, "--json").json
+    assert [one["number"] for one in members] == [trial["number"] for trial in front]
+    for one in members:
+        assert one["values"]["accuracy"]["n"] == 2 and one["values"]["mflops"]["sd"] == 0
+        assert 0 <= one["on_front"] <= 1 and one["latency_ms"][0] > 0
+    reseeded = ask("sweep", "status", "four.reseed", "--json").json["trials"]
+    assert {trial["params"]["seed"] for trial in reseeded} == {1, 2}
+    assert len(reseeded) == 2 * len(front)
+    first = [t["values"]["accuracy"] for t in reseeded
+             if {**t["params"], "seed": 0} == {**front[0]["params"], "seed": 0}]  # fmt: skip
+    assert members[0]["values"]["accuracy"]["mean"] == pytest.approx(sum(first) / 2)
+    assert "± " in ask(*words, "--plot", home / "plots" / "sure.svg").out
+
+
+def test_the_dashboard_serves_the_study_with_notes_and_files_on_loopback(home):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = "from moist.cli.main import main; main()"
+    words = ["dashboard", "four", "--port", str(port), "--home", str(home)]
+    server = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE)
+    try:
+        line = server.stderr.readline().decode()
+        assert line.strip() == f"http://127.0.0.1:{port}/dashboard/studies/1"
+        found = _fetched(f"http://127.0.0.1:{port}/api/studies/1", server)
+    finally:
+        server.terminate()
+        server.communicate(timeout=PATIENCE)
+    assert server.returncode == -signal.SIGTERM
+    assert len(found["trials"]) == 4
+    for trial in found["trials"]:
+        assert "moist run" in trial["note"]["body"]
+        assert any(one["filename"].endswith(".json") for one in trial["artifacts"])
+
+
+def _fetched(url: str, server: subprocess.Popen) -> dict:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # of nobody else's
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with opener.open(url) as answer:
+                return json.load(answer)
+        except OSError:
+            assert server.poll() is None and time.monotonic() < deadline
+
+
+# what is said at the start
+
+
+def test_a_sweep_says_in_one_line_what_of_its_file_only_wandb_heeds(file, tmp_path, capsys):
+    asks = tmp_path / "asks.yaml"
+    asks.write_text(SWEEP + "early_terminate: {type: hyperband, min_iter: 3}\n"
+                    "metric: {name: objective/params, goal: minimize}\n")  # fmt: skip
+    words = ["--dry-run", "--threads", "1", "--home", tmp_path]
+    said = Said(capsys, "sweep", "optuna", asks, *words)
+    line = "for W&B only: `metric` (here: `--objective`), `early_terminate` (here: `--prune`)\n"
+    assert said.code == 0 and said.err == f"{asks}: {line}"
+    given = Said(capsys, "sweep", "optuna", asks, *words, "--objective", "params")
+    assert "`metric`" not in given.err and "`early_terminate`" in given.err
+    assert Said(capsys, "sweep", "optuna", asks, *words, "--quiet").err == ""
+    assert Said(capsys, "sweep", "optuna", file, *words).err == ""
+
+
+def test_a_dry_run_refuses_another_search_in_the_words_of_a_start(ask, file):
+    words = ["sweep", "optuna", file, "temperature=2"]
+    rehearsed, started = ask(*words, "--dry-run"), ask(*words)
+    assert rehearsed.code == started.code == 2 and rehearsed.err == started.err != ""
+
+
+def test_latencies_of_two_machines_do_not_mix_in_a_study(ask, file):
+    words = ["sweep", "optuna", file, "--study", "timed", "--objective", "latency_ms", "--quiet"]
+    assert ask(*words, "--threads", "1").code == 0
+    assert ask("sweep", "status", "timed", "--json").json["facts"]["machine"]["threads"] == 1
+    for more in ((), ("--dry-run",)):
+        said = ask(*words, "--threads", "2", *more)
+        assert said.code == 2 and "(1 threads, " in said.err and "(2 threads, " in said.err
+        assert "`--threads 1`" in said.err and "`--study NAME`" in said.err
+    assert ask("sweep", "optuna", file, "--threads", "2", "--quiet").code == 0  # not timed
+
+
+def test_a_device_that_is_not_there_is_refused_at_once(ask, file):
+    said = ask("sweep", "optuna", file, "--devices", "cpu,abacus", "--study", "none")
+    assert said.code == 2 and "`--device abacus`" in said.err
+    assert ask("sweep", "status", "none").code == 2
+
+
+@pytest.mark.parametrize("command", [["sweep", "optuna"], ["pareto"]])
+def test_threads_are_said_to_be_each_workers(command, capsys):
+    assert "CPU threads of each worker" in Said(capsys, *command, "--help").out
+
+
+# what is printed to be typed again
+
+
+def test_commands_that_are_printed_find_the_study_again(ask, home):
+    where = f"--home {home}"
+    storage = f"sqlite:///{home / 'studies.db'}"
+    assert f"moist show {ask('best', 'four', '--json').json['key'][:8]} {where}\n" in (
+        ask("best", "four", "--storage", storage).out
+    )
+    said = ask("pareto", "fuor", "--storage", f"sqlite:///{home / 'none.db'}")
+    assert f"{where} --storage sqlite:///{home / 'none.db'}`" in said.err
+
+
+def test_a_home_that_the_environment_names_is_not_repeated(home, file, monkeypatch, capsys):
+    monkeypatch.setenv("MOIST_HOME", str(home))
+    said = Said(capsys, "sweep", "optuna", file, "--quiet")
+    assert said.code == 0 and "moist best four" in said.out.splitlines()[-1]
+    status = Said(capsys, "sweep", "status", "four")
+    assert str(home) not in said.out.splitlines()[-1] + Said(capsys, "best", "four").out
+    assert status.out.endswith(f"  moist sweep optuna {file} --quiet\n")
+    given = Said(capsys, "sweep", "status", "four", "--home", home)
+    assert given.out.endswith(f"  moist sweep optuna {file} --quiet --home {home}\n")
+
+
+def test_the_command_that_continues_a_study_is_the_latest(ask, file, home):
+    for retries in ("3", "4"):
+        assert ask("sweep", "optuna", file, "--retries", retries, "--quiet").code == 0
+        said = ask("sweep", "status", "four").out
+        assert said.endswith(f"{file} --retries {retries} --quiet --home {home}\n")
+
+
+def test_status_says_which_trial_retries_a_failed_one(capsys):
+    failed = Trial(number=3, state="failed", params={"k": 2}, reason="KeyError: 'who?'")
+    other = Trial(number=4, state="failed", params={"k": 3}, reason="no luck")
+    again = Trial(number=7, state="complete", params={"k": 2}, values={"mflops": 1}, retry_of=3)
+    sweep = Sweep("some", Path("some.yaml"), "grid", None, {}, ())
+    described = describe(sweep, parse_objectives(["mflops"]), 0, "moist")
+    listing.print_status("some", described, [failed, other, again], "somebody")
+    lines = capsys.readouterr().out.splitlines()
+    assert "trial   3  failed: KeyError: 'who?'  k=2  (tried again as trial 7)" in lines
+    assert "trial   4  failed: no luck  k=3" in lines
+
+
+# what does not go together
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pareto", "four", "--hypervolume", "--csv"],
+        ["pareto", "four", "--reseed=2", "--csv"],
+        ["pareto", "four", "four", "--compare", "--csv"],
+        ["pareto", "four", "--hypervolume", "--reseed=2"],
+        ["pareto", "four", "four", "--compare", "--hypervolume"],
+        ["pareto", "four", "--csv", "--json"],
+        ["pareto", "four", "four", "--compare", "--plot=f.svg"],
+        ["best", "four", "--knee", "--by=mflops"],
+        ["sweep", "optuna", "FILE", "--prune", "--prune-audit"],
+    ],
+)
+def test_questions_that_exclude_each_other_are_refused_by_name(ask, file, words):
+    said = ask(*[file if word == "FILE" else word for word in words])
+    flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+    both = {" and ".join(f"`{flag}`" for flag in order) for order in (flags, flags[::-1])}
+    assert said.code == 2 and any(f"{one} don't go together" in said.err for one in both)
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["--reference=mflops=1"], "`--hypervolume` or `--compare`"),
+        (["--reference=mflops=1", "--csv"], "`--hypervolume` or `--compare`"),
+        (["--reference=mflops=1", "--reseed=2"], "`--hypervolume` or `--compare`"),
+        (["--workers=2"], "`--reseed`"),
+        (["--threads=2", "--hypervolume"], "`--reseed`"),
+    ],
+)
+def test_an_option_that_does_nothing_alone_is_refused(ask, words, needed):
+    said = ask("pareto", "four", *words)
+    option = words[0].partition("=")[0]
+    assert said.code == 2 and f"`{option}` does nothing without {needed}" in said.err
+
+
+def test_a_wrong_value_is_told_with_its_option(ask, file):
+    said = ask("sweep", "optuna", file, "--best", "accuracy=much")
+    assert said.code == 2 and "`--best accuracy=much`" in said.err
+    said = ask("pareto", "four", "--hypervolume", "--reference", "mflops=much")
+    assert said.code == 2 and "`--reference mflops=much`" in said.err

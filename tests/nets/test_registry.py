@@ -1,0 +1,182 @@
+"""What holds for every network of the registries, and that the config names exactly these."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from moist import config
+from moist.config import schema
+from moist.nets.build import module
+from moist.nets.cnn import LAST, LEVELS, STUDENTS, TEACHERS, student_options
+from moist.nets.routers import ROUTERS, OracleRouter, router_options
+from moist.stages.joint import OBJECTIVES
+from moist.store import checkpoint
+from moist.store.artifacts import Network, Router, Spec, Student, Teacher
+from moist.training.loop import schedule_factor
+
+SHAPES = [(3, 32, 32), (1, 8, 8), (3, 30, 45)]
+
+NETWORKS = [
+    *((Teacher, name, {}) for name in TEACHERS),
+    *((Student, name, student_options(config.Student(arch=name), 16)) for name in STUDENTS),
+    (Student, "cnn", student_options(config.Student(batch_norm=True), 16)),
+    *(
+        (Router, name, router_options(name, config.Routing()))
+        for name in ROUTERS
+        if name != "oracle"
+    ),
+]
+
+every_network = pytest.mark.parametrize(("kind", "name", "options"), NETWORKS)
+every_classifier = pytest.mark.parametrize(
+    ("kind", "name", "options"), [network for network in NETWORKS if network[0] is not Router]
+)
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+
+REGISTRIES = {Teacher: TEACHERS, Student: STUDENTS, Router: ROUTERS}
+
+
+def built(kind: type[Network], name: str, options: dict, shape: tuple, outputs: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return REGISTRIES[kind][name](shape, outputs, **options)
+
+
+def images(shape: tuple[int, int, int]) -> torch.Tensor:
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "registry"),
+    [
+        (config.Teacher, "arch", TEACHERS),
+        (config.Student, "arch", STUDENTS),
+        (config.Config, "router", ROUTERS),
+        (config.Joint, "objective", OBJECTIVES),
+    ],
+)
+def test_the_config_admits_exactly_the_names_that_are_implemented(
+    section: type[config.Section], field: str, registry: dict[str, object]
+) -> None:
+    assert sorted(schema.choices(section, field)) == sorted(registry)
+
+
+def test_no_two_schedules_of_the_config_are_the_same() -> None:
+    curves = {
+        tuple(schedule_factor(name, step / 8) for step in range(9))
+        for name in schema.choices(config.Training, "schedule")
+    }
+    assert len(curves) == len(schema.choices(config.Training, "schedule"))
+
+
+@every_shape
+@every_network
+def test_a_network_gives_finite_logits_and_a_gradient_to_every_parameter(
+    kind: type[Network], name: str, options: dict, shape: tuple[int, int, int]
+) -> None:
+    net = built(kind, name, options, shape, outputs=5)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        logits_BC = net(images(shape))
+        (logits_BC * torch.randn(2, 5)).sum().backward()
+    assert logits_BC.shape == (2, 5)
+    assert logits_BC.isfinite().all()
+    for parameter in net.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+    # a bias before batch norm has gradient 0, and so has one of attention's keys
+    assert all(p.grad.any() for p in net.parameters() if p.grad is not None and p.dim() > 1)
+
+
+@every_shape
+@every_network
+def test_a_network_comes_back_from_its_stored_artifact_the_same(
+    kind: type[Network],
+    name: str,
+    options: dict,
+    shape: tuple[int, int, int],
+    tmp_path: Path,
+) -> None:
+    net = built(kind, name, options, shape, outputs=4)
+    net(images(shape))  # moves the statistics of batch norm
+    network = kind(Spec(name, shape, 4, options), net.state_dict(), ())
+    checkpoint.write_artifact(tmp_path, network)
+    back = module(checkpoint.read_artifact(tmp_path)).eval()
+    assert back.state_dict().keys() == net.state_dict().keys()
+    assert all(torch.equal(back.state_dict()[n], t) for n, t in net.state_dict().items())
+    with torch.inference_mode():
+        torch.testing.assert_close(back(images(shape)), net.eval()(images(shape)))
+
+
+@every_network
+def test_a_network_answers_for_each_image_by_itself_when_it_evaluates(
+    kind: type[Network], name: str, options: dict
+) -> None:
+    net = built(kind, name, options, (3, 16, 16), outputs=5).eval()
+    x_BCHW = images((3, 16, 16))
+    with torch.inference_mode():
+        alone_BC = torch.cat([net(x_BCHW[:1]), net(x_BCHW[1:])])
+        torch.testing.assert_close(net(x_BCHW), alone_BC, rtol=1e-4, atol=1e-5)
+
+
+@every_network
+def test_a_network_returns_logits_not_probabilities(
+    kind: type[Network], name: str, options: dict
+) -> None:
+    net = built(kind, name, options, (3, 32, 32), outputs=3).eval()
+    with torch.inference_mode():
+        logits_BC = net(images((3, 32, 32)))
+    assert not torch.allclose(logits_BC.sum(1), torch.ones(2), atol=1e-2)
+    assert (logits_BC < 0).any()
+
+
+@every_classifier
+def test_the_last_linear_layer_of_a_network_is_the_one_named(
+    kind: type[Network], name: str, options: dict
+) -> None:
+    net = built(kind, name, options, (3, 32, 32), outputs=7).eval()
+    last = net.get_submodule(LAST[name])
+    seen: list[torch.Tensor] = []
+    last.register_forward_hook(lambda _, __, logits_BC: seen.append(logits_BC))
+    with torch.inference_mode():
+        logits_BC = net(images((3, 32, 32)))
+    assert isinstance(last, nn.Linear)
+    assert last.out_features == 7
+    assert torch.equal(seen[0], logits_BC)
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_the_stages_of_a_teacher_give_feature_maps_that_shrink(name: str) -> None:
+    net = built(Teacher, name, {}, (3, 32, 32), outputs=5).eval()
+    seen: list[torch.Tensor] = []
+    for level in LEVELS[name]:
+        net.get_submodule(level).register_forward_hook(lambda _, __, x_BCHW: seen.append(x_BCHW))
+    with torch.inference_mode():
+        net(images((3, 32, 32)))
+    assert len(seen) == len(LEVELS[name])
+    assert all(x_BCHW.dim() == 4 and len(x_BCHW) == 2 for x_BCHW in seen)
+    sides = [x_BCHW.shape[3] for x_BCHW in seen]
+    assert sides == sorted(set(sides), reverse=True)
+
+
+def test_last_layers_and_stages_are_named_for_every_network_and_no_other() -> None:
+    assert LAST.keys() == TEACHERS.keys() | STUDENTS.keys()
+    assert LEVELS.keys() == TEACHERS.keys()
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_only_the_cnn_student_has_sizes_to_choose(name: str) -> None:
+    options = student_options(config.Student(arch=name, channels=(4, 8)), 16)
+    cnn = {"hidden_width": 16, "channels": (4, 8), "batch_norm": False}
+    assert options == (cnn if name == "cnn" else {})
+
+
+def test_the_oracle_has_no_weights_and_is_told_the_cluster() -> None:
+    oracle = ROUTERS["oracle"]((3, 8, 8), 3)
+    assert isinstance(oracle, OracleRouter)
+    assert not oracle.state_dict()
+    gate_BE = oracle.told(torch.tensor([2, 0, 2]))
+    expected = torch.tensor([[0, 0, 1], [1, 0, 0], [0, 0, 1.0]])
+    assert torch.equal(gate_BE.softmax(1), expected)

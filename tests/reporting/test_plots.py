@@ -1,0 +1,532 @@
+"""The pictures of a study, read back from what was written."""
+
+import json
+import logging
+import os
+import re
+import resource
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageColor
+
+from moist.errors import ConfigError
+from moist.reporting.files import SUFFIXES, save_frontier
+from moist.reporting.picture import BLUE, GREY, RED, SHOWN, label, picture_of
+from moist.results.objectives import QUANTITIES, Objective
+from moist.results.trials import Trial
+
+COST, ACCURACY = Objective("mflops", "min"), Objective("accuracy", "max")
+COMMAND = "moist study run sweeps/tiny.yaml --trials 5"
+
+
+def complete(number, mflops, accuracy, *, excess=0.0, reported=None, params=None, **quantities):
+    found = {"mflops": mflops, "accuracy": accuracy, **quantities}
+    return Trial(
+        number=number,
+        state="complete",
+        params=params or {"k": 2 + number, "router": "cnn" if number % 2 else "linear"},
+        values={"mflops": mflops, "accuracy": accuracy},
+        quantities=found,
+        reported={} if reported is None else {"accuracy": reported},
+        constraints={"latency_ms <= 2": excess},
+        key=f"{number:064x}"[::-1],
+    )
+
+
+def front(trials, x, y):
+    """The members by definition: feasible, and no feasible trial is better in one and as good."""
+
+    def losses(trial):
+        return x.loss(trial.quantities[x.name]), y.loss(trial.quantities[y.name])
+
+    def beats(one, other):
+        return all(a <= b for a, b in zip(one, other, strict=True)) and one != other
+
+    kept = [trial for trial in trials if trial.feasible]
+    return [one for one in kept if not any(beats(losses(o), losses(one)) for o in kept)]
+
+
+TRIALS = [
+    complete(0, 4.0, 0.96, reported=0.9512, latency_ms=1.25),
+    complete(1, 1.0, 0.90, reported=0.8888, latency_ms=0.5),
+    complete(2, 2.0, 0.94, latency_ms=0.75),
+    complete(3, 3.0, 0.92),
+    complete(4, 5.0, 0.99, excess=0.5),
+    Trial(number=5, state="failed", params={"k": 9}, reason="a worker died"),
+    Trial(number=6, state="pruned", params={"k": 8}, quantities={"mflops": 9.0, "accuracy": 0.1}),
+]
+MEMBERS = front(TRIALS, COST, ACCURACY)
+MANY = [complete(n, 1.0 + n, 0.9, params={"k": n}) for n in range(10)]
+
+
+def saved(path, trials=TRIALS, members=None, x=COST, y=ACCURACY, title="tiny", **more):
+    members = front(trials, x, y) if members is None else members
+    save_frontier(path, trials, members, x, y, title, COMMAND, **more)
+    return path
+
+
+class Page(HTMLParser):
+    """The text of a page by tag, all tags with their attributes, and the figures by id."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.texts, self._open = [], [], ""
+        source = path.read_text(encoding="utf-8")
+        self.feed(source)
+        self.figures = dict(map(self._figure, re.finditer(r'newPlot\(\s*"(\w+)",\s*', source)))
+
+    def _figure(self, found):
+        decoder = json.JSONDecoder()
+        traces, end = decoder.raw_decode(found.string, found.end())
+        comma = re.compile(r",\s*").match(found.string, end)
+        layout, end = decoder.raw_decode(found.string, comma.end())
+        comma = re.compile(r",\s*").match(found.string, end)
+        config, _ = decoder.raw_decode(found.string, comma.end())
+        return found[1], (traces, layout, config)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._open = tag
+
+    def handle_data(self, data):
+        if self._open != "script" and data.strip():
+            self.texts.append((self._open, data))
+
+    def text(self, tag):
+        return [text for name, text in self.texts if name == tag]
+
+
+def shown(tmp_path, **more):
+    return Page(saved(tmp_path / "study.html", **more))
+
+
+def traces(page, figure="frontier"):
+    return {trace.get("name", "line"): trace for trace in page.figures[figure][0]}
+
+
+# what is drawn
+
+
+def test_every_quantity_that_can_be_asked_for_can_be_drawn():
+    assert SHOWN.keys() == QUANTITIES.keys()
+
+
+@pytest.mark.parametrize(
+    "name, direction, said",
+    [
+        ("accuracy", "max", "accuracy on validation, % (more is better)"),
+        ("mflops", "min", "MFLOPs an image (a multiply-add is one; less is better)"),
+        ("mflops", "max", "MFLOPs an image (a multiply-add is one; more is better)"),
+        ("latency_ms", "min", "latency, ms (batch 1; less is better)"),
+    ],
+)
+def test_a_label_says_the_unit_and_which_way_is_better(name, direction, said):
+    assert label(Objective(name, direction)) == said
+
+
+values = st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+directions = st.sampled_from(["max", "min"])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(values, values, st.booleans()), min_size=1), directions, directions)
+def test_the_line_bounds_what_was_reached_and_claims_no_more(drawn, across, upward):
+    x, y = Objective("latency_ms", across), Objective("accuracy", upward)
+    trials = [
+        complete(n, 1.0, accuracy, latency_ms=latency, excess=0.0 if kept else 1.0)
+        for n, (latency, accuracy, kept) in enumerate(drawn)
+    ]
+    picture = picture_of(trials, front(trials, x, y), x, y, {})
+
+    def losses(points):
+        return [(x.loss(point[-2]), y.loss(point[-1])) for point in points]
+
+    def better(one, other):
+        return one[0] <= other[0] and one[1] <= other[1]
+
+    line, members = losses(picture.steps), losses(picture.members)
+    feasible = [mark for mark in picture.marks if mark.trial.feasible]
+    assert all(any(better(corner, point) for corner in line) for point in losses(feasible))
+    assert all(any(better(member, corner) for member in members) for corner in line)
+    assert set(members) <= set(line)
+    for (x1, y1), (x2, y2) in pairwise(line):
+        assert (x1 <= x2 and y1 == y2) or (x1 == x2 and y1 >= y2)
+    if line:
+        worst = [max(column) for column in zip(*losses(picture.marks), strict=True)]
+        assert [line[-1][0], line[0][1]] == worst
+
+
+def test_a_member_that_a_third_objective_keeps_is_drawn_off_the_line():
+    picture = picture_of(TRIALS, [*MEMBERS, TRIALS[3]], COST, ACCURACY, {})
+    assert [mark.trial.number for mark in picture.members] == [1, 2, 3, 0]
+    assert (3.0, 92.0) not in picture.steps
+
+
+def test_a_trial_without_the_quantity_is_counted_and_not_drawn():
+    x = Objective("latency_ms", "min")
+    picture = picture_of(TRIALS, [TRIALS[1]], x, ACCURACY, {})
+    assert [mark.trial.number for mark in picture.marks] == [0, 1, 2]
+    assert picture.said == (
+        "trials: 7; complete: 5; on the frontier: 1; not drawn, as not measured: 2"
+    )
+
+
+@pytest.mark.parametrize("trials", [[], TRIALS[5:], TRIALS[3:]])
+def test_nothing_to_draw_is_an_error_that_says_what_was_looked_for(tmp_path, trials):
+    with pytest.raises(ConfigError, match=f"none of {len(trials)} trials .* `latency_ms` and"):
+        saved(tmp_path / "a.png", trials, [], x=Objective("latency_ms", "min"))
+    assert not any(tmp_path.iterdir())
+
+
+# a page
+
+
+def test_a_page_shows_every_complete_trial_once_and_marks_those_beyond_a_limit(tmp_path):
+    found = traces(shown(tmp_path))
+    assert {name: trace["ids"] for name, trace in found.items() if "ids" in trace} == {
+        "trial": ["3"], "beyond a limit": ["4"], "frontier": ["1", "2", "0"],
+    }  # fmt: skip
+    assert found["beyond a limit"]["x"] == [5.0] and found["beyond a limit"]["y"] == [99.0]
+    assert found["trial"]["marker"]["color"] != found["beyond a limit"]["marker"]["color"]
+    assert found["beyond a limit"]["marker"]["symbol"] not in {None, "circle"}
+    assert found["frontier"]["text"] == ["1", "2", "0"]
+
+
+@pytest.mark.parametrize(
+    "x, y, corners",
+    [
+        ("min", "max", [(1, 90), (1, 90), (2, 90), (2, 94), (4, 94), (4, 96), (5, 96)]),
+        ("max", "min", [(4, 99), (4, 96), (3, 96), (3, 92), (1, 92), (1, 90), (1, 90)]),
+        ("max", "max", [(4, 90), (4, 96), (1, 96)]),
+        ("min", "min", [(1, 99), (1, 90), (5, 90)]),
+    ],
+)
+def test_the_frontiers_line_goes_round_the_trials_on_their_better_side(tmp_path, x, y, corners):
+    page = shown(tmp_path, x=Objective("mflops", x), y=Objective("accuracy", y))
+    line = traces(page)["line"]
+    assert list(zip(line["x"], line["y"], strict=True)) == corners
+    assert line["mode"] == "lines" and line.get("line", {}).get("shape") in {None, "linear"}
+    side = f"{'top' if y == 'max' else 'bottom'} {'left' if x == 'min' else 'right'}"
+    assert traces(page)["frontier"]["textposition"] == side
+
+
+def test_hovering_over_a_trial_says_all_that_is_known_of_it(tmp_path):
+    members = traces(shown(tmp_path))["frontier"]
+    assert members["hovertext"][-1].split("<br>") == [
+        "trial 0",
+        "k=2",
+        "router=linear",
+        "accuracy on validation, %: 96",
+        "MFLOPs an image: 4",
+        "latency, ms: 1.25",
+        "accuracy on test, %: 95.12",
+    ]
+    assert "test" not in members["hovertext"][1]
+
+
+@pytest.mark.parametrize("most, scale", [(30.0, None), (31.0, "log")])
+def test_the_x_axis_is_logarithmic_where_values_spread_wide(tmp_path, most, scale):
+    trials = [complete(0, 1.0, 0.9), complete(1, most, 0.95)]
+    axis = shown(tmp_path, trials=trials).figures["frontier"][1]["xaxis"]
+    assert axis.get("type") == scale
+    if scale:
+        assert axis["tickvals"] == [1, 2, 5, 10, 20]
+        assert axis["ticktext"] == ["1", "2", "5", "10", "20"]
+
+
+def test_the_axes_of_a_page_are_labelled(tmp_path):
+    layout = shown(tmp_path).figures["frontier"][1]
+    assert layout["xaxis"]["title"]["text"] == label(COST)
+    assert layout["yaxis"]["title"]["text"] == label(ACCURACY)
+
+
+def test_repeats_of_a_member_are_shown_as_mean_and_standard_deviation(tmp_path):
+    page = shown(tmp_path, errors={2: (0.93, 0.005), 3: (0.5, 0.1)})
+    spread = traces(page)["mean ± one standard deviation"]
+    assert (spread["x"], spread["y"], spread["error_y"]["array"]) == ([2.0], [93.0], [0.5])
+    assert "mean ± one standard deviation" not in traces(shown(tmp_path))
+
+
+def test_a_page_lists_the_members_and_the_command(tmp_path):
+    page = shown(tmp_path)
+    assert page.text("td") == [
+        *("1", "k=3 router=cnn", "90.00", "88.88", "1", "0.5", "10000000"),
+        *("2", "k=4 router=linear", "94.00", "-", "2", "0.75", "20000000"),
+        *("0", "k=2 router=linear", "96.00", "95.12", "4", "1.25", "00000000"),
+    ]
+    assert page.text("th")[2:4] == ["validation %", "test %"]
+    assert page.text("code") == [COMMAND]
+    assert page.text("title") == page.text("h1") == ["tiny"]
+    assert page.text("p") == ["trials: 7; complete: 5; beyond a limit: 1; on the frontier: 3"]
+
+
+def test_without_a_frontier_the_page_says_that_no_trial_keeps_the_limits(tmp_path):
+    page = shown(tmp_path, trials=TRIALS[4:])
+    assert "no trial keeps every limit" in page.text("p")
+    assert list(traces(page)) == ["beyond a limit"]
+
+
+def test_parallel_coordinates_show_the_parameters_that_vary(tmp_path):
+    settings = [
+        {"k": 2, "rate": 1e-4, "router": "cnn", "seed": 0, "balance": True},
+        {"k": 4, "rate": 1e-1, "router": "linear", "seed": 0, "balance": False},
+        {"k": 2, "rate": 1e-2, "router": "cnn", "seed": 0},
+    ]
+    trials = [complete(n, 1.0 + n, 0.9 + n / 100, params=p) for n, p in enumerate(settings)]
+    (lines,) = shown(tmp_path, trials=trials).figures["parameters"][0]
+    axes = {axis["label"]: axis for axis in lines["dimensions"]}
+    assert list(axes) == ["k", "rate", "router", "balance", "accuracy"]
+    assert (axes["k"]["values"], axes["k"]["ticktext"]) == ([2, 4, 2], ["2", "4"])
+    assert axes["rate"]["values"] == pytest.approx([-4, -1, -2])
+    assert axes["rate"]["ticktext"] == ["0.0001", "0.01", "0.1"]
+    assert (axes["router"]["values"], axes["router"]["ticktext"]) == ([0, 1, 0], ["cnn", "linear"])
+    assert axes["balance"]["ticktext"] == ["-", "False", "True"]
+    assert axes["balance"]["values"] == [2, 1, 0]
+    assert axes["accuracy"]["values"] == lines["line"]["color"] == pytest.approx([90, 91, 92])
+    assert lines["line"]["reversescale"] is True
+    assert lines["line"]["colorbar"]["title"]["text"] == label(ACCURACY)
+
+
+def test_an_axis_of_many_values_has_few_ticks(tmp_path):
+    trials = [complete(n, 1.0, 0.9, params={"rate": float(n)}) for n in range(101)]
+    axis = shown(tmp_path, trials=trials).figures["parameters"][0][0]["dimensions"][0]
+    assert axis["ticktext"] == ["0", "20", "40", "60", "80", "100"]
+
+
+def test_no_parallel_coordinates_where_nothing_varies(tmp_path):
+    page = shown(tmp_path, trials=[complete(n, 1.0 + n, 0.9, params={"k": 3}) for n in range(3)])
+    assert "parameters" not in page.figures
+
+
+SHARES = {"accuracy": {"k": 0.7, "rate": 0.3}, "mflops": {"k": 0.1, "rate": 0.4, "width": 0.5}}
+
+
+def test_importances_are_shown_in_per_cent_the_largest_on_top(tmp_path):
+    found = traces(shown(tmp_path, trials=MANY, importances=SHARES), "importances")
+    assert found["accuracy"]["y"] == found["mflops"]["y"] == ["rate", "width", "k"]
+    assert found["accuracy"]["x"] == pytest.approx([30, 0, 70])
+    assert found["mflops"]["x"] == pytest.approx([40, 50, 10])
+
+
+def test_importances_need_ten_complete_trials(tmp_path):
+    assert "importances" not in shown(tmp_path, trials=MANY[:9], importances=SHARES).figures
+    assert "importances" not in shown(tmp_path, trials=MANY).figures
+
+
+def test_a_page_loads_nothing_and_offers_no_upload(tmp_path):
+    page = shown(tmp_path, trials=MANY, importances=SHARES)
+    assert len(page.figures) == 3
+    for tag, attributes in page.tags:
+        assert tag not in {"link", "img", "iframe", "object", "embed", "a", "base"}
+        assert not {"src", "href", "srcset", "data"} & attributes.keys()
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv"))
+    assert policy.startswith("default-src 'none';") and "http" not in policy
+    for _, _, config in page.figures.values():
+        assert config["showSendToCloud"] is False and config["displaylogo"] is False
+
+
+NASTY = """</script><script>alert(1)</script><img src="x" onerror='a()'>&lt;&amp;"""
+
+
+def test_what_a_user_named_is_text_wherever_it_stands(tmp_path):
+    trials = [
+        complete(n, 1.0 + n, 0.9 + n / 1000, params={NASTY: f"{n}{NASTY}", "<b>k": n})
+        for n in range(10)
+    ]
+    path, shares = tmp_path / "nasty.html", {NASTY: {NASTY: 1.0}}
+    save_frontier(path, trials, trials, COST, ACCURACY, NASTY, NASTY, importances=shares)
+    page = Page(path)
+    calm = shown(tmp_path, trials=MANY, importances=SHARES)
+    for tag in ("script", "img", "b"):
+        assert [t for t, _ in page.tags].count(tag) == [t for t, _ in calm.tags].count(tag), tag
+    assert page.text("h1") == page.text("title") == page.text("code") == [NASTY]
+    assert page.text("td")[1] == f"{NASTY}=0{NASTY} <b>k=0"
+    figures = json.dumps([figure[:2] for figure in page.figures.values()]).replace("<br>", "")
+    assert "<" not in figures and "&lt;b&gt;k" in figures and "&amp;lt;" in figures
+
+
+# a PNG or an SVG
+
+
+def svg_text(path):
+    return [node.text for node in ET.parse(path).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_an_svg_says_in_text_what_it_shows(tmp_path):
+    trials = [trial.model_copy(update={"number": 700 + trial.number}) for trial in TRIALS]
+    path = saved(tmp_path / "a.svg", trials, title="5 $ < 6 $ & <b>", errors={702: (0.93, 0.005)})
+    texts = svg_text(path)
+    assert [text for text in texts if re.fullmatch(r"70\d", text)] == ["701", "702", "700"]
+    assert {label(COST), label(ACCURACY), "5 $ < 6 $ & <b>"} <= set(texts)
+    assert {"trial", "beyond a limit", "frontier", "mean ± one standard deviation"} <= set(texts)
+    assert COMMAND in path.read_text()
+    assert "trials: 7; complete: 5; beyond a limit: 1; on the frontier: 3" in texts
+
+
+def svg_places(path, axis):
+    """Where each text stands, by the text; numbers of trials must differ from those of ticks."""
+    found = ET.parse(path).iter("{http://www.w3.org/2000/svg}text")
+    return {node.text: float(node.get(axis)) for node in found if node.get(axis)}
+
+
+def test_a_logarithmic_axis_of_an_svg_has_even_decades_and_plain_numbers(tmp_path):
+    trials = [complete(100, 0.7, 0.9), complete(101, 70.0, 0.95)]
+    at = svg_places(saved(tmp_path / "a.svg", trials), "x")
+    assert at["10"] - at["1"] == pytest.approx(at["50"] - at["5"], rel=1e-3)
+    assert at["20"] - at["10"] == pytest.approx(at["2"] - at["1"], rel=1e-3)
+
+
+def test_numbers_of_neighbours_do_not_cover_each_other(tmp_path):
+    crowd = [complete(n, 10 + n / 1e6, 0.9 + n / 1e6) for n in range(100, 112)]
+    trials = [*crowd, complete(1, 1.0, 0.5)]
+    path = saved(tmp_path / "a.svg", trials)
+    found = svg_places(path, "y")
+    places = sorted(found[str(trial.number)] for trial in crowd)
+    assert all(below - above > 10 for above, below in pairwise(places))
+
+
+def test_a_png_has_the_promised_size_and_colours(tmp_path):
+    with Image.open(saved(tmp_path / "a.png")) as image:
+        assert image.size == (1800, 1200) and image.format == "PNG"
+        assert image.text["Description"] == COMMAND
+        pixels = image.convert("RGB")
+    colours = {colour for _, colour in pixels.getcolors(1800 * 1200)}
+    assert {ImageColor.getrgb(RED), ImageColor.getrgb(GREY)} <= colours
+    assert ImageColor.getrgb(BLUE) not in colours  # it lets what lies below shine through
+    assert pixels.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_same_study_gives_the_same_bytes(tmp_path, suffix):
+    first, second = (saved(tmp_path / f"{name}{suffix}") for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_title_of_letters_that_the_font_lacks_is_no_warning(tmp_path, suffix):
+    assert saved(tmp_path / f"a{suffix}", title="精度 🚀").stat().st_size
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_one_trial_and_no_frontier_are_enough_for_a_picture(tmp_path, suffix):
+    assert saved(tmp_path / f"a{suffix}", [TRIALS[4]], []).stat().st_size
+    assert saved(tmp_path / f"b{suffix}", [TRIALS[0]]).stat().st_size
+
+
+def test_drawing_leaves_the_settings_of_the_process_alone(tmp_path):
+    import matplotlib
+
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        with matplotlib.rc_context({"lines.linewidth": 7, "svg.fonttype": "path"}):
+            before = dict(matplotlib.rcParams)
+            saved(tmp_path / "a.svg")
+            assert dict(matplotlib.rcParams) == before
+        assert logger.level == logging.INFO
+    finally:
+        logger.setLevel(level)
+
+
+ALONE = """
+import sys
+from pathlib import Path
+import moist.reporting.files
+from moist.results.objectives import Objective
+from moist.results.trials import Trial
+assert not {"plotly", "matplotlib", "torch"} & sys.modules.keys(), "imported before it is needed"
+trial = Trial(number=0, state="complete", params={}, quantities={"mflops": 1, "accuracy": 1})
+axes = Objective("mflops", "min"), Objective("accuracy", "max")
+for suffix in (".html", ".svg", ".png"):
+    path = Path(sys.argv[1]).with_suffix(suffix)
+    moist.reporting.files.save_frontier(path, [trial], [trial], *axes, "title", "command")
+assert "matplotlib.pyplot" not in sys.modules, "its state is shared"
+"""
+
+
+def test_drawing_is_silent_and_needs_no_display_settings_or_cache(tmp_path):
+    style = tmp_path / "matplotlibrc"
+    style.write_text("text.usetex: True\nno.such.setting: 1\n")
+    elsewhere = {"MPLCONFIGDIR": str(style / "cache"), "MATPLOTLIBRC": str(style)}
+    env = {**os.environ, **elsewhere, "MPLBACKEND": "TkAgg", "DISPLAY": ""}
+    command = [sys.executable, "-W", "always", "-c", ALONE, str(tmp_path / "a.png")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (1800, 1200)
+
+
+# the file
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a", "html", ".png", "a.html.gz"])
+def test_another_suffix_is_refused_with_the_three_there_are(tmp_path, name):
+    with pytest.raises(ConfigError) as error:
+        saved(tmp_path / name)
+    assert all(f"{suffix}" in str(error.value) for suffix in (".html", ".png", ".svg"))
+    assert str(tmp_path / name) in str(error.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_suffix_may_be_in_capitals(tmp_path):
+    with Image.open(saved(tmp_path / "A.PNG")) as image:
+        assert image.format == "PNG"
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=f"no folder `{tmp_path / 'no'}`"):
+        saved(tmp_path / "no" / "a.html")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
+    (tmp_path / "a.svg").mkdir()
+    with pytest.raises(ConfigError, match=r"can't write `.*a.svg`: Is a directory"):
+        saved(tmp_path / "a.svg")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]
+
+
+@contextmanager
+def files_of_at_most(size):
+    """What a full disk does: writes beyond `size` bytes fail."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, suffix):
+    path = saved(tmp_path / f"a{suffix}")
+    old = path.read_bytes()
+    with files_of_at_most(5000), pytest.raises(ConfigError, match=r"can't write .*too large"):
+        saved(path, title="another")
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_picture_takes_the_place_of_the_last_one_which_its_readers_keep(tmp_path):
+    path = saved(tmp_path / "a.svg")
+    old = path.read_text()
+    with path.open() as reading:
+        saved(path, title="another")
+        assert reading.read() == old
+    assert "another" in svg_text(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_whoever_may_read_a_new_file_may_read_a_picture(tmp_path):
+    (tmp_path / "plain").touch()
+    path = saved(tmp_path / "a.svg")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode

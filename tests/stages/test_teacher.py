@@ -1,0 +1,287 @@
+"""Teachers: trained, brought along in a file, and what they say of the training images."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from moist.config import Augment
+from moist.config import Teacher as TeacherConfig
+from moist.data.augment import batches
+from moist.env import Env, Silent
+from moist.errors import ConfigError
+from moist.nets.build import module
+from moist.nets.cnn import TEACHERS
+from moist.stages.logits import teacher_logits
+from moist.stages.teacher import WeightsFile, load_teacher, read_state, train_teacher
+from moist.store import checkpoint
+from moist.store.artifacts import Dataset, Split, Teacher
+
+ENV = Env(device=torch.device("cpu"), stage="teacher")
+State = dict[str, torch.Tensor]
+
+
+def dataset(n: int = 12, classes: int = 4) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (n, 8, 8, 3), dtype=torch.uint8, generator=generator)
+    split = Split(pixels, torch.arange(n) % classes)
+    empty = Split(pixels[:0], split.labels_N[:0])
+    names = tuple(f"class {c}" for c in range(classes))
+    return Dataset("tiny", names, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3), split, empty, split)
+
+
+def trained_state(classes: int = 4) -> State:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        net = TEACHERS["resnet8"]((3, 8, 8), classes)
+        net(torch.randn(4, 3, 8, 8))  # gives batch norm statistics worth keeping
+    return dict(net.state_dict())
+
+
+def stored(folder: Path, state: object, suffix: str = ".pth") -> Path:
+    path = folder / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+def loaded(path: Path, classes: int = 4, arch: str = "resnet8") -> Teacher:
+    return load_teacher(ENV, data=dataset(classes=classes), arch=arch, weights=WeightsFile(path))
+
+
+def refused(path: Path, **options: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        loaded(path, **options)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+# files that fit
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+def test_weights_come_back_from_a_file_the_same(suffix: str, tmp_path: Path) -> None:
+    state = trained_state()
+    found = loaded(stored(tmp_path, state, suffix))
+    assert found.state.keys() == state.keys()
+    assert all(torch.equal(found.state[name], state[name]) for name in state)
+    x_BCHW = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    net = TEACHERS["resnet8"]((3, 8, 8), 4)
+    net.load_state_dict(state)
+    with torch.inference_mode():
+        torch.testing.assert_close(module(found).eval()(x_BCHW), net.eval()(x_BCHW))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_become_float32(
+    dtype: torch.dtype, suffix: str, tmp_path: Path
+) -> None:
+    state = trained_state()
+    other = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+    found = loaded(stored(tmp_path, other, suffix))
+    for name, tensor in state.items():
+        assert found.state[name].dtype == tensor.dtype
+        assert torch.equal(found.state[name], other[name].to(tensor.dtype))
+
+
+def test_a_file_may_leave_out_batch_norms_counters(tmp_path: Path) -> None:
+    state = trained_state()
+    short = {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")}
+    assert len(short) < len(state)
+    found = loaded(stored(tmp_path, short))
+    assert found.state.keys() == state.keys()
+    assert torch.equal(found.state["bn1.running_mean"], state["bn1.running_mean"])
+
+
+def test_a_files_key_is_its_content_and_not_its_place(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    one = stored(tmp_path, trained_state(), ".safetensors")
+    other = stored(tmp_path / "elsewhere", trained_state(), ".safetensors")
+    third = stored(tmp_path / "elsewhere", {"a": torch.ones(1)}, ".safetensors.other")
+    assert WeightsFile(one).key == WeightsFile(other).key != WeightsFile(third).key
+
+
+# files that do not
+
+
+def test_weights_that_change_after_they_were_digested_are_refused(tmp_path: Path) -> None:
+    path = stored(tmp_path, trained_state())
+    weights = WeightsFile(path)
+    stored(tmp_path, {n: t + 1 for n, t in trained_state().items()})
+    with pytest.raises(ConfigError, match="changed while it was read"):
+        load_teacher(ENV, data=dataset(), arch="resnet8", weights=weights)
+
+
+def test_a_wrong_number_of_classes_is_named_with_both_shapes(tmp_path: Path) -> None:
+    said = refused(stored(tmp_path, trained_state(classes=4)), classes=3)
+    assert "teacher.arch=resnet8 on 3 classes" in said
+    assert "`fc.weight`: the network has (3, 64), the file (4, 64)" in said
+    assert "`fc.bias`: the network has (3,), the file (4,)" in said
+    assert "conv1" not in said
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    state = trained_state()
+    del state["bn1.running_var"]
+    said = refused(stored(tmp_path, state))
+    assert "`bn1.running_var`: the network has (16,), the file no such tensor" in said
+    assert said.count("the network has") == 1
+
+
+def test_a_tensor_too_many_is_named(tmp_path: Path) -> None:
+    said = refused(stored(tmp_path, {**trained_state(), "fc.extra": torch.ones(2)}))
+    assert "`fc.extra`: the network has no such tensor, the file (2,)" in said
+    assert said.count("the network has") == 1
+
+
+def test_another_architecture_is_refused_in_a_few_lines(tmp_path: Path) -> None:
+    said = refused(stored(tmp_path, trained_state()), arch="resnet18")
+    assert said.count("the network has") == 5
+    assert "and " in said and " more" in said
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x80\x02\xff", b"PK\x03\x04"])
+def test_garbage_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    assert f"can't read teacher.weights `{path}`" in refused(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.binary(max_size=60))
+def test_no_garbage_escapes_as_another_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError):
+        read_state(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_truncated_file_is_refused(suffix: str, tmp_path: Path) -> None:
+    path = stored(tmp_path, trained_state(), suffix)
+    path.write_bytes(path.read_bytes()[:-200])
+    assert "can't read teacher.weights" in refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_missing_file_is_refused_and_has_no_key(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    assert "can't read teacher.weights" in refused(path)
+    with pytest.raises(ConfigError, match="No such file"):
+        _ = WeightsFile(path).key
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+
+    class Writes:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.write_text, (trace, "ran"))
+
+    for name, dump in {"torch.pth": torch.save, "plain.pth": pickle_to}.items():
+        dump({"fc.weight": Writes()}, tmp_path / name)
+        assert "can't read teacher.weights" in refused(tmp_path / name)
+        assert not trace.exists()
+    pickle.loads((tmp_path / "plain.pth").read_bytes())
+    assert trace.exists()  # it would have run
+
+
+def pickle_to(value: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "value", [[1, 2], {"epoch": 3}, {"state_dict": {"a": torch.ones(1)}}, {0: torch.ones(1)}]
+)
+def test_what_is_no_state_dict_is_refused_with_the_way_to_make_one(
+    value: object, tmp_path: Path
+) -> None:
+    said = refused(stored(tmp_path, value))
+    assert "holds no state dict of tensors" in said
+    assert "hint: save it with `net.state_dict()`" in said
+
+
+def test_a_whole_network_in_a_file_is_refused(tmp_path: Path) -> None:
+    said = refused(stored(tmp_path, TEACHERS["resnet8"]((3, 8, 8), 4)))
+    assert "can't read teacher.weights" in said
+
+
+# training, and the logits on the training images
+
+
+def trained(seed: int = 0) -> Teacher:
+    return train_teacher(
+        ENV,
+        data=dataset(),
+        teacher=TeacherConfig(arch="resnet8", epochs=2, batch_size=6),
+        augment=Augment(shift=1),
+        precision="float32",
+        seed=seed,
+    )
+
+
+def test_a_teacher_depends_on_its_seed_and_nothing_else() -> None:
+    torch.manual_seed(1)
+    one = trained()
+    torch.manual_seed(2)
+    again, other = trained(), trained(seed=1)
+    assert all(torch.equal(one.state[name], again.state[name]) for name in one.state)
+    assert not torch.equal(one.state["fc.weight"], other.state["fc.weight"])
+    assert [row["epoch"] for row in one.history] == [1, 2]
+
+
+def labelled(views: int, env: Env = ENV) -> torch.Tensor:
+    from moist.stages.teacher import spec_of
+
+    return teacher_logits(
+        env,
+        data=dataset(),
+        teacher=Teacher(spec_of("resnet8", dataset()), trained_state(), ()),
+        augment=Augment(flip=True, shift=2, cutout=2),
+        views=views,
+        precision="float32",
+        seed=3,
+    ).train_VNC
+
+
+def test_the_logits_of_a_view_are_the_teachers_on_the_images_that_a_student_sees() -> None:
+    found_VNC = labelled(views=2)
+    assert found_VNC.shape == (2, 12, 4)
+    net = TEACHERS["resnet8"]((3, 8, 8), 4)
+    net.load_state_dict(trained_state())
+    data, augment = dataset(), Augment(flip=True, shift=2, cutout=2)
+    for view in range(2):
+        for batch in batches(
+            data.train, mean=data.mean, std=data.std, augment=augment,
+            seed=3, view=view, order=9, batch_size=5, device=ENV.device,
+        ):  # fmt: skip
+            with torch.inference_mode():
+                expected = net.eval()(batch.images_BCHW)
+            found = found_VNC[view, batch.index_B].float()
+            torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+    assert not torch.allclose(found_VNC[0], found_VNC[1], atol=1e-2)
+
+
+def test_logits_of_a_killed_stage_go_on_from_the_last_whole_view(tmp_path: Path) -> None:
+    class Stops(Silent):
+        """Progress of someone who interrupts after the first view."""
+
+        def advanced(self, *told: object) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        labelled(3, Env(ENV.device, Stops(), "logits", tmp_path))
+    found = checkpoint.load(tmp_path, print)
+    assert found is not None and found[0] == 1
+    assert torch.equal(labelled(3, ENV.at("logits", tmp_path)), labelled(3))

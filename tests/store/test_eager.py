@@ -1,0 +1,196 @@
+"""A worker does what it can: it leaves what others compute, and all that needs it."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from moist.env import Env, Silent
+from moist.errors import StageError, StoreError
+from moist.stages import stage
+from moist.store import artifacts, objects
+from moist.store.maintenance import clear
+from moist.store.nonblocking import Eager, Left
+from moist.store.plan import Plan
+from moist.store.store import Ref, Store
+
+PATIENCE = 120.0
+HOLDER = """
+import sys
+from pathlib import Path
+from moist.store import objects
+with objects.alone(Path(sys.argv[1]), sys.argv[2], lambda: None):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+"""A process that holds a key until it is told, or killed."""
+
+GO, BEGUN = threading.Event(), threading.Event()
+
+
+@stage(version=1)
+def drawn(env: Env, *, seed: int, log: str) -> artifacts.Logits:
+    with open(log, "a") as file:
+        file.write(f"drawn {seed}\n")
+    return artifacts.Logits(torch.full((4,), float(seed)))
+
+
+@stage(version=1)
+def added(
+    env: Env, *, some: tuple[artifacts.Logits, ...], log: str, slow: bool = False
+) -> artifacts.Logits:
+    with open(log, "a") as file:
+        file.write(f"added {len(some)}\n")
+    if slow:
+        BEGUN.set()
+        assert GO.wait(PATIENCE)
+    return artifacts.Logits(sum(one.train_VNC for one in some))
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warned(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def opened(home: Path, kind: type[Store] = Eager) -> Store:
+    return kind(home, Env(torch.device("cpu"), Told()))
+
+
+def graph(store: Store) -> dict[str, Ref]:
+    """a and b are drawn; c needs a, d needs b, e needs c and d."""
+    log = str(store.home / "log")
+    a, b = (store.call(drawn, seed=seed, log=log) for seed in (1, 2))
+    c = store.call(added, some=(a,), log=log)
+    d = store.call(added, some=(b, b), log=log)
+    e = store.call(added, some=(c, d, c), log=log)
+    return {"a": a, "b": b, "c": c, "d": d, "e": e}
+
+
+def names(store: Store, keys: set[str] | list[str]) -> str:
+    by_key = {ref.key: name for name, ref in graph(opened(store.home, Plan)).items()}
+    return "".join(sorted(by_key[key] for key in keys))
+
+
+def computed(store: Store) -> str:
+    """What it computed, and not what it reused or left."""
+    calls = [one for one in store.calls if not one.reused and one.seconds is not None]
+    return names(store, [one.key for one in calls])
+
+
+@contextmanager
+def held(home: Path, key: str) -> Iterator[subprocess.Popen]:
+    """Another process has the key."""
+    command = [sys.executable, "-c", HOLDER, str(home), key]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("one", "left"), [("a", "ace"), ("b", "bde"), ("c", "ce"), ("e", "e")])
+def test_what_another_holds_is_left_and_all_that_needs_it_and_nothing_else(tmp_path, one, left):
+    store = opened(tmp_path)
+    with held(tmp_path, graph(opened(tmp_path, Plan))[one].key):
+        found = graph(store)
+    assert names(store, store.held) == one and names(store, store.left) == left
+    assert computed(store) == "".join(sorted(set("abcde") - set(left)))
+    for name in "abcde":
+        if name in left:
+            with pytest.raises(StoreError, match="another process"):
+                _ = found[name].value
+        else:
+            assert isinstance(found[name].value, artifacts.Logits)
+    assert store.env.progress.warnings == []
+
+
+def test_once_it_is_free_the_rest_is_computed_and_nothing_twice(tmp_path):
+    with held(tmp_path, graph(opened(tmp_path, Plan))["a"].key):
+        first = opened(tmp_path)
+        graph(first)
+    second, third = opened(tmp_path), opened(tmp_path)
+    assert float(graph(second)["e"].value.train_VNC[0]) == 1 + 2 * 2 + 1
+    assert (computed(first), computed(second)) == ("bd", "ace")
+    graph(third)
+    assert computed(third) == "" and third.left == set() and third.held == []
+    assert len((tmp_path / "log").read_text().splitlines()) == 5
+
+
+def test_what_is_stored_is_reused_whoever_holds_it(tmp_path):
+    keys = {name: ref.key for name, ref in graph(opened(tmp_path)).items()}
+    store = opened(tmp_path)
+    with held(tmp_path, keys["a"]):
+        graph(store)
+    assert store.left == set() and all(call.reused for call in store.calls)
+
+
+def test_what_was_there_and_is_cleared_while_another_computes_it_is_left(tmp_path):
+    store = opened(tmp_path)
+    found = graph(store)
+    clear(tmp_path)
+    with held(tmp_path, found["c"].key):
+        with pytest.raises(Left, match="another process") as caught:
+            _ = found["c"].value
+        assert caught.value.held == [found["c"].key]
+        with pytest.raises(Left):
+            store.check()
+    opened(tmp_path).check()
+
+
+def test_a_damaged_output_is_computed_again_unless_another_does(tmp_path):
+    keys = {name: ref.key for name, ref in graph(opened(tmp_path)).items()}
+    (objects.folder_of(tmp_path, keys["c"]) / "tensors.safetensors").write_bytes(b"")
+    beside, after = opened(tmp_path), opened(tmp_path)
+    with held(tmp_path, keys["c"]):
+        graph(beside)
+    assert names(beside, beside.left) == "ce" and computed(beside) == ""
+    assert not (tmp_path / "quarantine").exists()
+    graph(after)
+    assert computed(after) == "c" and after.left == set()
+    assert len(list((tmp_path / "quarantine").iterdir())) == 1
+
+
+def test_two_workers_at_once_share_the_work_and_never_wait(tmp_path):
+    """One is amid a stage that only ends once the other has done all that it can."""
+    GO.clear(), BEGUN.clear()
+    log = str(tmp_path / "log")
+
+    def slow(store: Store) -> Ref:
+        a = store.call(drawn, seed=1, log=log)
+        return store.call(added, some=(a,), log=log, slow=True)
+
+    first, second = opened(tmp_path), opened(tmp_path)
+    thread = threading.Thread(target=slow, args=(first,))
+    thread.start()
+    assert BEGUN.wait(PATIENCE)
+    of_it = second.call(added, some=(slow(second),), log=log)
+    other = second.call(drawn, seed=5, log=log)
+    assert second.left == {*second.held, of_it.key} and len(second.held) == 1
+    assert float(other.value.train_VNC[0]) == 5
+    GO.set()
+    thread.join(PATIENCE)
+    third = opened(tmp_path)
+    value = third.call(added, some=(slow(third),), log=log).value
+    assert float(value.train_VNC[0]) == 1 and third.left == set()
+    lines = ["drawn 1", "added 1", "drawn 5", "added 1"]
+    assert (tmp_path / "log").read_text().splitlines() == lines
+
+
+def test_a_failure_is_raised_and_leaves_the_key_free(tmp_path):
+    @stage(version=1)
+    def failing(env: Env, *, seed: int) -> artifacts.Logits:
+        raise StageError("no luck")
+
+    for _ in range(2):
+        with pytest.raises(StageError, match="no luck"):
+            opened(tmp_path).call(failing, seed=1)

@@ -1,0 +1,145 @@
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from moist.config import Config, flat
+from moist.errors import ConfigError, StoreError
+from moist.reporting.tables import print_models
+from moist.results.report import Baselines, Machine, Measures, Report
+from moist.store import runs
+from moist.store.keys import canonical
+
+MEASURES = {
+    "accuracy": 1 / 3, "val_accuracy": None, "loss": 0.1 + 0.2, "ece": 1e-17,
+    "per_class_accuracy": {"cat": 0.5}, "mflops": 2.5, "mmacs": 2.25, "params": 7, "bytes": 28,
+    "latency_ms": {"batch_1": 0.1}, "latency_p95_ms": {"batch_1": 0.3},
+    "latency_n": {"batch_1": 9},
+}  # fmt: skip
+ONE = Measures(**MEASURES)
+
+
+def report(key: str, k: int = 2) -> Report:
+    return Report(
+        **MEASURES, upper_bound=False, routing_accuracy=0.5, per_cluster_accuracy=(0.1, 0.2),
+        per_cluster_routing_accuracy=(0.3, 0.4), k=k, clusters=(("cat",), ("dog",)),
+        sent={"cat": (1, 2)}, silhouette={"2": 0.4}, n_test=3, n_val=0,
+        baselines=Baselines(teacher=ONE, student=ONE, oracle=ONE), key=key, seconds=1.5,
+        stage_seconds={"train_teacher": 1.25},
+        machine=Machine(device="cpu", threads=1, torch="2", system="x"),
+    )  # fmt: skip
+
+
+def save(home, key, **config):
+    return runs.save(
+        home, command=f"moist run seed={key}", config=Config(**config), report=report(key),
+        artifacts={"train_teacher": ("ab12",)},
+    )  # fmt: skip
+
+
+def test_a_run_comes_back_as_it_was_saved(tmp_path):
+    saved = save(tmp_path, "ab12", k="auto")
+    assert runs.all_runs(tmp_path) == [saved]
+    assert saved.config == flat(Config(k="auto"))
+    assert saved.report == report("ab12") and saved.moist == runs.version()
+    assert saved.created.endswith("+00:00")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["ab12.json"]
+
+
+def test_saving_a_run_again_replaces_its_record(tmp_path):
+    first, second = save(tmp_path, "ab"), save(tmp_path, "ab", seed=4)
+    assert runs.all_runs(tmp_path) == [second] != [first]
+
+
+def test_runs_are_listed_newest_first(tmp_path):
+    for key in ("b", "a", "c"):
+        save(tmp_path, key)
+    assert [run.key for run in runs.all_runs(tmp_path)] == ["c", "a", "b"]
+    assert runs.all_runs(tmp_path / "nowhere") == []
+
+
+def test_a_run_is_found_by_the_start_of_its_key(tmp_path):
+    for key in ("ab12", "ab34", "cd56"):
+        save(tmp_path, key)
+    assert runs.find(tmp_path, "c").key == "cd56"
+    assert runs.find(tmp_path, "ab1").key == "ab12"
+    assert runs.find(tmp_path, "last").key == runs.find(tmp_path, "latest").key == "cd56"
+
+
+def test_an_ambiguous_or_unknown_key_is_an_error_that_lists_candidates(tmp_path):
+    with pytest.raises(ConfigError, match="none"):
+        runs.find(tmp_path, "last")
+    for key in ("ab12", "ab34"):
+        save(tmp_path, key)
+    with pytest.raises(ConfigError, match=r"2 runs start with `ab`.*`ab34`.*`ab12`"):
+        runs.find(tmp_path, "ab")
+    with pytest.raises(ConfigError, match=r"(?s)no runs .* `x`.*`ab34`"):
+        runs.find(tmp_path, "x")
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"key": 1', "\0\xff"])
+def test_a_damaged_record_is_skipped_and_told(tmp_path, damage, capsys):
+    save(tmp_path, "ab"), save(tmp_path, "cd")
+    path = tmp_path / "runs" / "ab.json"
+    path.write_text(damage, encoding="latin-1")
+    told = []
+    assert [run.key for run in runs.all_runs(tmp_path, told.append)] == ["cd"]
+    assert len(told) == 1 and str(path) in told[0]
+    assert runs.find(tmp_path, "last").key == "cd"
+    out, err = capsys.readouterr()
+    assert not out and "can't be read" in err
+
+
+def test_a_record_under_another_name_is_damaged(tmp_path):
+    save(tmp_path, "ab")
+    (tmp_path / "runs" / "ab.json").rename(tmp_path / "runs" / "cd.json")
+    told = []
+    assert runs.all_runs(tmp_path, told.append) == [] and "run `ab`" in told[0]
+
+
+SINCE = ("system", "merge.", "mixture.", "ensemble.", "cascade.")
+
+
+def test_a_record_of_before_there_were_other_systems_is_read_and_printed(tmp_path, capsys):
+    """It lacks the fields and keys that came since; its checksum is that of what it has."""
+    save(tmp_path, "ab12", k=2)
+    (path,) = (tmp_path / "runs").iterdir()
+    body = json.loads(path.read_text())
+    del body["checksum"]
+    body["config"] = {k: v for k, v in body["config"].items() if not k.startswith(SINCE)}
+    assert not {"doubt", "model_key"} & body["report"].keys()
+    signed = body | {"checksum": hashlib.sha256(canonical(body)).hexdigest()}
+    path.write_text(json.dumps(signed, sort_keys=True, indent=1))
+    (run,) = runs.all_runs(tmp_path)
+    assert run.report.doubt is None and run.report.model_key is None
+    print_models(run.report, run.config)
+    assert "MoIST k=2, cnn router" in capsys.readouterr().out
+
+
+def test_a_home_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "runs").touch()
+    with pytest.raises(StoreError, match="can't write in"):
+        save(tmp_path, "ab")
+
+
+def test_all_runs_make_one_flat_table(tmp_path):
+    save(tmp_path, "ab", k="auto"), save(tmp_path, "cd", k=3)
+    table = runs.frame(runs.all_runs(tmp_path))
+    assert list(table["key"]) == ["cd", "ab"] and list(table["k"]) == [3, "auto"]
+    assert set(flat(Config())) <= set(table.columns)
+    row = table.iloc[0]
+    assert row["accuracy"] == 1 / 3 and row["mflops"] == 2.5 and row["clusters_k"] == 2
+    assert row["latency_ms.batch_1"] == 0.1 and row["baselines.teacher.loss"] == 0.1 + 0.2
+    assert row["stage_seconds.train_teacher"] == 1.25 and row["machine.device"] == "cpu"
+    cells = table.to_dict("list").values()
+    assert not any(isinstance(cell, dict | list) for column in cells for cell in column)
+    assert runs.frame([]).empty
+
+
+def test_reading_runs_needs_no_torch():
+    code = (
+        "import sys, moist.store.runs; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,79 @@
+"""Whose study it is: continued by its own search, refused to any other."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from moist.errors import ConfigError
+from moist.results.objectives import DEFAULT, parse_objectives
+from moist.results.report import Machine
+from moist.study.resuming import resumed
+from moist.study.search import describe
+from moist.study.storage import FACTS, Described
+from moist.sweepfile import Parameter, Sweep
+
+SWEEP = Sweep("some", Path("some.yaml"), "grid", None, {}, (Parameter("k", "int", low=2, high=9),))
+TIMED = parse_objectives(["accuracy", "latency_ms"])
+HERE = Machine(device="some processor", threads=1, torch="2", system="x")
+
+
+OWN = "moist sweep optuna some.yaml"
+
+
+def described(machine: Machine | None = None, command: str = OWN) -> Described:
+    found = describe(SWEEP, TIMED if machine else DEFAULT, 0, command)
+    facts = found.facts.model_copy(update={"machine": machine})
+    return found.model_copy(update={"facts": facts})
+
+
+def kept(facts: dict[str, Any] | None, *trials: object) -> optuna.Study:
+    """A study that remembers these facts."""
+    study = optuna.create_study(study_name="some")
+    if facts is not None:
+        study.set_user_attr(FACTS, facts)
+    for _ in trials:
+        study.enqueue_trial({})
+    return study
+
+
+def test_the_command_that_continues_a_study_is_the_latest_and_its_birth_the_first():
+    first = described().model_copy(update={"created": "long ago", "moist": "0.1"})
+    again = resumed(kept(first.model_dump(mode="json")), described(command="moist again"))
+    assert again == first.model_copy(update={"command": "moist again"})
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("device", "a faster one"), ("threads", 2), ("torch", "3"), ("system", "y")],
+)
+def test_a_study_that_selects_by_a_time_is_not_continued_on_another_machine(name, other):
+    study = kept(described(HERE).model_dump(mode="json"))
+    assert resumed(study, described(HERE)).facts.machine == HERE
+    with pytest.raises(ConfigError) as refused:
+        resumed(study, described(HERE.model_copy(update={name: other})))
+    said = str(refused.value)
+    assert str(getattr(HERE, name)) in said and str(other) in said
+    assert "`--threads 1`" in said and "`--devices`" in said and "`--study NAME`" in said
+
+
+def test_a_study_of_before_machines_were_kept_is_continued_and_keeps_its_machine_from_then_on():
+    facts = described(HERE).model_dump(mode="json")
+    del facts["facts"]["machine"]
+    assert Described.model_validate(facts).facts.machine is None
+    assert resumed(kept(facts), described(HERE)).facts.machine == HERE
+
+
+def test_another_search_is_told_what_differs_and_how_the_study_was_made():
+    other = describe(SWEEP, TIMED, 0, "moist other")
+    with pytest.raises(ConfigError, match=r"other objectives.*latency_ms") as refused:
+        resumed(kept(described().model_dump(mode="json")), other)
+    assert "`moist sweep optuna some.yaml`" in refused.value.hint
+
+
+def test_a_strangers_study_is_refused_and_an_empty_one_of_a_lost_driver_is_begun():
+    mine = described()
+    assert resumed(kept(None), mine) is mine
+    with pytest.raises(ConfigError, match="`some` was not made by moist"):
+        resumed(kept(None, "a trial"), described())

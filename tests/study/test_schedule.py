@@ -1,0 +1,325 @@
+"""Who may start now: no stage twice, no worker that waits, no worker that could work, no end."""
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moist.env import Env
+from moist.stages import stage
+from moist.store import artifacts, objects
+from moist.store.plan import Plan
+from moist.store.store import Call, Store
+from moist.study.schedule import Entry, Forecast, Foreseen, Schedule
+
+Trials = list[list[Call]]
+
+
+@dataclass
+class Worker:
+    """Goes through a trial's stages as `Eager` does, or as `Store` if it is patient."""
+
+    entry: Entry
+    patient: bool
+    at: int = 0
+    computing: str = ""
+    held: set[str] = field(default_factory=set)
+    left: set[str] = field(default_factory=set)
+
+    @property
+    def ended(self) -> bool:
+        return self.at == len(self.entry.calls) and not self.computing
+
+    @property
+    def call(self) -> Call:
+        return self.entry.calls[self.at]
+
+
+class World:
+    """Workers, strangers who compute some of the same stages, and a schedule between them.
+
+    Whoever can move does, in any order. It checks whom the schedule picks, and whom it doesn't.
+    """
+
+    def __init__(self, home: Path, trials: Trials, workers: int, random: Random) -> None:
+        self.home, self.random, self.free = home, random, workers
+        self.schedule = Schedule(home)
+        self.busy: list[Worker] = []
+        self.strangers: set[str] = set()
+        self.released: set[str] = set()
+        self.computed: Counter[str] = Counter()
+        self.told: list[int] = []
+        self.given_up: list[int] = []
+        for number, calls in enumerate(trials):
+            foreseen = Foreseen(f"run{number}", tuple(calls), {})
+            self.schedule.add(Entry(number, {}, {}, "", foreseen))
+
+    def run(self, deaths: int) -> None:
+        """Until nobody can move: `deaths` workers are killed on the way."""
+        while True:
+            self.fill()
+            moves = [(self.step, one) for one in self.busy if self.can_move(one)]
+            moves += [(self.release, key) for key in sorted(self.strangers)]
+            if deaths and self.busy and self.random.random() < 0.15:
+                moves, deaths = [(self.die, self.random.choice(self.busy))], deaths - 1
+            if not moves:
+                return
+            move, whom = self.random.choice(moves)
+            move(whom)
+
+    # what is so
+
+    def stored(self, key: str) -> bool:
+        return objects.folder_of(self.home, key).is_dir()
+
+    def held(self, key: str) -> bool:
+        return key in self.strangers or any(one.computing == key for one in self.busy)
+
+    def missing(self, entry: Entry) -> set[str]:
+        return {call.key for call in entry.calls if not self.stored(call.key)}
+
+    def claimed(self) -> set[str]:
+        return {key for one in self.busy for key in self.missing(one.entry)}
+
+    def awaited(self, entry: Entry) -> set[str]:
+        return {key for key in entry.held if not self.stored(key)}
+
+    def of_use(self, entry: Entry) -> bool:
+        """Whether it could do now what nobody who works will do, or has all it needs."""
+        missing, claimed = self.missing(entry), self.claimed()
+        return not missing or any(
+            call.key in missing - claimed and all(map(self.stored, call.needs))
+            for call in entry.calls
+        )
+
+    def can_move(self, worker: Worker) -> bool:
+        waits = worker.patient and not worker.computing and not worker.ended
+        return not (waits and self.held(worker.call.key))
+
+    # who starts
+
+    def fill(self) -> None:
+        """Give work to every free worker, as a driver does."""
+        while self.free:
+            waiting = list(self.schedule.waiting)
+            patient, entry = False, self.schedule.pick()
+            if entry is None:
+                self.check_all_wait_for_somebody(waiting)
+                patient, entry = True, None if self.busy else self.schedule.pick(patient=True)
+            else:
+                self.check_first(entry, waiting)
+            if entry is None:
+                return
+            assert entry not in self.schedule.waiting
+            self.free -= 1
+            self.busy.append(Worker(entry, patient))
+
+    def check_first(self, entry: Entry, waiting: list[Entry]) -> None:
+        ready = [one for one in waiting if self.of_use(one) and not self.awaited(one)]
+        assert entry.number == min(one.number for one in ready)
+
+    def check_all_wait_for_somebody(self, waiting: list[Entry]) -> None:
+        others = self.claimed() | self.strangers | self.released
+        for entry in waiting:
+            assert not self.of_use(entry) or self.awaited(entry) & others
+
+    # what happens
+
+    def store(self, key: str) -> None:
+        objects.folder_of(self.home, key).mkdir(parents=True)
+        self.computed[key] += 1
+
+    def step(self, worker: Worker) -> None:
+        if worker.computing:
+            self.store(worker.computing)
+            worker.computing = ""
+        elif worker.ended:
+            self.finish(worker)
+        else:
+            self.settle(worker)
+            worker.at += 1
+
+    def settle(self, worker: Worker) -> None:
+        call = worker.call
+        if not worker.left.isdisjoint(call.needs):
+            worker.left.add(call.key)
+        elif self.held(call.key):
+            worker.held.add(call.key)
+            worker.left.add(call.key)
+        elif not self.stored(call.key):
+            worker.computing = call.key
+
+    def finish(self, worker: Worker) -> None:
+        self.leave(worker)
+        if worker.left:
+            worker.entry.held = worker.held
+            self.schedule.add(worker.entry)
+        else:
+            self.told.append(self.schedule.drop(worker.entry.number).number)
+
+    def die(self, worker: Worker) -> None:
+        """What it was computing is lost; its trial is tried again, or given up."""
+        self.leave(worker)
+        if self.random.random() < 0.5:
+            self.schedule.add(worker.entry)
+        else:
+            self.given_up.append(self.schedule.drop(worker.entry.number).number)
+
+    def leave(self, worker: Worker) -> None:
+        self.busy.remove(worker)
+        self.free += 1
+
+    def release(self, key: str) -> None:
+        """A stranger is done with a stage, or was killed."""
+        self.strangers.remove(key)
+        self.released.add(key)
+        if self.random.random() < 0.5:
+            self.store(key)
+
+
+@st.composite
+def studies(draw: st.DrawFn) -> Trials:
+    """Trials over one graph of up to eight stages: some stages each, and all that these need."""
+    count = draw(st.integers(1, 8))
+    needs = [
+        draw(st.sets(st.integers(0, n - 1), max_size=2)) if n else set() for n in range(count)
+    ]
+    trials = []
+    for _ in range(draw(st.integers(1, 5))):
+        wanted = draw(st.sets(st.integers(0, count - 1), min_size=1, max_size=3))
+        for n in reversed(range(count)):
+            wanted |= needs[n] if n in wanted else set()
+        trials.append([call(n, needs[n]) for n in sorted(wanted)])
+    return trials
+
+
+def call(number: int, needs: set[int]) -> Call:
+    return Call("some", f"{number:02}", False, None, tuple(f"{one:02}" for one in sorted(needs)))
+
+
+laws = settings(deadline=None, max_examples=150)
+workers = st.integers(1, 4)
+orders = st.randoms(use_true_random=False)
+
+
+def played(
+    trials: Trials, workers: int, random: Random, deaths: int = 0, strange: float = 0.0
+) -> World:
+    """What has happened in the end, when strangers held that share of the stages."""
+    keys = sorted({call.key for calls in trials for call in calls})
+    with tempfile.TemporaryDirectory() as home:
+        world = World(Path(home), trials, workers, random)
+        world.strangers = {key for key in keys if random.random() < strange}
+        world.run(deaths)
+    assert world.free == workers and len(world.schedule) == 0
+    return world
+
+
+@laws
+@given(studies(), workers, orders)
+def test_every_trial_ends_and_every_stage_is_computed_once(trials, workers, random):
+    world = played(trials, workers, random)
+    assert sorted(world.told) == list(range(len(trials)))
+    assert world.computed == dict.fromkeys({call.key for calls in trials for call in calls}, 1)
+
+
+@laws
+@given(studies(), workers, orders)
+def test_it_is_so_beside_strangers_who_may_be_killed(trials, workers, random):
+    world = played(trials, workers, random, strange=0.3)
+    assert sorted(world.told) == list(range(len(trials)))
+    assert world.computed == dict.fromkeys({call.key for calls in trials for call in calls}, 1)
+
+
+@laws
+@given(studies(), workers, orders)
+def test_it_is_so_when_workers_are_killed_and_trials_given_up(trials, workers, random):
+    world = played(trials, workers, random, deaths=4)
+    assert sorted(world.told + world.given_up) == list(range(len(trials)))
+    needed = {call.key for number in world.told for call in trials[number]}
+    assert needed <= world.computed.keys() and set(world.computed.values()) <= {1}
+
+
+def scheduled(home: Path, *trials: list[Call]) -> Schedule:
+    return World(home, list(trials), 0, Random(0)).schedule
+
+
+def numbers(entry: Entry | None) -> int | None:
+    return None if entry is None else entry.number
+
+
+def test_nobody_waits_for_what_a_trial_held_that_was_given_up(tmp_path):
+    schedule = scheduled(tmp_path, [call(0, set())], [call(0, set()), call(1, set())])
+    first, second = schedule.pick(), schedule.pick()
+    assert first is not None and second is not None
+    second.held = {"00"}
+    schedule.add(second)
+    objects.folder_of(tmp_path, "01").mkdir(parents=True)
+    assert schedule.pick() is None
+    schedule.drop(first.number)
+    assert schedule.pick() is second
+
+
+def test_what_a_stranger_holds_is_waited_for_until_it_is_stored_or_nothing_else_is_left(tmp_path):
+    schedule = scheduled(tmp_path, [call(0, set())], [call(0, set()), call(1, {0})])
+    for entry in (schedule.pick(), schedule.pick(patient=True)):
+        assert entry is not None
+        entry.held = {"00"}
+        schedule.add(entry)
+    assert schedule.pick() is None
+    objects.folder_of(tmp_path, "00").mkdir(parents=True)
+    assert [numbers(schedule.pick()) for _ in range(3)] == [0, 1, None]
+
+
+def test_a_trial_all_of_whose_stages_are_stored_can_start_beside_any_other(tmp_path):
+    objects.folder_of(tmp_path, "00").mkdir(parents=True)
+    schedule = scheduled(tmp_path, [call(0, set()), call(1, {0})], [call(0, set())])
+    assert [numbers(schedule.pick()) for _ in range(3)] == [0, 1, None]
+    assert len(schedule) == 2 and schedule.waiting == []
+
+
+# what is foreseen
+
+
+@stage(version=1)
+def drawn(env: Env, *, seed: int) -> artifacts.Logits:
+    return artifacts.Logits(torch.full((4,), float(seed)))
+
+
+@stage(version=1)
+def doubled(env: Env, *, source: artifacts.Logits) -> artifacts.Logits:
+    return artifacts.Logits(source.train_VNC * 2)
+
+
+def calls(store: Store) -> list[bool]:
+    store.call(doubled, source=store.call(drawn, seed=1))
+    store.call(drawn, seed=2)
+    return [one.reused for one in store.calls]
+
+
+def opened(kind: type[Store], home: Path, reuse: bool = True) -> Store:
+    return kind(home, Env(torch.device("cpu")), reuse)
+
+
+def test_a_forecast_says_what_a_plan_says_where_all_is_sound(tmp_path):
+    assert calls(opened(Forecast, tmp_path)) == [False] * 3
+    opened(Store, tmp_path).call(drawn, seed=1)
+    forecast, plan = opened(Forecast, tmp_path), opened(Plan, tmp_path)
+    assert calls(forecast) == calls(plan) == [True, False, False]
+    assert forecast.calls == plan.calls
+    assert calls(opened(Forecast, tmp_path, reuse=False)) == [False] * 3
+
+
+def test_a_forecast_reads_no_tensors_and_believes_no_damaged_manifest(tmp_path):
+    ref = opened(Store, tmp_path).call(drawn, seed=1)
+    folder = objects.folder_of(tmp_path, ref.key)
+    (folder / "tensors.safetensors").write_bytes(b"")
+    assert calls(opened(Plan, tmp_path)) == [False] * 3
+    assert calls(opened(Forecast, tmp_path)) == [True, False, False]
+    (folder / objects.MANIFEST).write_bytes(b"{}")
+    assert calls(opened(Forecast, tmp_path)) == [False] * 3

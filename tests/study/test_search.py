@@ -1,0 +1,390 @@
+"""A sweep file, a study and workers put together: real trials that share their stages."""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moist.config import Config
+from moist.config.overrides import parse
+from moist.env import Env
+from moist.errors import ConfigError
+from moist.pipeline import run, stages
+from moist.results.objectives import DEFAULT, QUANTITIES, TRAINED, parse_objectives, quantities
+from moist.store import maintenance, runs
+from moist.store.plan import Plan
+from moist.store.store import Store
+from moist.study.foresight import Foresight
+from moist.study.ledger import opened
+from moist.study.samplers import Untried, suggest
+from moist.study.search import (
+    TRIALS,
+    Rehearsal,
+    describe,
+    rehearse,
+    requested,
+    search,
+    slots,
+    sweep_of,
+)
+from moist.study.settings import Outcome, Settings
+from moist.study.storage import url_of
+from moist.study.workers import Slot
+from moist.sweepfile import Sweep, config_of, read_sweep
+from moist.sweepfile import grid as points_of
+
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+TINY = [
+    "data.name=digits", "teacher.arch=resnet8", "student.channels=4,8", "hidden_width=16",
+    "router=linear", "distill.views=1", "latency.repeats=10", "latency.seconds=0.01",
+    *(f"{section}.epochs=1" for section in ("teacher", "distill", "routing", "joint")),
+]  # fmt: skip
+GRID = """
+program: moist
+method: grid
+command: ["${env}", moist, run, "${args_no_hyphens}"]
+parameters:
+  k: {values: [2, 3]}
+  temperature: {values: [2.0, 4.0]}
+"""
+POINTS = [{"k": k, "temperature": t} for k in (2, 3) for t in (2.0, 4.0)]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A small grid over the smallest networks, in a home."""
+
+    home: Path
+    sweep: Sweep
+
+    def asked(self, trials: int, **settings: Any) -> dict[str, Any]:
+        return {
+            "sweep": self.sweep,
+            "described": describe(self.sweep, DEFAULT, 0, "moist sweep optuna some.yaml"),
+            "settings": Settings(trials, best={}, **settings),
+            "home": self.home,
+            "url": url_of(None, self.home),
+            "study": self.sweep.name,
+            "slots": slots("cpu", 2, 1),
+        }
+
+    def rehearse(self, trials: int, **settings: Any) -> Rehearsal:
+        return rehearse(**self.asked(trials, **settings))
+
+    def keys(self, points: Iterable[dict[str, Any]]) -> set[str]:
+        """The stages of some points."""
+        plan = Plan(self.home, Env(torch.device("cpu")))
+        for point in points:
+            stages(config_of(self.sweep, point), plan)
+        return {call.key for call in plan.calls}
+
+    def search(self, trials: int, **settings: Any) -> Outcome:
+        return search(**self.asked(trials, **settings), quiet=True)
+
+
+def grid(home: Path, text: str = GRID, name: str = "some") -> Study:
+    path = home / f"{name}.yaml"
+    path.write_text(text)
+    return Study(home, read_sweep(path, TINY))
+
+
+def files(home: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+
+
+# what is computed, once
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A study searched in two starts, rehearsed before each and after."""
+
+    study: Study
+    rehearsals: list[Rehearsal]
+    outcomes: list[Outcome]
+    objects: list[int]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    study = grid(tmp_path_factory.mktemp("searched"))
+    rehearsals, outcomes, objects = [study.rehearse(4)], [], []
+    for trials in (1, 4):
+        rehearsals.append(study.rehearse(trials))
+        outcomes.append(study.search(trials))
+        objects.append(len(maintenance.entries(study.home)))
+    return Searched(study, [*rehearsals, study.rehearse(4)], outcomes, objects)
+
+
+@pytest.fixture
+def home(searched: Searched, tmp_path: Path) -> Path:
+    """A copy of the home that was searched, with all its stages stored."""
+    shutil.copytree(searched.study.home, tmp_path / "home")
+    return tmp_path / "home"
+
+
+def test_a_rehearsal_says_exactly_what_is_then_computed_and_nothing_is_computed_twice(searched):
+    whole, first, second, after = searched.rehearsals
+    one, two = (outcome.tally.computed for outcome in searched.outcomes)
+    assert (one, two) == (len(first.missing), len(second.missing))
+    assert one + two == len(whole.missing) == whole.distinct == searched.objects[-1]
+    assert searched.objects == [one, one + two]
+    assert (whole.trials, first.trials, second.trials, after.trials) == (4, 1, 3, 0)
+    assert (first.complete, second.complete, after.complete) == (0, 1, 4)
+    assert whole.called == 4 * first.called and after.called == 0
+
+
+def test_trials_share_what_their_configs_share(searched):
+    """One teacher; a student a temperature; latency, clusters and router a number of students."""
+    found: dict[str, int] = {}
+    for entry in maintenance.entries(searched.study.home):
+        found[entry.stage] = found.get(entry.stage, 0) + 1
+    assert found == {
+        "prepare": 1, "train_teacher": 1, "teacher_logits": 1, "distill_student": 2,
+        "measure_latency": 2, "cluster_classes": 2, "pretrain_router": 2, "train_jointly": 4,
+        "evaluate": 4 * 2 + 2 + 1,
+    }  # fmt: skip
+
+
+def test_the_tally_adds_up_to_what_is_stored(searched):
+    stored = sum(entry.seconds for entry in maintenance.entries(searched.study.home))
+    assert sum(one.tally.seconds for one in searched.outcomes) == pytest.approx(stored)
+    for outcome in searched.outcomes:
+        assert set(outcome.tally.told) == {"trained"}
+    trials = searched.outcomes[-1].trials
+    assert sum(trial.saved for trial in trials) == pytest.approx(
+        sum(one.tally.saved for one in searched.outcomes)
+    )
+    assert searched.outcomes[-1].tally.saved > 0 and len(trials) == 4
+
+
+def test_a_trial_found_what_a_run_alone_finds(searched, tmp_path):
+    trial = searched.outcomes[-1].trials[3]
+    config = config_of(searched.study.sweep, trial.params)
+    alone = run(config, Store(tmp_path, Env(torch.device("cpu"))))
+    shared = runs.recorded(searched.study.home, str(trial.key))
+    assert shared is not None and shared.report.timeless() == alone.timeless()
+    assert trial.quantities == quantities(shared.report)
+    assert trial.values == {name: trial.quantities[name] for name in ("accuracy", "mflops")}
+
+
+def test_every_point_of_the_grid_has_a_trial_whose_command_repeats_it(searched):
+    trials = searched.outcomes[-1].trials
+    assert [trial.params for trial in trials] == POINTS
+    for trial in trials:
+        words = str(trial.command).split()
+        assert words[:2] == ["moist", "run"]
+        assert parse(words[2:]) == config_of(searched.study.sweep, trial.params)
+        assert set(trial.curves) == {"distill_student", "train_jointly"}
+
+
+def test_a_rehearsal_expects_what_stages_took_before(searched):
+    whole, _, second, _ = searched.rehearsals
+    assert whole.seconds == 0 and whole.record()["stages_never_timed"] == whole.distinct
+    assert second.seconds > 0 and second.record()["stages_never_timed"] == 0
+
+
+# rehearsals
+
+
+def test_a_rehearsal_writes_nothing(tmp_path):
+    study = grid(tmp_path)
+    before = files(tmp_path)
+    assert study.rehearse(4).trials == 4
+    assert files(tmp_path) == before
+
+
+def test_a_rehearsal_of_a_study_that_was_begun_writes_nothing_either(home):
+    study, before = grid(home), files(home)
+    assert study.rehearse(4).complete == 4
+    assert files(home) == before
+
+
+def test_a_rehearsal_of_a_random_search_draws_what_the_search_draws(home):
+    text = GRID.replace("method: grid", "method: random")
+    study = grid(home, text.replace("{values: [2.0, 4.0]}", "{min: 1.0, max: 9.0}"), "random")
+    for trials in (1, 3):
+        found = study.rehearse(trials)
+        assert 0 < len(found.missing) == study.search(trials).tally.computed
+    assert study.rehearse(3).trials == 0
+
+
+def test_a_rehearsal_begins_with_what_was_begun_or_is_in_line(home):
+    """Of three trials one was lost with its driver and one is to be tried again."""
+    study = grid(home, name="begun")
+    described = study.asked(4)["described"]
+    with opened("begun", url_of(None, home), home, described) as ledger:
+        for index in range(3):
+            sampler = Untried(study.sweep, "grid", index, ledger.tried)
+            ledger.ask(sampler, partial(suggest, study.sweep), {})
+        ledger.fail(1, "no luck")
+        ledger.complete(2, {"accuracy": 0.5, "mflops": 1.0})
+        assert ledger.retry_failed() == [1]
+    for trials in (1, 2, 3):
+        found = study.rehearse(trials)
+        assert (found.trials, found.complete, found.missing) == (2, 1, [])
+        assert {call.key for call in found.calls} == study.keys(POINTS[:2])
+    found = study.rehearse(99)
+    assert (found.trials, found.complete) == (3, 1)
+    assert {call.key for call in found.calls} == study.keys([*POINTS[:2], POINTS[3]])
+
+
+def test_a_rehearsal_passes_over_values_that_do_not_go_together(tmp_path):
+    entries = ["joint.mask_students: {values: [true, false]}",
+               "joint.objective: {values: [switch, students_only]}"]  # fmt: skip
+    study = grid(tmp_path, "\n  ".join([GRID.rstrip(), *entries]))
+    points = [point for point in points_of(study.sweep) if valid(study.sweep, point)]
+    assert 0 < len(points) < 16
+    assert study.rehearse(99).trials == len(points)
+
+
+def valid(sweep: Sweep, point: dict[str, Any]) -> bool:
+    try:
+        config_of(sweep, point)
+    except ConfigError:
+        return False
+    return True
+
+
+def test_a_rehearsal_ends_where_the_points_do(tmp_path):
+    assert grid(tmp_path).rehearse(99).trials == 4
+
+
+# what is foreseen
+
+
+@dataclass
+class Quiet:
+    """Workers that are kept still, and what was stored when they were."""
+
+    home: Path
+    stored: list[set[str]]
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        self.stored.append({entry.stage for entry in maintenance.entries(self.home)})
+        yield
+
+
+def foresight(home: Path, reuse: bool = True) -> tuple[Foresight, Quiet]:
+    quiet = Quiet(home, [])
+    return Foresight(Store(home, Env(torch.device("cpu"))), reuse, quiet), quiet
+
+
+def tiny(*overrides: str) -> Config:
+    return parse([*TINY, *overrides])
+
+
+def test_workers_are_kept_still_once_for_each_architecture_that_is_timed(tmp_path):
+    """And not while the data are prepared: one of them may hold their lock."""
+    foresee, quiet = foresight(tmp_path)
+    for overrides in ("k=2", "k=2 temperature=3", "k=2 seed=5", "k=3", "k=3 distill.alpha=0.1"):
+        found = foresee(tiny(*overrides.split())).measured().known
+        assert found.keys() == QUANTITIES.keys() - TRAINED
+    assert quiet.stored == [{"prepare"}, {"prepare", "measure_latency"}]
+
+
+def test_what_can_be_counted_is_known_before_anything_is_timed(tmp_path):
+    foresee, quiet = foresight(tmp_path)
+    found = foresee(tiny("k=2"))
+    assert found.known.keys() == QUANTITIES.keys() - TRAINED - {"latency_ms"}
+    assert quiet.stored == [] and {one.stage for one in maintenance.entries(tmp_path)} == {
+        "prepare"
+    }
+
+
+def test_nobody_is_kept_still_for_a_time_that_the_trial_takes(tmp_path):
+    foresee, quiet = foresight(tmp_path)
+    assert foresee(tiny("k=auto")).measured().known == {}
+    afresh, still = foresight(tmp_path, reuse=False)
+    assert afresh(tiny()).measured().known.keys() == QUANTITIES.keys() - TRAINED - {"latency_ms"}
+    assert quiet.stored == still.stored == []
+
+
+def test_what_is_foreseen_is_the_runs_key_and_each_of_its_stages_once(home, tmp_path):
+    config = tiny("k=2", "router=oracle")
+    new = foresight(tmp_path)[0].plan(config)
+    assert new.known == {} and maintenance.entries(tmp_path) == []
+    store = Store(home, Env(torch.device("cpu")))
+    assert new.key == run(config, store).key
+    keys = dict.fromkeys(call.key for call in store.calls)
+    assert [call.key for call in new.calls] == list(keys) and len(keys) < len(store.calls)
+    stored, afresh = (foresight(home, reuse)[0].plan(config) for reuse in (True, False))
+    for found, reused in ((new, False), (stored, True), (afresh, False)):
+        assert {call.reused for call in found.calls} == {reused}
+
+
+def test_what_can_not_work_on_the_data_is_refused_before_anybody_trains(tmp_path):
+    with pytest.raises(ConfigError, match="`k=11`"):
+        foresight(tmp_path)[0](tiny("k=11"))
+
+
+# what a search is
+
+
+@pytest.mark.parametrize("name", ["router_size", "quickstart"])
+def test_a_search_is_known_again_without_its_file(name):
+    sweep = read_sweep(SWEEPS / f"{name}.yaml", ["data.root=some"])
+    again = sweep_of(describe(sweep, DEFAULT, 3, "moist"), sweep.name)
+    assert again.parameters == sweep.parameters and again.fixed == sweep.fixed
+    assert again.method == sweep.method
+
+
+def test_where_the_data_are_is_no_part_of_what_is_searched():
+    here, there = (
+        describe(read_sweep(SWEEPS / "width.yaml", [f"data.root={root}"]), DEFAULT, 0, "moist")
+        for root in ("here", "there")
+    )
+    assert here.facts == there.facts and here.where != there.where
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes", "expected"),
+    [
+        (7, {"run_cap": 5}, 7),
+        (None, {"run_cap": 5}, 5),
+        (None, {}, 4),
+        (None, {"method": "random"}, TRIALS),
+    ],
+)
+def test_trials_are_as_many_as_asked_else_the_files_else_the_grids(
+    tmp_path, asked, changes, expected
+):
+    assert requested(replace(grid(tmp_path).sweep, **changes), asked) == expected
+
+
+def test_workers_share_out_devices_and_threads():
+    found = slots("cpu,meta", 3, 5)
+    assert [(one.device, one.threads) for one in found] == [("cpu", 5), ("meta", 5), ("cpu", 5)]
+    assert all(one.threads >= 1 for one in slots("cpu", 999, None))
+
+
+@pytest.mark.parametrize("devices", ["cpu,cuda:99", "abacus", "cpu,"])
+def test_a_device_that_is_not_there_is_refused_before_any_worker_starts(devices):
+    with pytest.raises(ConfigError, match=f"can't compute on .*{devices.split(',')[-1]}`"):
+        slots(devices, 1, 1)
+
+
+TIMED = parse_objectives(["accuracy", "latency_ms"])
+
+
+def test_a_study_remembers_its_machine_when_it_selects_by_a_time_and_only_then(tmp_path):
+    sweep = grid(tmp_path).sweep
+    found, other = (
+        describe(sweep, TIMED, 0, "moist", slots("cpu", 2, threads)).facts.machine
+        for threads in (1, 2)
+    )
+    assert found == Env(torch.device("cpu")).machine().model_copy(update={"threads": 1})
+    assert other == found.model_copy(update={"threads": 2})
+    assert describe(sweep, DEFAULT, 0, "moist", slots("cpu", 2, 1)).facts.machine is None
+
+
+def test_latencies_of_one_study_are_not_measured_on_workers_that_differ(tmp_path):
+    with pytest.raises(ConfigError, match=r"1 threads.* and .*2 threads"):
+        describe(grid(tmp_path).sweep, TIMED, 0, "moist", [Slot("cpu", 1), Slot("cpu", 2)])

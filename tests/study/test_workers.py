@@ -1,0 +1,151 @@
+"""Workers that are lost, that err, that hang: who is tried again, where, and what is said."""
+
+import fcntl
+import os
+import signal
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+from driving import PATIENCE, attempts, start, trials
+from toy import Start, Toy, search
+
+from moist.config import flat
+from moist.config.overrides import parse
+from moist.errors import ConfigError, StageError
+from moist.study.trainer import Trainer
+from moist.study.worker import of_device
+from moist.study.workers import Message, Pool, Slot, Task
+
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+PIPE = 4096
+KILLED = "its worker was killed by SIGKILL (out of memory, if nobody sent it)"
+
+
+def waiting(slot: Slot) -> int:
+    """Bytes that a worker said and nobody has read."""
+    assert slot.connection is not None and slot.process.is_alive()
+    count = fcntl.ioctl(slot.connection.fileno(), termios.FIONREAD, bytes(4))
+    return int.from_bytes(count, sys.byteorder)
+
+
+def heard(pool: Pool) -> list[Message]:
+    """All that is said until a worker's last word."""
+    found: list[Message] = []
+    deadline = time.monotonic() + PATIENCE
+    while pool.busy and time.monotonic() < deadline:
+        found += pool.wait(0.1)
+    return found
+
+
+def test_a_worker_that_is_held_still_ends_with_its_driver(tmp_path):
+    driving = start(Start(tmp_path, trials=1, fates={0: "waits"}))
+    driving.until(lambda: attempts(tmp_path))
+    driving.workers()[0].suspend()
+    driving.kill()
+
+
+def test_a_trial_whose_worker_is_lost_is_tried_again_with_the_same_parameters(tmp_path):
+    found = search(Start(tmp_path, trials=4, fates={1: "dies once"}))
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    undisturbed = search(Start(whole, trials=4))
+    assert [one.params for one in found] == [one.params for one in undisturbed]
+    assert [one.values for one in found] == [one.values for one in undisturbed]
+    assert [one.attempts for one in found] == [(), (f"{KILLED} in toy",), (), ()]
+    assert [one["number"] for one in attempts(tmp_path)] == [0, 1, 1, 2, 3]
+
+
+def test_who_is_lost_too_often_fails_and_who_errs_fails_at_once_and_both_say_why(tmp_path):
+    fates = {1: "dies", 2: "errs", 3: "fills memory", 4: "allocates too much"}
+    found = search(Start(tmp_path, trials=3, retries=1, fates=fates))
+    assert [one.state for one in found] == ["complete", *["failed"] * 4, "complete", "complete"]
+    dead, wrong, full, big = (str(one.reason) for one in found[1:5])
+    assert dead == f"lost 2 times; last: {KILLED} in toy"
+    assert wrong.startswith("ValueError: no such\n") and wrong.endswith("[bold]really[/bold]")
+    assert "befall" in wrong
+    assert full == "lost 2 times; last: out of memory: MemoryError in toy"
+    assert "last: out of memory: RuntimeError" in big and "can't allocate memory" in big
+    assert [len(one.attempts) for one in found] == [0, 2, 0, 2, 2, 0, 0]
+    assert [one["number"] for one in attempts(tmp_path)] == [0, 1, 1, 2, 3, 3, 4, 4, 5, 6]
+
+
+def test_a_broken_slot_gets_no_more_once_it_lost_three_trials_and_fails_none(tmp_path):
+    found = search(Start(tmp_path, trials=12, workers=2, devices=("broken", "sound")))
+    assert [one.state for one in found] == ["complete"] * 12
+    lost = [one["number"] for one in attempts(tmp_path) if one["device"] == "broken"]
+    assert len(lost) == len(set(lost)) == 3
+    assert {one.number for one in found if one.attempts} == set(lost)
+
+
+def test_a_trial_whose_gpu_fails_is_lost_to_that_slot_and_tried_on_another(tmp_path):
+    found = search(Start(tmp_path, trials=12, workers=2, devices=("faulty", "sound")))
+    assert [one.state for one in found] == ["complete"] * 12
+    lost = [one["number"] for one in attempts(tmp_path) if one["device"] == "faulty"]
+    assert len(lost) == len(set(lost)) == 3
+    said = "CUDA error: an illegal memory access was encountered"
+    reason = f"its device failed: RuntimeError: {said} in toy"
+    for trial in found:
+        assert trial.attempts == ((reason,) if trial.number in lost else ())
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.AcceleratorError("some driver's words"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), True),
+        (ConfigError("can't compute on `cuda:1`: CUDA error: it is busy or unavailable"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+        (RuntimeError("Expected all tensors to be on the same device, cuda:0 and cpu"), False),
+        (ConfigError("can't compute on `cuda:1`: Torch not compiled with CUDA enabled"), False),
+    ],
+)
+def test_a_gpu_that_refuses_to_go_on_is_told_from_an_error_and_from_full_memory(error, expected):
+    assert of_device(error) is expected
+
+
+def test_without_a_sound_slot_a_sweep_stops_and_goes_on_once_there_is_one(tmp_path):
+    with pytest.raises(StageError, match="no worker is sound: each lost 3 different trials"):
+        search(Start(tmp_path, trials=4, devices=("broken",)))
+    assert [one.state for one in trials(tmp_path)] == ["failed", "failed", "running"]
+    found = search(Start(tmp_path, trials=4, fates={2: "dies once"}))
+    assert [one.state for one in found] == ["failed", "failed", *["complete"] * 4]
+    assert found[2].attempts == (f"{KILLED} in toy",) * 2
+
+
+def test_a_worker_killed_in_the_middle_of_a_word_is_lost_like_any_other(tmp_path):
+    config = flat(parse([]))
+    with Pool(Toy(tmp_path, {0: "talks"}), [Slot(None, 1)], tmp_path, toy.PRELOAD) as pool:
+        pool.start(Task(0, config, "moist run"))
+        found: list[Message] = []
+        while not found:
+            found = pool.wait(PATIENCE)
+        (tmp_path / "go").touch()
+        slot = pool.slots[0]
+        while waiting(slot) < PIPE:  # its word is longer than what a pipe holds
+            time.sleep(0.01)
+        os.kill(slot.process.pid, signal.SIGKILL)
+        slot.process.join()
+        assert [one.kind for one in found + heard(pool)] == ["stage", "lost"]
+        assert not pool.busy
+
+
+def test_a_worker_that_said_all_but_does_not_end_holds_up_nobody(tmp_path):
+    found = search(Start(tmp_path, trials=2, fates={0: "lingers"}))
+    assert [one.state for one in found] == ["complete"] * 2
+    assert not (tmp_path / "alone").exists()
+
+
+def test_what_only_fails_in_training_is_no_loss_and_says_its_class_and_what_to_do(tmp_path):
+    short = ["teacher.epochs=1", "distill.epochs=1", "distill.views=1", "latency.seconds=0.01"]
+    config = parse([f"@{SWEEPS / 'tiny.yaml'}", *short, "teacher.lr=10"])
+    with Pool(Trainer(tmp_path), [Slot("cpu", 1)], tmp_path / "logs") as pool:
+        pool.start(Task(0, flat(config), "moist run"))
+        last = heard(pool)[-1]
+    assert (last.kind, last.about["memory"]) == ("failed", False)
+    assert last.about["error"].startswith("StageError: `")
+    assert [line.partition(":")[0] for line in last.about["lines"]] == ["hint"]

@@ -1,0 +1,135 @@
+"""Where runs are told: decided by flag, environment, account and network, in this order."""
+
+import socket
+from contextlib import closing
+from pathlib import Path
+from threading import Event
+
+import pytest
+import wandb
+from wandb_standin import Server
+
+from moist.errors import ConfigError
+from moist.tracking.background import Behind
+from moist.tracking.mode import Mode, decide, reachable
+
+KEY = "0123456789" * 4
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A machine where nobody ever logged in to W&B."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def account(monkeypatch: pytest.MonkeyPatch, nobody: None) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+
+
+@pytest.fixture
+def silence(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a server that is not there."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://{address}")
+    return address
+
+
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch, wandb_server: Server) -> Server:
+    monkeypatch.setenv("WANDB_BASE_URL", wandb_server.address)
+    return wandb_server
+
+
+def test_without_an_account_runs_stay_here(listening):
+    assert decide() == Mode("offline", "there is no W&B account on this machine (`wandb login`)")
+
+
+def test_with_an_account_and_a_server_they_go_there(account, listening):
+    assert decide().name == "online"
+    assert listening.operations == []  # to listen is enough: nobody was asked
+
+
+def test_with_an_account_and_no_server_they_stay_here(account, silence):
+    assert decide() == Mode("offline", f"{silence} can't be reached")
+
+
+def test_a_key_that_can_not_be_one_keeps_them_here(monkeypatch, listening):
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    assert decide().name == "offline" and "key" in decide().why
+    assert "short" not in decide().why
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("offline", "offline"), ("dryrun", "offline"), ("disabled", "off"), ("online", "online")],
+)
+def test_the_environment_decides_before_the_account(monkeypatch, account, listening, mode, name):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert decide() == Mode(name, "as WANDB_MODE says")
+
+
+@pytest.mark.parametrize("flag", ["online", "offline", "off"])
+def test_the_flag_decides_before_the_environment(monkeypatch, account, listening, flag):
+    monkeypatch.setenv("WANDB_MODE", "disabled" if flag == "online" else "online")
+    assert decide(flag) == Mode(flag, "as --wandb says")
+
+
+def test_a_mode_that_wandb_has_not_is_refused(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    with pytest.raises(ConfigError, match="`WANDB_MODE=onlin`"):
+        decide()
+
+
+def test_who_asks_for_the_server_is_not_sent_elsewhere(monkeypatch, silence):
+    with pytest.raises(ConfigError, match="asks for W&B's server, but there is no W&B account"):
+        decide("online")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(ConfigError, match=f"but {silence} can't be reached"):
+        decide()
+
+
+def test_where_nobody_answers_nobody_is_reached():
+    assert not reachable("https://192.0.2.1", patience=0.2)  # kept free for documents: RFC 5737
+
+
+def test_work_behind_is_done_in_order_and_waited_for():
+    done: list[int] = []
+    behind = Behind(lambda error: done.append(-1))
+    for number in range(100):
+        behind.do(lambda number=number: done.append(number))
+    assert behind.close()
+    assert done == [*range(100)]
+
+
+def test_work_that_fails_is_told_once_and_nothing_follows():
+    done: list[object] = []
+    behind = Behind(done.append)
+    error = ValueError("full")
+
+    def fail() -> None:
+        raise error
+
+    behind.do(fail)
+    behind.do(lambda: done.append("after"))
+    behind.do(fail)
+    assert behind.close()
+    assert done == [error]
+
+
+def test_who_closes_need_not_wait_for_ever():
+    going = Event()
+    behind = Behind(print)
+    behind.do(going.wait)
+    assert not behind.close(patience=0.01)
+    going.set()
+    assert behind.close()
