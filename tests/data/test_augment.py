@@ -12,12 +12,12 @@ from moist.data.augment import (
     Batch,
     View,
     batches,
-    derive,
     draw,
     normalize,
     plain_batches,
     render,
 )
+from moist.data.random import derive
 from moist.errors import ConfigError
 from moist.store.artifacts import Split
 

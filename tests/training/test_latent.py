@@ -20,11 +20,12 @@ from moist.env import Env, Silent
 from moist.measure.multiply_adds import cost
 from moist.nets.build import module
 from moist.nets.cnn import LAST, STUDENTS, student_options
+from moist.nets.latent_head import LatentHead, give_head
 from moist.stages.levels import probed, table, teacher_levels
 from moist.stages.teacher import train_teacher
 from moist.store import checkpoint
 from moist.store.artifacts import Dataset, Levels, Spec, Split, Teacher, pack, unpack
-from moist.training.moe_kd import Heads, Latent, LatentHead, em_bound, give_head, offsets_matrix
+from moist.training.moe_kd import Heads, Latent, em_bound, offsets_matrix
 
 ENV = Env(device=torch.device("cpu"), stage="levels")
 AUGMENT = Augment(flip=False, shift=1, cutout=2)
