@@ -9,9 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from moist.config import Config, flat
-from moist.config import Joint as JointConfig
-from moist.config import Training as TrainingConfig
+from moist.config import Config, JointConfig, TrainingConfig, flat
 from moist.config.overrides import parse
 from moist.config.schema import choices, keys
 from moist.data.augment import normalize

@@ -14,34 +14,41 @@ from pydantic import Field, model_validator
 from moist.config.conflicts import misfits
 from moist.config.fields import Section
 from moist.config.sections import (
-    Augment,
-    Cascade,
-    Cluster,
-    Data,
-    Ensemble,
-    Latency,
-    Mixture,
-    Student,
+    AugmentConfig,
+    CascadeConfig,
+    ClusterConfig,
+    DataConfig,
+    EnsembleConfig,
+    LatencyConfig,
+    MixtureConfig,
+    StudentConfig,
 )
-from moist.config.training import Distill, Joint, Merge, Routing, Teacher, Training
+from moist.config.training import (
+    DistillConfig,
+    JointConfig,
+    MergeConfig,
+    RoutingConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
 
 __all__ = [
-    "Augment",
-    "Cascade",
-    "Cluster",
+    "AugmentConfig",
+    "CascadeConfig",
+    "ClusterConfig",
     "Config",
-    "Data",
-    "Distill",
-    "Ensemble",
-    "Joint",
-    "Latency",
-    "Merge",
-    "Mixture",
-    "Routing",
+    "DataConfig",
+    "DistillConfig",
+    "EnsembleConfig",
+    "JointConfig",
+    "LatencyConfig",
+    "MergeConfig",
+    "MixtureConfig",
+    "RoutingConfig",
     "Section",
-    "Student",
-    "Teacher",
-    "Training",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainingConfig",
     "flat",
     "keyed",
     "sections",
@@ -70,19 +77,19 @@ class Config(Section):
     precision: Literal["bf16", "float32"] = Field(
         "bf16", description="arithmetic of training and inference (bf16: mixed)"
     )
-    data: Data = Data()
-    augment: Augment = Augment()
-    teacher: Teacher = Teacher()
-    student: Student = Student()
-    distill: Distill = Distill()
-    cluster: Cluster = Cluster()
-    routing: Routing = Routing()
-    joint: Joint = Joint()
-    merge: Merge = Merge()
-    ensemble: Ensemble = Ensemble()
-    mixture: Mixture = Mixture()
-    cascade: Cascade = Cascade()
-    latency: Latency = Latency()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    distill: DistillConfig = DistillConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    routing: RoutingConfig = RoutingConfig()
+    joint: JointConfig = JointConfig()
+    merge: MergeConfig = MergeConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
+    mixture: MixtureConfig = MixtureConfig()
+    cascade: CascadeConfig = CascadeConfig()
+    latency: LatencyConfig = LatencyConfig()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:

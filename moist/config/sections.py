@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from moist.config.fields import WHERE, Fraction, OptionalInt, OptionalPath, Peer, Section, Widths
 
 
-class Data(Section):
+class DataConfig(Section):
     """Which images, and how they are split."""
 
     name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "svhn", "folder"] = Field(
@@ -28,7 +28,7 @@ class Data(Section):
     )
 
 
-class Augment(Section):
+class AugmentConfig(Section):
     """How training images vary."""
 
     flip: bool = Field(False, description="mirror half of the training images")
@@ -36,7 +36,7 @@ class Augment(Section):
     cutout: int = Field(0, ge=0, le=64, description="side in pixels of an erased square; 0: none")
 
 
-class Student(Section):
+class StudentConfig(Section):
     """The small network that copies of become experts; the cnn's width is `hidden_width`."""
 
     arch: Literal["cnn", Peer] = Field("cnn", description="student network")
@@ -44,13 +44,13 @@ class Student(Section):
     batch_norm: bool = Field(False, description="cnn: batch norm after each convolution")
 
     @model_validator(mode="after")
-    def _two_convolutions(self) -> Student:
+    def _two_convolutions(self) -> StudentConfig:
         if len(self.channels) != 2:
             raise ValueError(f"`.channels` needs two widths, found {len(self.channels)}")
         return self
 
 
-class Cluster(Section):
+class ClusterConfig(Section):
     """How classes are grouped into `k` clusters."""
 
     method: Literal["kmeans", "spectral", "random"] = Field(
@@ -59,7 +59,7 @@ class Cluster(Section):
     )
 
 
-class Ensemble(Section):
+class EnsembleConfig(Section):
     """How `system=ensemble` makes its k students differ."""
 
     views: Literal["same", "filtered"] = Field(
@@ -67,7 +67,7 @@ class Ensemble(Section):
     )
 
 
-class Mixture(Section):
+class MixtureConfig(Section):
     """How many experts an image is shown."""
 
     top: int = Field(1, ge=1, le=2, description="2: a second expert where the router is in doubt")
@@ -76,7 +76,7 @@ class Mixture(Section):
     )
 
 
-class Cascade(Section):
+class CascadeConfig(Section):
     """What answers where the model is in doubt."""
 
     fallback: Literal["none", "teacher", Peer] = Field(
@@ -87,7 +87,7 @@ class Cascade(Section):
     )
 
 
-class Latency(Section):
+class LatencyConfig(Section):
     """How long is measured how long a call takes."""
 
     repeats: int = Field(100, ge=10, le=100_000, description="timed calls of each model")

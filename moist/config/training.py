@@ -21,7 +21,7 @@ from moist.config.fields import (
 )
 
 
-class Training(Section):
+class TrainingConfig(Section):
     """How one network is trained."""
 
     epochs: Epochs = Field(20, description="passes over the training images")
@@ -44,7 +44,7 @@ class Training(Section):
     )
 
     @model_validator(mode="after")
-    def _schedule_and_momentum_fit(self) -> Training:
+    def _schedule_and_momentum_fit(self) -> TrainingConfig:
         if self.horizon is not None and self.horizon < self.epochs:
             raise ValueError(f"`.horizon={self.horizon}` is shorter than `.epochs={self.epochs}`")
         if self.nesterov and not self.momentum:
@@ -52,7 +52,7 @@ class Training(Section):
         return self
 
 
-class Teacher(Training):
+class TeacherConfig(TrainingConfig):
     """The large network that is distilled."""
 
     arch: Literal["resnet18", Peer] = Field("resnet18", description="teacher network")
@@ -69,7 +69,7 @@ class Teacher(Training):
     )
 
 
-class Distill(Training):
+class DistillConfig(TrainingConfig):
     """How the student learns from the teacher."""
 
     epochs: Epochs = Field(30, description="passes over the training images")
@@ -127,13 +127,13 @@ class Distill(Training):
     )
 
     @model_validator(mode="after")
-    def _standardized_logits_have_a_loss(self) -> Distill:
+    def _standardized_logits_have_a_loss(self) -> DistillConfig:
         if self.standardize and self.loss not in {"kd", "dkd"}:
             raise ValueError(f"`.standardize` is for `.loss=kd` and dkd, not for {self.loss}")
         return self
 
 
-class Routing(Training):
+class RoutingConfig(TrainingConfig):
     """How the router is built and pretrained."""
 
     epochs: Epochs = Field(30, description="passes over the training images")
@@ -146,7 +146,7 @@ class Routing(Training):
     )
 
 
-class Joint(Training):
+class JointConfig(TrainingConfig):
     """How router and students are trained together."""
 
     objective: Literal["hierarchical", "students_only", "em", "switch", "noisy_topk"] = Field(
@@ -191,7 +191,7 @@ class Joint(Training):
     )
 
     @model_validator(mode="after")
-    def _masked_students_need_their_own_classes(self) -> Joint:
+    def _masked_students_need_their_own_classes(self) -> JointConfig:
         if self.mask_students and self.objective in {"students_only", "switch", "noisy_topk"}:
             raise ValueError(
                 f"`.objective={self.objective}` shows a student images of any class, which a"
@@ -204,7 +204,7 @@ class Joint(Training):
         return self
 
 
-class Merge(Training):
+class MergeConfig(TrainingConfig):
     """How the students become one (OneS), and how that one is refined."""
 
     method: Literal["average", "sum", "topk", "svd", "random", "ancestor", "best_expert"] = Field(
@@ -248,7 +248,7 @@ class Merge(Training):
     )
 
     @property
-    def gathering(self) -> Merge:
+    def gathering(self) -> MergeConfig:
         """Itself without what only the refinement reads."""
         names = ("method", "base", "layout", "score", "rank", "scale", "head")
-        return Merge(**{name: getattr(self, name) for name in names})
+        return MergeConfig(**{name: getattr(self, name) for name in names})

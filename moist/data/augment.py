@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from moist.config import Augment
+from moist.config import AugmentConfig
 from moist.data.random import generator
 from moist.errors import ConfigError
 from moist.store.artifacts import Split
@@ -53,7 +53,7 @@ class View:
         return View(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
-def draw(n: int, augment: Augment, shape: tuple[int, int], seed: int, view: int) -> View:
+def draw(n: int, augment: AugmentConfig, shape: tuple[int, int], seed: int, view: int) -> View:
     """What view number `view` does to each of n images of shape (H, W).
 
     An image's five numbers depend neither on n nor on which augmentations are on. Raises
@@ -74,7 +74,7 @@ def draw(n: int, augment: Augment, shape: tuple[int, int], seed: int, view: int)
 
 
 def render(
-    images_BHWC: torch.Tensor, view: View, augment: Augment, mean: Channels, std: Channels
+    images_BHWC: torch.Tensor, view: View, augment: AugmentConfig, mean: Channels, std: Channels
 ) -> torch.Tensor:
     """Flip, shift with reflected borders, normalize, then erase a square to the mean.
 
@@ -104,7 +104,7 @@ def batches(
     *,
     mean: Channels,
     std: Channels,
-    augment: Augment,
+    augment: AugmentConfig,
     seed: int,
     view: int,
     order: int,

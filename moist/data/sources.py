@@ -52,7 +52,7 @@ class Source:
     """Names, sizes and times of the files below `root`, as they were digested."""
 
 
-def locate(data: config.Data, home: Path, fetch: bool = True) -> Source:
+def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
     """Find the raw files, downloading a public set that isn't there, and digest their content.
 
     Raises DataError when they are missing (with `fetch=False`: not downloaded yet), unreadable or
@@ -84,7 +84,7 @@ def check_untouched(source: Source) -> None:
         raise DataError(f"the files in `{source.root}` changed while they were read", "run again")
 
 
-def _root_of(data: config.Data, home: Path) -> Path:
+def _root_of(data: config.DataConfig, home: Path) -> Path:
     if data.name == "folder":
         return _given_root(data)
     return _expanded(data.root or home / "data" / "downloads" / data.name)
@@ -169,7 +169,7 @@ def stratified_split(
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _given_root(data: config.Data) -> Path:
+def _given_root(data: config.DataConfig) -> Path:
     if data.root is None:
         raise DataError("`data.name=folder` needs `data.root`", f"`data.root=ROOT`; {LAYOUT}")
     root = _expanded(data.root)

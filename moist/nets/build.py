@@ -49,7 +49,7 @@ class Architecture(config.Section):
     """
 
     system: str
-    student: config.Student
+    student: config.StudentConfig
     hidden_width: int
     latent: LatentForm | None
     teacher: str
@@ -96,7 +96,7 @@ def sizes(c: config.Config) -> dict[str, Any]:
     """What a student is built from, as keys: a peer has no sizes to choose, so none count."""
     if c.student.arch == "cnn":
         return {"student": c.student, "hidden_width": c.hidden_width}
-    return {"student": config.Student(arch=c.student.arch), "hidden_width": 1}
+    return {"student": config.StudentConfig(arch=c.student.arch), "hidden_width": 1}
 
 
 def known_students(c: config.Config) -> int | None:
@@ -164,7 +164,7 @@ def timed_models(arch: Architecture, image_shape: Shape, classes: int, k: int) -
 
 
 def student_spec(
-    student: config.Student,
+    student: config.StudentConfig,
     hidden_width: int,
     latent: LatentForm | None,
     image_shape: Shape,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Student
+from moist.config import StudentConfig
 from moist.nets.peers import PEERS, stem
 
 Shape = tuple[int, int, int]
@@ -102,7 +102,7 @@ Ours for MobileNetV2, whose stages have no names: the last block at each resolut
 """
 
 
-def student_options(student: Student, hidden_width: int) -> dict[str, Any]:
+def student_options(student: StudentConfig, hidden_width: int) -> dict[str, Any]:
     """What a student is built from besides shapes; a peer has no sizes to choose."""
     if student.arch in PEERS:
         return {}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from moist.config import Merge
+from moist.config import MergeConfig
 from moist.nets.topk import Activity, aligned, block, mean, scored
 from moist.store.artifacts import State
 
@@ -20,7 +20,7 @@ from moist.store.artifacts import State
 def gather(
     experts: Sequence[State],
     ancestor: State,
-    merge: Merge,
+    merge: MergeConfig,
     of_class: Sequence[int],
     activity: Sequence[Activity] | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -41,17 +41,17 @@ def gather(
     return state if owner_C is None else state | owned(experts, owner_C)
 
 
-def average(parts_E: Sequence[torch.Tensor], _: Merge) -> torch.Tensor:
+def average(parts_E: Sequence[torch.Tensor], _: MergeConfig) -> torch.Tensor:
     """The mean of weights."""
     return mean(parts_E)
 
 
-def total(parts_E: Sequence[torch.Tensor], _: Merge) -> torch.Tensor:
+def total(parts_E: Sequence[torch.Tensor], _: MergeConfig) -> torch.Tensor:
     """The sum of weights; of their changes, it is task arithmetic (Ilharco et al. 2023)."""
     return torch.stack(list(parts_E)).sum(0)
 
 
-def svd(parts_E: Sequence[torch.Tensor], merge: Merge) -> torch.Tensor:
+def svd(parts_E: Sequence[torch.Tensor], merge: MergeConfig) -> torch.Tensor:
     """SVD-KG: the mean or the sum of the parts at lower rank; at full rank, of the parts.
 
     It makes no difference whether the experts' factors are concatenated or their products added.
@@ -65,7 +65,7 @@ def svd(parts_E: Sequence[torch.Tensor], merge: Merge) -> torch.Tensor:
     return METHODS["sum" if merge.scale == "sum" else "average"](parts_E, merge)
 
 
-METHODS: dict[str, Callable[[Sequence[torch.Tensor], Merge], torch.Tensor]] = {
+METHODS: dict[str, Callable[[Sequence[torch.Tensor], MergeConfig], torch.Tensor]] = {
     "average": average,
     "sum": total,
     "svd": svd,
@@ -85,7 +85,9 @@ def truncated(weight: torch.Tensor, rank: int) -> torch.Tensor:
     return (leading @ (leading.T @ matrix)).reshape(weight.shape)
 
 
-def combined(name: str, experts: Sequence[State], ancestor: State, merge: Merge) -> torch.Tensor:
+def combined(
+    name: str, experts: Sequence[State], ancestor: State, merge: MergeConfig
+) -> torch.Tensor:
     """One tensor of all experts. Batch norm is averaged whatever the method, for it rescales what
     each unit says, and a sum would do so twice; counters are the first expert's."""
     parts_E = [expert[name] for expert in experts]

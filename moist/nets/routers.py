@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Routing
+from moist.config import RoutingConfig
 from moist.errors import StageError
 from moist.nets.cnn import Shape, pooled, trunk
 
@@ -115,7 +115,7 @@ ROUTERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def router_options(router: str, routing: Routing) -> dict[str, Any]:
+def router_options(router: str, routing: RoutingConfig) -> dict[str, Any]:
     """The options of `routing` that this router takes."""
     options: dict[str, dict[str, Any]] = {
         "cnn": {"hidden_width": routing.hidden_width, "dropout": routing.dropout},

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moist.config import Cluster
+from moist.config import ClusterConfig
 from moist.env import Env
 from moist.errors import ConfigError, StageError
 from moist.stages import stage
@@ -25,7 +25,7 @@ def cluster_classes(
     data: Dataset,
     logits: Logits,
     k: int | Literal["auto"],
-    cluster: Cluster,
+    cluster: ClusterConfig,
     seed: int,
 ) -> Clusters:
     """k groups of classes; `k=auto` takes the k with the best silhouette of the class means.

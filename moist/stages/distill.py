@@ -8,8 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from moist.config import Augment, Distill
-from moist.config import Student as StudentConfig
+from moist.config import AugmentConfig, DistillConfig, StudentConfig
 from moist.data.augment import Batch
 from moist.data.random import seeded
 from moist.env import Env
@@ -35,9 +34,9 @@ def distill_student(
     levels: Levels | None,
     student: StudentConfig,
     hidden_width: int,
-    distill: Distill,
+    distill: DistillConfig,
     temperature: float,
-    augment: Augment,
+    augment: AugmentConfig,
     precision: str,
     seed: int,
 ) -> Student:
@@ -64,9 +63,9 @@ def distill_fallback(
     data: Dataset,
     logits: Logits,
     arch: str,
-    distill: Distill,
+    distill: DistillConfig,
     temperature: float,
-    augment: Augment,
+    augment: AugmentConfig,
     precision: str,
     seed: int,
 ) -> Student:
@@ -88,9 +87,9 @@ def distill_ensemble(
     views: tuple[str, ...],
     student: StudentConfig,
     hidden_width: int,
-    distill: Distill,
+    distill: DistillConfig,
     temperature: float,
-    augment: Augment,
+    augment: AugmentConfig,
     precision: str,
     seed: int,
 ) -> Ensemble:
@@ -117,9 +116,9 @@ def _taught(
     opinions: Answer,
     data: Dataset,
     logits: Logits,
-    distill: Distill,
+    distill: DistillConfig,
     temperature: float,
-    augment: Augment,
+    augment: AugmentConfig,
     precision: str,
     seed: int,
 ) -> tuple[Row, ...]:
@@ -146,9 +145,9 @@ def _latent(
     levels: Levels,
     data: Dataset,
     logits: Logits,
-    distill: Distill,
+    distill: DistillConfig,
     temperature: float,
-    augment: Augment,
+    augment: AugmentConfig,
     precision: str,
     seed: int,
 ) -> Student:
@@ -180,8 +179,8 @@ def _fitted(
     loss: Loss,
     data: Dataset,
     logits: Logits,
-    distill: Distill,
-    augment: Augment,
+    distill: DistillConfig,
+    augment: AugmentConfig,
     precision: str,
     seed: int,
 ) -> tuple[Row, ...]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Augment, Merge
+from moist.config import AugmentConfig, MergeConfig
 from moist.data.augment import normalize
 from moist.data.random import seeded
 from moist.env import Env, autocast
@@ -28,8 +28,8 @@ def gather_students(
     data: Dataset,
     mixture: Mixture,
     ancestor: Student,
-    merge: Merge,
-    augment: Augment,
+    merge: MergeConfig,
+    augment: AugmentConfig,
     precision: str,
     seed: int,
 ) -> Student:
@@ -92,7 +92,7 @@ def _of_type(net: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
 
 
 def _renew_statistics(
-    env: Env, net: nn.Module, data: Dataset, augment: Augment, precision: str, seed: int
+    env: Env, net: nn.Module, data: Dataset, augment: AugmentConfig, precision: str, seed: int
 ) -> None:
     """Batch norm's running mean and variance, as averages over one pass of training images."""
     norms = [part for part in _of_type(net, nn.BatchNorm2d) if isinstance(part, nn.BatchNorm2d)]

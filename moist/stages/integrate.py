@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from moist.config import Augment, Merge
+from moist.config import AugmentConfig, MergeConfig
 from moist.data.augment import Batch
 from moist.env import Env
 from moist.measure.accuracy import validation
@@ -26,9 +26,9 @@ def integrate(
     student: Student,
     taught: tuple[Logits, ...],
     views: int,
-    merge: Merge,
+    merge: MergeConfig,
     temperature: float,
-    augment: Augment,
+    augment: AugmentConfig,
     precision: str,
     seed: int,
 ) -> Student:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Augment, Joint
+from moist.config import AugmentConfig, JointConfig
 from moist.data.augment import Batch
 from moist.env import Env, autocast
 from moist.measure.accuracy import validation
@@ -34,7 +34,7 @@ QUIETEST = 0.01
 """The least deviation of the noise of `noisy_topk`: a load without noise has no slope."""
 
 Prior = Callable[[Batch], torch.Tensor]
-Objective = Callable[[MoIST, Batch, Joint, Prior], tuple[torch.Tensor, torch.Tensor]]
+Objective = Callable[[MoIST, Batch, JointConfig, Prior], tuple[torch.Tensor, torch.Tensor]]
 """A scalar loss, and the router's logits (B, E) that it was computed from."""
 
 
@@ -46,10 +46,10 @@ def train_jointly(
     clusters: Clusters,
     router: Router,
     student: Student,
-    joint: Joint,
+    joint: JointConfig,
     logits: Logits | None,
     temperature: float | None,
-    augment: Augment,
+    augment: AugmentConfig,
     precision: str,
     seed: int,
 ) -> Mixture:
@@ -93,7 +93,7 @@ def train_jointly(
     )
 
 
-def prepare(net: MoIST, joint: Joint) -> None:
+def prepare(net: MoIST, joint: JointConfig) -> None:
     """What an objective needs of the module before it trains."""
     if joint.objective == "students_only":
         net.freeze_router()
@@ -102,7 +102,7 @@ def prepare(net: MoIST, joint: Joint) -> None:
 
 
 def hierarchical(
-    net: MoIST, batch: Batch, joint: Joint, prior: Prior
+    net: MoIST, batch: Batch, joint: JointConfig, prior: Prior
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The exact likelihood of a two-level softmax: the router on the label's cluster, and that
     cluster's student on the label. (Exact with masked students; an upper bound without.)"""
@@ -115,7 +115,7 @@ def hierarchical(
 
 
 def students_only(
-    net: MoIST, batch: Batch, joint: Joint, prior: Prior
+    net: MoIST, batch: Batch, joint: JointConfig, prior: Prior
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the paper's code trains: the student the router picks, on the label. The router gets
     no gradient from a hard choice; here it is frozen, so its batch norm can't drift either."""
@@ -125,7 +125,9 @@ def students_only(
     return F.cross_entropy(logits_BC, batch.labels_B), gate_BE
 
 
-def em(net: MoIST, batch: Batch, joint: Joint, prior: Prior) -> tuple[torch.Tensor, torch.Tensor]:
+def em(
+    net: MoIST, batch: Batch, joint: JointConfig, prior: Prior
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The mixture's likelihood by EM, the router tied to the teacher's cluster prior."""
     x_BCHW, prior_BE = net.trunk(batch.images_BCHW), prior(batch)
     gate_BE = net.route(x_BCHW)
@@ -136,7 +138,7 @@ def em(net: MoIST, batch: Batch, joint: Joint, prior: Prior) -> tuple[torch.Tens
 
 
 def switch(
-    net: MoIST, batch: Batch, joint: Joint, prior: Prior
+    net: MoIST, batch: Batch, joint: JointConfig, prior: Prior
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Switch routing: the chosen student's logits, scaled by its gate, and the balance loss."""
     logits_BC, gate_BE = net.routed(batch.images_BCHW)
@@ -145,7 +147,7 @@ def switch(
 
 
 def noisy_topk(
-    net: MoIST, batch: Batch, joint: Joint, prior: Prior
+    net: MoIST, batch: Batch, joint: JointConfig, prior: Prior
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Noisy top-k gates over the students' probabilities, and their balance (Shazeer 2017).
 
@@ -163,7 +165,7 @@ def noisy_topk(
     return loss + joint.balance * uneven, gate_BE
 
 
-def shares(net: MoIST, joint: Joint) -> torch.Tensor:
+def shares(net: MoIST, joint: JointConfig) -> torch.Tensor:
     """The part of the images (E,) each student should get; `weighted`: its share of classes."""
     share_E = net.member_EC.float().mean(1)
     return share_E if joint.balance_form == "weighted" else share_E.mean().expand_as(share_E)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Latency
+from moist.config import LatencyConfig
 from moist.data.augment import plain_batches
 from moist.env import Env
 from moist.measure.accuracy import inference
@@ -32,7 +32,7 @@ def measure_latency(
     data: Dataset,
     arch: Architecture,
     k: int | Clusters,
-    latency: Latency,
+    latency: LatencyConfig,
     precision: str,
     machine: Machine,
 ) -> Latencies:
@@ -63,7 +63,7 @@ def _timings(
     nets: dict[str, nn.Module],
     data: Dataset,
     size: int,
-    latency: Latency,
+    latency: LatencyConfig,
     precision: str,
 ) -> dict[str, Timing]:
     """Each network on the same `size` images; a mixture is told the labels, for an oracle."""

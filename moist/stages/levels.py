@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Augment
+from moist.config import AugmentConfig
 from moist.data.augment import draw, render
 from moist.env import Env, autocast
 from moist.nets.build import module
@@ -35,7 +35,7 @@ def teacher_levels(
     *,
     data: Dataset,
     teacher: Teacher,
-    augment: Augment,
+    augment: AugmentConfig,
     views: int,
     precision: str,
     seed: int,
@@ -75,7 +75,7 @@ def _one_view(
     net: nn.Module,
     names: tuple[str, ...],
     data: Dataset,
-    augment: Augment,
+    augment: AugmentConfig,
     view: int,
     precision: str,
     seed: int,

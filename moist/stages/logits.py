@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from moist.config import Augment
+from moist.config import AugmentConfig
 from moist.data.augment import draw, render
 from moist.env import Env, autocast
 from moist.nets.build import module
@@ -26,7 +26,7 @@ def teacher_logits(
     *,
     data: Dataset,
     teacher: Teacher,
-    augment: Augment,
+    augment: AugmentConfig,
     views: int,
     precision: str,
     seed: int,
@@ -46,7 +46,7 @@ def mixture_logits(
     data: Dataset,
     mixture: Mixture,
     temperature: float | None,
-    augment: Augment,
+    augment: AugmentConfig,
     views: int,
     precision: str,
     seed: int,
@@ -73,7 +73,7 @@ def _labelled(
     env: Env,
     answer: Answer,
     data: Dataset,
-    augment: Augment,
+    augment: AugmentConfig,
     views: int,
     precision: str,
     seed: int,
@@ -92,7 +92,7 @@ def _one_view(
     env: Env,
     answer: Answer,
     data: Dataset,
-    augment: Augment,
+    augment: AugmentConfig,
     view: int,
     precision: str,
     seed: int,

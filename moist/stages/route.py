@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from moist.config import Augment, Routing
+from moist.config import AugmentConfig, RoutingConfig
 from moist.data.augment import Batch
 from moist.data.random import seeded
 from moist.env import Env
@@ -25,8 +25,8 @@ def pretrain_router(
     clusters: Clusters,
     student: Student | None,
     router: str,
-    routing: Routing,
-    augment: Augment,
+    routing: RoutingConfig,
+    augment: AugmentConfig,
     precision: str,
     seed: int,
 ) -> Router:

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from moist.config import Augment
-from moist.config import Teacher as TeacherConfig
+from moist.config import AugmentConfig, TeacherConfig
 from moist.data.random import seeded
 from moist.env import Env
 from moist.errors import ConfigError, first_line
@@ -44,7 +43,13 @@ def spec_of(arch: str, data: Dataset) -> Spec:
 
 @stage(version=1)
 def train_teacher(
-    env: Env, *, data: Dataset, teacher: TeacherConfig, augment: Augment, precision: str, seed: int
+    env: Env,
+    *,
+    data: Dataset,
+    teacher: TeacherConfig,
+    augment: AugmentConfig,
+    precision: str,
+    seed: int,
 ) -> Teacher:
     """A teacher trained on the labels."""
     spec = spec_of(teacher.arch, data)

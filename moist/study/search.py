@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moist.config import Data
+from moist.config import DataConfig
 from moist.config.overrides import build
 from moist.config.schema import is_where
 from moist.errors import ConfigError
@@ -217,7 +217,7 @@ class Rehearsal:
         }
 
 
-def _checked(sweep: Sweep, described: Described, settings: Settings, study: str) -> Data:
+def _checked(sweep: Sweep, described: Described, settings: Settings, study: str) -> DataConfig:
     """The data section of all trials. Raises ConfigError for what no trial could mend."""
     if not re.fullmatch(r"\w[\w.+-]*", study):
         raise ConfigError(

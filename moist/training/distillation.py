@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from moist.config import Distill
+from moist.config import DistillConfig
 
-Soft = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Distill, float], torch.Tensor]
+Soft = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, DistillConfig, float], torch.Tensor]
 FLAT = 1e-8  # a squared length far below this counts as no variation
 
 
@@ -20,7 +20,7 @@ def distillation(
     student_BC: torch.Tensor,
     teacher_BC: torch.Tensor,
     labels_B: torch.Tensor,
-    distill: Distill,
+    distill: DistillConfig,
     temperature: float,
     ramp: float = 1.0,
 ) -> torch.Tensor:
@@ -70,7 +70,7 @@ def dkd(
     student_BC: torch.Tensor,
     teacher_BC: torch.Tensor,
     labels_B: torch.Tensor,
-    distill: Distill,
+    distill: DistillConfig,
     temperature: float,
 ) -> torch.Tensor:
     """T^2 of the weighted KLs of target against rest, and of the others among themselves.
@@ -87,7 +87,7 @@ def dkd(
 
 
 def dist(
-    student_BC: torch.Tensor, teacher_BC: torch.Tensor, distill: Distill, temperature: float
+    student_BC: torch.Tensor, teacher_BC: torch.Tensor, distill: DistillConfig, temperature: float
 ) -> torch.Tensor:
     """T^2 of the weighted lacks of correlation of the probabilities at T (DIST, Huang et al.,
     NeurIPS 2022): over an image's classes, and over a class's images, so the batch matters.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from moist.config import Augment, Training
+from moist.config import AugmentConfig, TrainingConfig
 from moist.data.augment import Batch, batches
 from moist.data.random import seeded
 from moist.env import Env, autocast
@@ -23,7 +23,12 @@ Loss = Callable[[Batch], torch.Tensor]
 
 
 def passes(
-    env: Env, data: Dataset, augment: Augment, batch_size: int, seed: int, views: int | None = None
+    env: Env,
+    data: Dataset,
+    augment: AugmentConfig,
+    batch_size: int,
+    seed: int,
+    views: int | None = None,
 ) -> Epoch:
     """Epoch -> its shuffled batches: a fresh view each epoch, or `views` of them in turn."""
     return lambda epoch: batches(
@@ -54,7 +59,7 @@ def schedule_factor(schedule: str, progress: float) -> float:
     return (1 + math.cos(math.pi * (progress - climb) / (1 - climb))) / 2
 
 
-def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
+def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
     """The update rule asked for, over the parameters that aren't frozen."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     if training.optimizer == "adamw":
@@ -78,7 +83,7 @@ def fit(
     loss: Loss,
     *,
     images: int,
-    training: Training,
+    training: TrainingConfig,
     precision: str,
     seed: int,
     validate: Callable[[], Row] | None = None,
@@ -127,7 +132,7 @@ def _one_epoch(
     batches: Iterator[Batch],
     loss: Loss,
     *,
-    training: Training,
+    training: TrainingConfig,
     precision: str,
     begin: float,
     length: float,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Distill
+from moist.config import DistillConfig
 from moist.nets.latent_head import LatentHead, exactly
 from moist.store.artifacts import Levels
 
@@ -158,7 +158,7 @@ class Latent(nn.Module):
     bias_C: torch.Tensor
 
     def __init__(
-        self, net: nn.Module, last: str, levels: Levels, distill: Distill, temperature: float
+        self, net: nn.Module, last: str, levels: Levels, distill: DistillConfig, temperature: float
     ) -> None:
         super().__init__()
         linear = net.get_submodule(last)

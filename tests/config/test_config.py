@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from moist.config import Config, Joint, Section, Student, Teacher, flat, keyed, sections
+from moist.config import (
+    Config,
+    JointConfig,
+    Section,
+    StudentConfig,
+    TeacherConfig,
+    flat,
+    keyed,
+    sections,
+)
 from moist.config.conflicts import misfits
 from moist.config.fields import Peer
 from moist.config.overrides import build, parse
@@ -127,13 +136,13 @@ def read(key: str) -> list[str]:
 
 def test_a_section_inside_a_section_loses_what_only_says_where():
     class Inner(Section):
-        nested: Teacher = Teacher()
+        nested: TeacherConfig = TeacherConfig()
 
     class Outer(Section):
         inner: Inner = Inner()
 
-    found = keyed(Outer(inner=Inner(nested=Teacher(weights=Path("x")))))
-    assert found == {"inner": {"nested": keyed(Teacher())}}
+    found = keyed(Outer(inner=Inner(nested=TeacherConfig(weights=Path("x")))))
+    assert found == {"inner": {"nested": keyed(TeacherConfig())}}
     assert "weights" not in found["inner"]["nested"] and "lr" in found["inner"]["nested"]
 
 
@@ -432,5 +441,5 @@ def test_no_two_keys_of_a_section_share_a_meaning():
 
 def test_choices_are_the_names_a_field_admits():
     objectives = ("hierarchical", "students_only", "em", "switch", "noisy_topk")
-    assert choices(Joint, "objective") == objectives
-    assert choices(Student, "arch") == ("cnn", *PEERS)
+    assert choices(JointConfig, "objective") == objectives
+    assert choices(StudentConfig, "arch") == ("cnn", *PEERS)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moist.config import Augment
+from moist.config import AugmentConfig
 from moist.data.augment import (
     Batch,
     View,
@@ -23,8 +23,8 @@ from moist.store.artifacts import Split
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-ALL = Augment(flip=True, shift=2, cutout=3)
-NONE = Augment(flip=False, shift=0, cutout=0)
+ALL = AugmentConfig(flip=True, shift=2, cutout=3)
+NONE = AugmentConfig(flip=False, shift=0, cutout=0)
 
 
 def pictures(n: int = 12, height: int = 8, width: int = 8, channels: int = 3) -> torch.Tensor:
@@ -44,7 +44,7 @@ def same(n: int, flip: bool = False, dy: int = 0, dx: int = 0, y: int = 0, x: in
 
 def passed(
     split: Split,
-    augment: Augment = ALL,
+    augment: AugmentConfig = ALL,
     seed: int = 0,
     view: int = 0,
     order: int = 0,
@@ -104,7 +104,7 @@ def test_rendering_leaves_the_images_as_they_are() -> None:
 
 
 def test_a_flip_mirrors_left_and_right_so_two_change_nothing() -> None:
-    images, flip = pictures(), Augment(flip=True, shift=0)
+    images, flip = pictures(), AugmentConfig(flip=True, shift=0)
     once = render(images, same(12, flip=True), flip, MEAN, STD)
     assert torch.equal(once, normalize(images, MEAN, STD).flip(3))
     twice = render(images.flip(2), same(12, flip=True), flip, MEAN, STD)
@@ -123,7 +123,7 @@ def test_a_shift_is_a_crop_of_the_reflect_padded_image(
     padded = torch.nn.functional.pad(flat.flip(3) if flip else flat, pads, mode="reflect")
     want = padded[:, :, shift + dy : shift + dy + height, shift + dx : shift + dx + width]
     view = same(2, flip, dy, dx)
-    got = render(images, view, Augment(flip=flip, shift=shift), MEAN, STD)
+    got = render(images, view, AugmentConfig(flip=flip, shift=shift), MEAN, STD)
     assert torch.equal(got, want)
 
 
@@ -132,7 +132,7 @@ def test_cutout_sets_a_square_clipped_at_the_borders_to_the_mean(
     side: int, y: int, x: int
 ) -> None:
     images = pictures(2, 8, 6)
-    got = render(images, same(2, y=y, x=x), Augment(shift=0, cutout=side), MEAN, STD)
+    got = render(images, same(2, y=y, x=x), AugmentConfig(shift=0, cutout=side), MEAN, STD)
     want = normalize(images, MEAN, STD)
     top, left = y - side // 2, x - side // 2
     want[:, :, max(top, 0) : top + side, max(left, 0) : left + side] = 0
@@ -153,14 +153,14 @@ def test_draws_stay_in_their_bounds_and_reach_them() -> None:
 
 
 def test_a_shift_that_reflection_cannot_fill_is_refused() -> None:
-    draw(1, Augment(shift=5), (6, 8), 0, 0)
+    draw(1, AugmentConfig(shift=5), (6, 8), 0, 0)
     with pytest.raises(ConfigError, match=r"augment\.shift=6") as error:
-        draw(1, Augment(shift=6), (6, 8), 0, 0)
+        draw(1, AugmentConfig(shift=6), (6, 8), 0, 0)
     assert "augment.shift=5" in error.value.hint
 
 
 def test_one_augmentation_does_not_disturb_the_draws_of_another() -> None:
-    full, bare = (draw(50, augment, (8, 8), 3, 1) for augment in (ALL, Augment(shift=2)))
+    full, bare = (draw(50, augment, (8, 8), 3, 1) for augment in (ALL, AugmentConfig(shift=2)))
     assert torch.equal(full.dx_B, bare.dx_B) and torch.equal(full.cut_x_B, bare.cut_x_B)
 
 

@@ -48,7 +48,7 @@ def root(tmp_path: Path) -> Path:
 
 def found(root: Path | None, name: str = "folder", size: int | None = None) -> Source:
     home = (root or Path(os.devnull)).parent / "home"
-    return locate(config.Data(name=name, root=root, image_size=size), home)
+    return locate(config.DataConfig(name=name, root=root, image_size=size), home)
 
 
 def prepared(root: Path, size: int | None = None, val_fraction: float = 0.0) -> Dataset:
@@ -159,7 +159,7 @@ def test_a_memo_with_one_wrong_digit_is_computed_again(root: Path) -> None:
 
 
 def test_every_data_set_of_the_config_has_classes_before_anything_is_decoded() -> None:
-    names = set(choices(config.Data, "name"))
+    names = set(choices(config.DataConfig, "name"))
     assert names == {"digits", "folder", *PUBLIC}
     assert [len(set(PUBLIC[name].classes)) for name in sorted(PUBLIC)] == [10, 100, 10, 10]
     assert PUBLIC["cifar100"].classes == tuple(sorted(PUBLIC["cifar100"].classes))

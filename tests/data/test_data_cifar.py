@@ -17,7 +17,7 @@ FOLDER = os.environ.get("MOIST_CIFAR10_JPEG")
 
 @pytest.mark.skipif(not FOLDER, reason="set MOIST_CIFAR10_JPEG to the folder of JPEG files")
 def test_cifar10_as_jpeg_has_its_known_mean_and_deviation(tmp_path: Path) -> None:
-    data = config.Data(name="folder", root=FOLDER)
+    data = config.DataConfig(name="folder", root=FOLDER)
     first = locate(data, tmp_path)
     start = time.perf_counter()
     assert locate(data, tmp_path) == first

@@ -270,7 +270,11 @@ def test_a_timing_is_median_and_95th_percentile() -> None:
 def arch(router: str = "linear", **values: object) -> Architecture:
     """Of a mixture with the smallest networks."""
     options = (("widths", ()), ("dropout", 0.0)) if router == "linear" else ()
-    known = {"system": "moist", "student": config.Student(channels=(2, 3)), "hidden_width": 4}
+    known = {
+        "system": "moist",
+        "student": config.StudentConfig(channels=(2, 3)),
+        "hidden_width": 4,
+    }
     given = {"latent": None, "teacher": "resnet8", "router": router, "options": options}
     return Architecture.model_validate({**known, **given, "masked": True, **values})
 
@@ -337,7 +341,7 @@ def test_latency_is_that_of_all_models_at_two_batch_sizes(router, values, asked)
     found = [
         measure_latency(
             ENV, data=dataset(), arch=arch(router, **values), k=k,
-            latency=config.Latency(repeats=11, seconds=60),
+            latency=config.LatencyConfig(repeats=11, seconds=60),
             precision="float32", machine=ENV.machine(),
         )
         for k in (2, clusters)

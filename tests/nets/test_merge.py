@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from moist.config import Merge
+from moist.config import MergeConfig
 from moist.nets.cnn import CNN
 from moist.nets.merge import gather, truncated
 from moist.nets.peers import ResNet8
@@ -84,7 +84,7 @@ def ranks(state: State) -> dict[str, int]:
 
 
 METHODS = [
-    Merge(method=method, base=base, scale=scale, head=head)
+    MergeConfig(method=method, base=base, scale=scale, head=head)
     for method, scale in [("average", "mean"), ("sum", "mean"), ("svd", "mean"), ("svd", "sum")]
     for base in ("delta", "absolute")
     for head in ("gather", "owner")
@@ -93,7 +93,7 @@ METHODS = [
 
 @everywhere
 @pytest.mark.parametrize("merge", METHODS, ids=lambda m: f"{m.method}-{m.base}-{m.scale}-{m.head}")
-def test_what_is_gathered_is_a_state_of_the_same_network(arch: str, merge: Merge) -> None:
+def test_what_is_gathered_is_a_state_of_the_same_network(arch: str, merge: MergeConfig) -> None:
     experts, ancestor = family(1, arch)
     found = gather(experts, ancestor, merge, OF_CLASS)
     assert list(found) == list(ancestor)
@@ -112,7 +112,7 @@ def test_equal_experts_gather_to_that_expert(
     arch: str, base: str, method: str, seed: int, experts: int
 ) -> None:
     (expert,), ancestor = family(seed, arch, experts=1)
-    merge = Merge(method=method, base=base, rank=1024)
+    merge = MergeConfig(method=method, base=base, rank=1024)
     of_class = [j % experts for j in OF_CLASS]
     found = gather([expert] * experts, ancestor, merge, of_class)
     if method == "average":
@@ -122,7 +122,7 @@ def test_equal_experts_gather_to_that_expert(
 
 
 @pytest.mark.parametrize("merge", METHODS, ids=lambda m: f"{m.method}-{m.base}-{m.scale}-{m.head}")
-def test_the_order_of_the_experts_makes_no_difference(merge: Merge) -> None:
+def test_the_order_of_the_experts_makes_no_difference(merge: MergeConfig) -> None:
     experts, ancestor = family(3, "cnn")
     order = [2, 0, 1]
     found = gather(
@@ -134,7 +134,7 @@ def test_the_order_of_the_experts_makes_no_difference(merge: Merge) -> None:
 @everywhere
 def test_batch_norm_is_averaged_and_counters_are_the_first_experts(arch: str) -> None:
     experts, ancestor = family(4, arch)
-    summed = gather(experts, ancestor, Merge(method="sum", base="absolute"), OF_CLASS)
+    summed = gather(experts, ancestor, MergeConfig(method="sum", base="absolute"), OF_CLASS)
     modules = {name.rpartition(".")[0] for name in ancestor if name.endswith("running_mean")}
     assert bool(modules) == (arch != "cnn")
     for module in modules:
@@ -153,8 +153,8 @@ def test_batch_norm_is_averaged_and_counters_are_the_first_experts(arch: str) ->
 def test_averages_of_changes_and_of_whole_weights_agree(seed: int) -> None:
     experts, ancestor = family(seed)
     expected = {n: torch.stack([expert[n] for expert in experts]).mean(0) for n in ancestor}
-    close(gather(experts, ancestor, Merge(), OF_CLASS), expected)
-    close(gather(experts, ancestor, Merge(base="absolute"), OF_CLASS), expected)
+    close(gather(experts, ancestor, MergeConfig(), OF_CLASS), expected)
+    close(gather(experts, ancestor, MergeConfig(base="absolute"), OF_CLASS), expected)
 
 
 @laws
@@ -162,12 +162,12 @@ def test_averages_of_changes_and_of_whole_weights_agree(seed: int) -> None:
 def test_a_sum_of_changes_is_task_arithmetic(seed: int) -> None:
     experts, ancestor = family(seed)
     expected = {n: w + sum(expert[n] - w for expert in experts) for n, w in ancestor.items()}
-    close(gather(experts, ancestor, Merge(method="sum"), OF_CLASS), expected)
+    close(gather(experts, ancestor, MergeConfig(method="sum"), OF_CLASS), expected)
 
 
 def test_a_sum_of_whole_weights_is_that_of_weights_and_biases() -> None:
     experts, ancestor = family(5)
-    found = gather(experts, ancestor, Merge(method="sum", base="absolute"), OF_CLASS)
+    found = gather(experts, ancestor, MergeConfig(method="sum", base="absolute"), OF_CLASS)
     close(found, {n: sum(expert[n] for expert in experts) for n in ancestor})
 
 
@@ -180,8 +180,8 @@ def test_svd_of_full_rank_is_the_sum_or_the_average(seed: int) -> None:
     experts, ancestor = family(seed, "cnn with batch norm")
     for base in ("delta", "absolute"):
         for scale, plain in (("sum", "sum"), ("mean", "average")):
-            full = Merge(method="svd", base=base, scale=scale, rank=1024)
-            expected = gather(experts, ancestor, Merge(method=plain, base=base), OF_CLASS)
+            full = MergeConfig(method="svd", base=base, scale=scale, rank=1024)
+            expected = gather(experts, ancestor, MergeConfig(method=plain, base=base), OF_CLASS)
             close(gather(experts, ancestor, full, OF_CLASS), expected)
 
 
@@ -206,7 +206,7 @@ def test_concatenated_factors_are_the_sum_of_truncations(seed: int, rank: int) -
     u = torch.cat([u[:, :rank] for u, _, _ in factors], 1)
     s = torch.cat([s[:rank] for _, s, _ in factors])
     v = torch.cat([v[:rank] for _, _, v in factors])
-    merge = Merge(method="svd", base="absolute", scale="sum", rank=rank)
+    merge = MergeConfig(method="svd", base="absolute", scale="sum", rank=rank)
     found = gather(experts, ancestor, merge, OF_CLASS)["fc1.weight"]
     torch.testing.assert_close(found, ((u * s) @ v).float())
 
@@ -215,22 +215,22 @@ def test_concatenated_factors_are_the_sum_of_truncations(seed: int, rank: int) -
 @given(seeds, st.integers(1, 2))
 def test_the_rank_is_at_most_that_of_all_experts_together(seed: int, rank: int) -> None:
     experts, ancestor = family(seed)
-    merge = Merge(method="svd", base="absolute", rank=rank)
+    merge = MergeConfig(method="svd", base="absolute", rank=rank)
     found = ranks(gather(experts, ancestor, merge, OF_CLASS))
     assert found == {n: min(3 * rank, full) for n, full in ranks(ancestor).items()}
 
 
 def test_by_default_the_experts_share_the_full_rank_equally() -> None:
     experts, ancestor = family(6)
-    found = ranks(gather(experts, ancestor, Merge(method="svd", base="absolute"), OF_CLASS))
+    found = ranks(gather(experts, ancestor, MergeConfig(method="svd", base="absolute"), OF_CLASS))
     widths = {"trunk.0.weight": 6, "trunk.3.weight": 7, "fc1.weight": 11, "fc2.weight": 5}
     assert found == {name: width // 3 * 3 for name, width in widths.items()}
 
 
 def test_with_more_experts_than_ranks_each_keeps_one() -> None:
     experts, ancestor = family(7, experts=8)
-    found = gather(experts, ancestor, Merge(method="svd", base="absolute"), OF_CLASS)
-    one = gather(experts, ancestor, Merge(method="svd", base="absolute", rank=1), OF_CLASS)
+    found = gather(experts, ancestor, MergeConfig(method="svd", base="absolute"), OF_CLASS)
+    one = gather(experts, ancestor, MergeConfig(method="svd", base="absolute", rank=1), OF_CLASS)
     assert torch.equal(found["fc2.weight"], one["fc2.weight"])
 
 
@@ -243,8 +243,8 @@ def test_an_owners_rows_are_exactly_its_own_and_the_rest_is_gathered(
     arch: str, method: str
 ) -> None:
     experts, ancestor = family(8, arch)
-    found = gather(experts, ancestor, Merge(method=method, head="owner"), OF_CLASS)
-    plain = gather(experts, ancestor, Merge(method=method), OF_CLASS)
+    found = gather(experts, ancestor, MergeConfig(method=method, head="owner"), OF_CLASS)
+    plain = gather(experts, ancestor, MergeConfig(method=method), OF_CLASS)
     last = "fc" if arch == "resnet8" else "fc2"
     head = {f"{last}.weight", f"{last}.bias"}
     for c, owner in enumerate(OF_CLASS):

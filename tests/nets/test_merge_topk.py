@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_merge import IMAGE, OF_CLASS, changed, drawn, family, laws, logits, same, seeds
 
-from moist.config import Merge
+from moist.config import MergeConfig
 from moist.errors import ConfigError, StageError
 from moist.nets.cnn import CNN
 from moist.nets.merge import gather
@@ -27,12 +27,12 @@ each_score = pytest.mark.parametrize("score", SCORES)
 NEAR = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def aligned(score: str = "delta", head: str = "gather") -> Merge:
-    return Merge(method="topk", score=score, head=head)
+def aligned(score: str = "delta", head: str = "gather") -> MergeConfig:
+    return MergeConfig(method="topk", score=score, head=head)
 
 
-def block(score: str = "in", head: str = "gather") -> Merge:
-    return Merge(method="topk", layout="block", base="absolute", score=score, head=head)
+def block(score: str = "in", head: str = "gather") -> MergeConfig:
+    return MergeConfig(method="topk", layout="block", base="absolute", score=score, head=head)
 
 
 def activities(seed: int, experts: int = 3) -> list[dict[str, torch.Tensor]]:
@@ -217,7 +217,7 @@ def test_a_unit_that_only_one_expert_has_moved_comes_from_it() -> None:
 
 def test_whole_weights_and_changes_align_to_the_same() -> None:
     experts, ancestor = family(12)
-    whole = Merge(method="topk", base="absolute")
+    whole = MergeConfig(method="topk", base="absolute")
     same(
         gather(experts, ancestor, whole, OF_CLASS), gather(experts, ancestor, aligned(), OF_CLASS)
     )

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Routing
-from moist.config import Student as StudentConfig
+from moist.config import RoutingConfig, StudentConfig
 from moist.errors import StageError
 from moist.measure.multiply_adds import cost
 from moist.nets.build import module
@@ -281,7 +280,7 @@ def artifact(router: str = "cnn", width: int = 256, k: int = 3, **student: objec
         Spec("cnn", CIFAR, 10, options), STUDENTS["cnn"](CIFAR, 10, **options).state_dict(), ()
     )
     clusters = Clusters(tuple(min(c, k - 1) for c in range(10)), {})
-    routing = router_options(router, Routing())
+    routing = router_options(router, RoutingConfig())
     net = ROUTERS[router](CIFAR, k, **routing)
     spec = Spec(router, CIFAR, k, routing)
     return Mixture(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Student as StudentConfig
+from moist.config import StudentConfig
 from moist.env import Env
 from moist.measure.accuracy import accuracy, answers, classify
 from moist.measure.multiply_adds import cost

@@ -20,10 +20,10 @@ SHAPES = [(3, 32, 32), (1, 8, 8), (3, 30, 45)]
 
 NETWORKS = [
     *((Teacher, name, {}) for name in TEACHERS),
-    *((Student, name, student_options(config.Student(arch=name), 16)) for name in STUDENTS),
-    (Student, "cnn", student_options(config.Student(batch_norm=True), 16)),
+    *((Student, name, student_options(config.StudentConfig(arch=name), 16)) for name in STUDENTS),
+    (Student, "cnn", student_options(config.StudentConfig(batch_norm=True), 16)),
     *(
-        (Router, name, router_options(name, config.Routing()))
+        (Router, name, router_options(name, config.RoutingConfig()))
         for name in ROUTERS
         if name != "oracle"
     ),
@@ -51,10 +51,10 @@ def images(shape: tuple[int, int, int]) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("section", "field", "registry"),
     [
-        (config.Teacher, "arch", TEACHERS),
-        (config.Student, "arch", STUDENTS),
+        (config.TeacherConfig, "arch", TEACHERS),
+        (config.StudentConfig, "arch", STUDENTS),
         (config.Config, "router", ROUTERS),
-        (config.Joint, "objective", OBJECTIVES),
+        (config.JointConfig, "objective", OBJECTIVES),
     ],
 )
 def test_the_config_admits_exactly_the_names_that_are_implemented(
@@ -66,9 +66,9 @@ def test_the_config_admits_exactly_the_names_that_are_implemented(
 def test_no_two_schedules_of_the_config_are_the_same() -> None:
     curves = {
         tuple(schedule_factor(name, step / 8) for step in range(9))
-        for name in schema.choices(config.Training, "schedule")
+        for name in schema.choices(config.TrainingConfig, "schedule")
     }
-    assert len(curves) == len(schema.choices(config.Training, "schedule"))
+    assert len(curves) == len(schema.choices(config.TrainingConfig, "schedule"))
 
 
 @every_shape
@@ -168,7 +168,7 @@ def test_last_layers_and_stages_are_named_for_every_network_and_no_other() -> No
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_only_the_cnn_student_has_sizes_to_choose(name: str) -> None:
-    options = student_options(config.Student(arch=name, channels=(4, 8)), 16)
+    options = student_options(config.StudentConfig(arch=name, channels=(4, 8)), 16)
     cnn = {"hidden_width": 16, "channels": (4, 8), "batch_norm": False}
     assert options == (cnn if name == "cnn" else {})
 

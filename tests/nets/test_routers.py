@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Routing
+from moist.config import RoutingConfig
 from moist.errors import StageError
 from moist.measure.multiply_adds import cost
 from moist.nets.routers import (
@@ -23,7 +23,7 @@ CIFAR = (3, 32, 32)
 
 
 def router(name: str, k: int = 3, **options: object) -> torch.nn.Module:
-    return ROUTERS[name](CIFAR, k, **{**router_options(name, Routing()), **options})
+    return ROUTERS[name](CIFAR, k, **{**router_options(name, RoutingConfig()), **options})
 
 
 def test_the_cnn_router_costs_what_the_papers_layers_cost() -> None:

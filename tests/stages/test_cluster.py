@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moist.config import Cluster
+from moist.config import ClusterConfig
 from moist.config.schema import choices
 from moist.env import Env
 from moist.errors import ConfigError, StageError
@@ -20,7 +20,7 @@ from moist.stages.cluster import (
 )
 from moist.store.artifacts import Clusters, Dataset, Logits, Split
 
-METHODS = choices(Cluster, "method")
+METHODS = choices(ClusterConfig, "method")
 GROUPS = (0, 1, 2, 2, 2, 2, 2, 2, 0, 1)  # as the paper finds them: air and sea, road, animals
 PER_CLASS = 3
 
@@ -52,7 +52,7 @@ def clusters(
         data=dataset(logits.train_VNC.shape[2]),
         logits=logits,
         k=k,
-        cluster=Cluster(method=method),
+        cluster=ClusterConfig(method=method),
         seed=seed,
     )
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from moist.config import Augment, Merge
-from moist.config import Student as StudentConfig
+from moist.config import AugmentConfig, MergeConfig, StudentConfig
 from moist.config.schema import choices
 from moist.data.augment import Batch
 from moist.env import Env, Silent
@@ -28,7 +27,7 @@ SHAPE: Shape = (1, 8, 8)
 CLUSTERS = Clusters((0, 1, 0, 2, 1), {})
 ENV = Env(device=torch.device("cpu"), stage="integrate")
 CONTROLS = ["random", "ancestor", "best_expert"]
-TEACHERS = choices(Merge, "teacher")
+TEACHERS = choices(MergeConfig, "teacher")
 
 
 def student(seed: int = 0, batch_norm: bool = False) -> Student:
@@ -69,11 +68,11 @@ def taught(views: int = 2, n: int = 20) -> Logits:
 
 
 def gathered(
-    merge: Merge, seed: int = 0, batch_norm: bool = False, data: Dataset | None = None
+    merge: MergeConfig, seed: int = 0, batch_norm: bool = False, data: Dataset | None = None
 ) -> Student:
     return gather_students(
         ENV, data=data or dataset(), mixture=mixture(batch_norm),
-        ancestor=student(batch_norm=batch_norm), merge=merge, augment=Augment(shift=1),
+        ancestor=student(batch_norm=batch_norm), merge=merge, augment=AugmentConfig(shift=1),
         precision="float32", seed=seed,
     )  # fmt: skip
 
@@ -87,9 +86,9 @@ def same(one: Student, other: Student) -> bool:
 # gathering
 
 
-@pytest.mark.parametrize("method", choices(Merge, "method"))
+@pytest.mark.parametrize("method", choices(MergeConfig, "method"))
 def test_every_method_gives_one_student_of_the_same_build(method: str) -> None:
-    found = gathered(Merge(method=method), batch_norm=True)
+    found = gathered(MergeConfig(method=method), batch_norm=True)
     ancestor = student(batch_norm=True)
     assert found.spec == ancestor.spec and found.history == ()
     shapes = [{name: t.shape for name, t in one.state.items()} for one in (found, ancestor)]
@@ -100,7 +99,7 @@ def test_every_method_gives_one_student_of_the_same_build(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["average", "sum", "svd", "topk"])
 def test_without_batch_norm_it_is_what_gathering_gives(method: str) -> None:
-    merge = Merge(method=method)
+    merge = MergeConfig(method=method)
     states = [one.state for one in mixture().students]
     expected = gather(states, student().state, merge, CLUSTERS.of_class)
     assert same(gathered(merge), Student(student().spec, expected, ()))
@@ -108,12 +107,12 @@ def test_without_batch_norm_it_is_what_gathering_gives(method: str) -> None:
 
 def test_the_ancestor_is_the_ancestor_bit_by_bit() -> None:
     for batch_norm in (False, True):
-        found = gathered(Merge(method="ancestor"), batch_norm=batch_norm)
+        found = gathered(MergeConfig(method="ancestor"), batch_norm=batch_norm)
         assert same(found, student(batch_norm=batch_norm))
 
 
 def test_random_weights_are_the_seeds() -> None:
-    merge = Merge(method="random")
+    merge = MergeConfig(method="random")
     assert same(gathered(merge), gathered(merge))
     assert not same(gathered(merge), gathered(merge, seed=1))
     assert not same(gathered(merge), student())
@@ -136,7 +135,7 @@ def test_the_best_expert_is_the_best_on_validation_images(val: int) -> None:
             accuracy(classify(ENV, module(one), held, data, "float32").logits_NC, held.labels_N)
             for one in mixture().students
         ]
-        best = gathered(Merge(method="best_expert"), data=data)
+        best = gathered(MergeConfig(method="best_expert"), data=data)
         chosen = [same(best, one) for one in mixture().students].index(True)
         assert scores[chosen] == max(scores)
         found.add(chosen)
@@ -144,7 +143,7 @@ def test_the_best_expert_is_the_best_on_validation_images(val: int) -> None:
 
 
 def test_activations_decide_which_units_stay() -> None:
-    one, other = (gathered(Merge(method="topk", score=score)) for score in ("act", "delta"))
+    one, other = (gathered(MergeConfig(method="topk", score=score)) for score in ("act", "delta"))
     assert not same(one, other)
 
 
@@ -171,8 +170,8 @@ def statistics(one: Student, batches: list[Batch]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", ["average", "topk"])
 def test_batch_norms_statistics_are_those_of_a_training_pass(method: str, images: int) -> None:
     data = dataset(images)
-    found = gathered(Merge(method=method), batch_norm=True, data=data)
-    batches = list(passes(ENV, data, Augment(shift=1), 256, 0)(0))
+    found = gathered(MergeConfig(method=method), batch_norm=True, data=data)
+    batches = list(passes(ENV, data, AugmentConfig(shift=1), 256, 0)(0))
     expected = statistics(found, batches)
     assert len(expected) == 4 and len(batches) == 1 + (images > 256)
     for name, value in expected.items():
@@ -187,11 +186,11 @@ def test_batch_norms_statistics_are_those_of_a_training_pass(method: str, images
 def says(temperature: float | None, masked: bool = False, env: Env = ENV) -> Logits:
     return mixture_logits(
         env, data=dataset(val=10), mixture=mixture(True, masked), temperature=temperature,
-        augment=Augment(shift=1), views=2, precision="float32", seed=0,
+        augment=AugmentConfig(shift=1), views=2, precision="float32", seed=0,
     )  # fmt: skip
 
 
-def refined(merge: Merge, env: Env = ENV, masked: bool = False) -> Student:
+def refined(merge: MergeConfig, env: Env = ENV, masked: bool = False) -> Student:
     mixed, hard = says(2.0, masked), says(None, masked)
     who = {
         "mixture": (mixed,), "hard": (hard,), "teacher": (taught(),), "both": (mixed, taught()),
@@ -199,7 +198,7 @@ def refined(merge: Merge, env: Env = ENV, masked: bool = False) -> Student:
     }  # fmt: skip
     return integrate(
         env, data=dataset(val=10), student=student(7, True), taught=who[merge.teacher], views=2,
-        merge=merge, temperature=2.0, augment=Augment(shift=1), precision="float32", seed=0,
+        merge=merge, temperature=2.0, augment=AugmentConfig(shift=1), precision="float32", seed=0,
     )  # fmt: skip
 
 
@@ -210,9 +209,9 @@ class Stops(Silent):
         raise KeyboardInterrupt
 
 
-def asked(teacher: str, **values: object) -> Merge:
+def asked(teacher: str, **values: object) -> MergeConfig:
     known = {"teacher": teacher, "epochs": 2, "batch_size": 8, "lr": 0.01}
-    return Merge.model_validate({**known, **values})
+    return MergeConfig.model_validate({**known, **values})
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -254,7 +253,7 @@ def test_a_mixture_teaches_what_its_students_say_of_the_images_that_are_seen(mas
     mixed_VNC, hard_VNC = says(t, masked).train_VNC, says(None, masked).train_VNC
     member_EC = torch.tensor(CLUSTERS.of_class)[None] == torch.arange(3)[:, None]
     for view in range(2):
-        for batch in passes(ENV, data, Augment(shift=1), 8, 0, views=2)(view):
+        for batch in passes(ENV, data, AugmentConfig(shift=1), 8, 0, views=2)(view):
             with torch.inference_mode():
                 gate_BE = module(model.router).eval()(batch.images_BCHW).softmax(1)
                 each = [module(one).eval()(batch.images_BCHW) for one in model.students]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Augment, Joint
+from moist.config import AugmentConfig, JointConfig
 from moist.data.augment import Batch
 from moist.env import Env, Silent
 from moist.errors import StageError
@@ -60,14 +60,14 @@ def taught(views: int = 2, n: int = 20) -> Logits:
     return Logits((torch.randn(views, n, 5, generator=generator) * 3).half())
 
 
-def joint(objective: str, **values: object) -> Joint:
+def joint(objective: str, **values: object) -> JointConfig:
     masked = objective in {"hierarchical", "em"}
     options = {"objective": objective, "mask_students": masked, "epochs": 2, "batch_size": 8}
-    return Joint.model_validate({**options, "lr": 0.01, **values})
+    return JointConfig.model_validate({**options, "lr": 0.01, **values})
 
 
 def train(
-    config: Joint,
+    config: JointConfig,
     name: str = "cnn",
     env: Env = ENV,
     batch_norm: bool = False,
@@ -84,13 +84,13 @@ def train(
         joint=config,
         logits=taught() if em else None,
         temperature=2.0 if em else None,
-        augment=Augment(shift=1),
+        augment=AugmentConfig(shift=1),
         precision="float32",
         seed=seed,
     )
 
 
-def network(config: Joint) -> MoIST:
+def network(config: JointConfig) -> MoIST:
     start = Mixture(
         router(),
         duplicate(student(), 3),
@@ -110,7 +110,7 @@ def batch(labels: list[int]) -> Batch:
     return Batch(torch.arange(len(labels)), x_BCHW, torch.tensor(labels), view=1)
 
 
-def value(config: Joint, net: MoIST, labels: list[int]) -> torch.Tensor:
+def value(config: JointConfig, net: MoIST, labels: list[int]) -> torch.Tensor:
     prior = teacher_prior(net, taught(), 2.0)
     prepare(net, config)
     torch.manual_seed(0)  # the noise of noisy_topk

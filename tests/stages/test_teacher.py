@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from moist.config import Augment
-from moist.config import Teacher as TeacherConfig
+from moist.config import AugmentConfig, TeacherConfig
 from moist.data.augment import batches
 from moist.env import Env, Silent
 from moist.errors import ConfigError
@@ -225,7 +224,7 @@ def trained(seed: int = 0) -> Teacher:
         ENV,
         data=dataset(),
         teacher=TeacherConfig(arch="resnet8", epochs=2, batch_size=6),
-        augment=Augment(shift=1),
+        augment=AugmentConfig(shift=1),
         precision="float32",
         seed=seed,
     )
@@ -248,7 +247,7 @@ def labelled(views: int, env: Env = ENV) -> torch.Tensor:
         env,
         data=dataset(),
         teacher=Teacher(spec_of("resnet8", dataset()), trained_state(), ()),
-        augment=Augment(flip=True, shift=2, cutout=2),
+        augment=AugmentConfig(flip=True, shift=2, cutout=2),
         views=views,
         precision="float32",
         seed=3,
@@ -260,7 +259,7 @@ def test_the_logits_of_a_view_are_the_teachers_on_the_images_that_a_student_sees
     assert found_VNC.shape == (2, 12, 4)
     net = TEACHERS["resnet8"]((3, 8, 8), 4)
     net.load_state_dict(trained_state())
-    data, augment = dataset(), Augment(flip=True, shift=2, cutout=2)
+    data, augment = dataset(), AugmentConfig(flip=True, shift=2, cutout=2)
     for view in range(2):
         for batch in batches(
             data.train, mean=data.mean, std=data.std, augment=augment,

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moist.config import Cluster, Config, Teacher
+from moist.config import ClusterConfig, Config, TeacherConfig
 from moist.data.torchvision_sets import BESIDE
 from moist.env import Env, Silent
 from moist.errors import StoreError
@@ -152,13 +152,13 @@ def test_a_changed_default_version_or_name_changes_the_key():
 
 
 def test_what_only_says_where_stays_out_of_the_key(tmp_path):
-    here, there = Teacher(weights=tmp_path / "a"), Teacher(weights=tmp_path / "b")
+    here, there = TeacherConfig(weights=tmp_path / "a"), TeacherConfig(weights=tmp_path / "b")
     assert Job(anything, {"a": here}).key == Job(anything, {"a": there}).key
-    assert Job(anything, {"a": here}).key != Job(anything, {"a": Teacher(epochs=9)}).key
+    assert Job(anything, {"a": here}).key != Job(anything, {"a": TeacherConfig(epochs=9)}).key
 
 
 def test_what_only_says_where_stays_out_of_the_key_of_a_nested_section_too(tmp_path):
-    here, there = (Config(teacher=Teacher(weights=tmp_path / name)) for name in "ab")
+    here, there = (Config(teacher=TeacherConfig(weights=tmp_path / name)) for name in "ab")
     assert Job(anything, {"a": here}).key == Job(anything, {"a": there}).key
     assert Job(anything, {"a": here}).key != Job(anything, {"a": Config(k=9)}).key
 
@@ -168,7 +168,9 @@ def test_sections_records_references_and_keyed_files_enter_the_key():
         key = "0123"
 
     machine = report.Machine(device="cpu", threads=1, torch="2", system="x")
-    recipe = Job(anything, {"a": (Cluster(), machine), "b": File(), "c": [Ref("45", "s", int)]})
+    recipe = Job(
+        anything, {"a": (ClusterConfig(), machine), "b": File(), "c": [Ref("45", "s", int)]}
+    )
     assert recipe.recipe == {
         "a": [{"method": "kmeans"}, machine.model_dump()],
         "b": {"ref": "0123"},

@@ -8,8 +8,14 @@ from test_integrate import ENV, asked, dataset, gathered, says, student, taught
 from test_joint import CLUSTERS, batch, joint, network, train, value
 from torch.nn import functional as F
 
-from moist.config import Augment, Distill, Joint, Merge, Section
-from moist.config import Student as StudentConfig
+from moist.config import (
+    AugmentConfig,
+    DistillConfig,
+    JointConfig,
+    MergeConfig,
+    Section,
+    StudentConfig,
+)
 from moist.config.schema import choices
 from moist.data.augment import plain_batches
 from moist.nets.build import module
@@ -38,11 +44,11 @@ STILL = {"epochs": 1, "batch_size": 64, "lr": 1e-30, "weight_decay": 0, "schedul
 # joint training
 
 
-def share(config: Joint) -> torch.Tensor:
+def share(config: JointConfig) -> torch.Tensor:
     return SHARE_E if config.balance_form == "weighted" else torch.full((3,), 1 / 3)
 
 
-def em(net: MoIST, config: Joint) -> torch.Tensor:
+def em(net: MoIST, config: JointConfig) -> torch.Tensor:
     x_BCHW, y_B, rho = batch(LABELS).images_BCHW, torch.tensor(LABELS), config.teacher_prior
     q_BE = teacher_prior(net, taught(), 2.0)(batch(LABELS))
     g_BE = net.route(x_BCHW).softmax(1)
@@ -53,7 +59,7 @@ def em(net: MoIST, config: Joint) -> torch.Tensor:
     return bound + config.prior_weight * (q_BE * (q_BE / g_BE).log()).sum(1).mean()
 
 
-def switch(net: MoIST, config: Joint) -> torch.Tensor:
+def switch(net: MoIST, config: JointConfig) -> torch.Tensor:
     x_BCHW, y_B = batch(LABELS).images_BCHW, torch.tensor(LABELS)
     g_BE = net.route(x_BCHW).softmax(1)
     best_B = g_BE.argmax(1)
@@ -64,7 +70,7 @@ def switch(net: MoIST, config: Joint) -> torch.Tensor:
     return F.cross_entropy(scaled_BC, y_B) + config.balance * uneven
 
 
-def noisy_topk(net: MoIST, config: Joint) -> torch.Tensor:
+def noisy_topk(net: MoIST, config: JointConfig) -> torch.Tensor:
     x_BCHW, y_B = batch(LABELS).images_BCHW, torch.tensor(LABELS)
     gate_BE = net.route(x_BCHW)
     deviation_BE = (F.softplus(net.deviation_E) + QUIETEST).expand_as(gate_BE)
@@ -88,7 +94,7 @@ JOINT = [
 ]
 
 
-def called(config: Joint) -> str:
+def called(config: JointConfig) -> str:
     return " ".join(
         str(getattr(config, name))
         for name in ("objective", "teacher_prior", "prior_weight", "balance", "balance_form")
@@ -96,7 +102,9 @@ def called(config: Joint) -> str:
 
 
 @pytest.mark.parametrize("config", JOINT, ids=called)
-def test_a_joint_objective_is_the_sum_of_its_terms_and_so_is_its_gradient(config: Joint) -> None:
+def test_a_joint_objective_is_the_sum_of_its_terms_and_so_is_its_gradient(
+    config: JointConfig,
+) -> None:
     net = network(config)
     found = value(config, net, LABELS)
     torch.manual_seed(0)  # the noise of noisy_topk
@@ -144,7 +152,7 @@ def test_a_refinement_weighs_labels_and_its_teachers(who: str, alpha: float) -> 
     given = tuple(replace(one, train_VNC=one.train_VNC[:1]) for one in teachers[who])
     after = integrate(
         ENV, data=data, student=start, taught=given, views=1,
-        merge=asked(who, alpha=alpha, **STILL), temperature=t, augment=Augment(shift=0),
+        merge=asked(who, alpha=alpha, **STILL), temperature=t, augment=AugmentConfig(shift=0),
         precision="float32", seed=0,
     )  # fmt: skip
     with torch.inference_mode():
@@ -157,11 +165,11 @@ def test_a_refinement_weighs_labels_and_its_teachers(who: str, alpha: float) -> 
     assert after.history[0]["loss"] == pytest.approx(float(loss), rel=1e-4)
 
 
-def distilled(distill: Distill, data: Dataset) -> Student:
+def distilled(distill: DistillConfig, data: Dataset) -> Student:
     return distill_student(
         ENV, data=data, logits=taught(1), levels=None,
         student=StudentConfig(channels=(4, 6)), hidden_width=8, distill=distill,
-        temperature=2.0, augment=Augment(shift=0), precision="float32", seed=0,
+        temperature=2.0, augment=AugmentConfig(shift=0), precision="float32", seed=0,
     )  # fmt: skip
 
 
@@ -169,7 +177,7 @@ def distilled(distill: Distill, data: Dataset) -> Student:
 def test_the_soft_loss_warms_up_epoch_by_epoch(loss: str) -> None:
     data = dataset()
     still = {**STILL, "epochs": 4}
-    warm = Distill.model_validate({"loss": loss, "alpha": 0.8, "warmup": 3, **still})
+    warm = DistillConfig.model_validate({"loss": loss, "alpha": 0.8, "warmup": 3, **still})
     found = distilled(warm, data)
     x_BCHW, y_B = inputs(data)
     with torch.inference_mode():
@@ -184,11 +192,11 @@ def test_the_soft_loss_warms_up_epoch_by_epoch(loss: str) -> None:
 
 def test_the_students_of_an_ensemble_start_apart_and_are_trained_on_the_sum_of_their_losses():
     data = dataset()
-    distill = Distill.model_validate({"alpha": 0.8, **STILL})
+    distill = DistillConfig.model_validate({"alpha": 0.8, **STILL})
     found = distill_ensemble(
         ENV, data=data, logits=taught(1), k=3, views=("plain",) * 3,
         student=StudentConfig(channels=(4, 6)), hidden_width=8, distill=distill,
-        temperature=2.0, augment=Augment(shift=0), precision="float32", seed=0,
+        temperature=2.0, augment=AugmentConfig(shift=0), precision="float32", seed=0,
     )  # fmt: skip
     x_BCHW, y_B = inputs(data)
     with torch.inference_mode():
@@ -217,33 +225,37 @@ def not_read(section: type[Section], by: str, choice: str) -> dict[str, object]:
 
 
 def test_every_field_that_is_not_always_read_is_tried():
-    for section in (Joint, Merge, Distill):
+    for section in (JointConfig, MergeConfig, DistillConfig):
         declared = {n for n, f in section.model_fields.items() if f.json_schema_extra}
         assert declared <= OTHERS.keys()
 
 
-@pytest.mark.parametrize("objective", choices(Joint, "objective"))
+@pytest.mark.parametrize("objective", choices(JointConfig, "objective"))
 def test_joint_training_does_not_read_what_its_objective_leaves_out(objective: str) -> None:
     config = joint(objective)
-    vain = not_read(Joint, "objective", objective) | not_read(Joint, "optimizer", "adamw")
+    vain = not_read(JointConfig, "objective", objective) | not_read(
+        JointConfig, "optimizer", "adamw"
+    )
     assert {"momentum", "nesterov"} < vain.keys()
     one, other = (train(c).students for c in (config, config.model_copy(update=vain)))
     for a, b in zip(one, other, strict=True):
         assert all(torch.equal(a.state[name], b.state[name]) for name in a.state)
 
 
-@pytest.mark.parametrize("method", choices(Merge, "method"))
+@pytest.mark.parametrize("method", choices(MergeConfig, "method"))
 def test_gathering_does_not_read_what_its_method_leaves_out(method: str) -> None:
-    vain = not_read(Merge, "method", method)
+    vain = not_read(MergeConfig, "method", method)
     assert vain
-    one, other = (gathered(Merge(method=method).model_copy(update=more)) for more in ({}, vain))
+    one, other = (
+        gathered(MergeConfig(method=method).model_copy(update=more)) for more in ({}, vain)
+    )
     assert all(torch.equal(one.state[name], other.state[name]) for name in one.state)
 
 
 @pytest.mark.parametrize("loss", ["kd", "dkd", "dist"])
 def test_distillation_does_not_read_what_its_loss_leaves_out(loss: str) -> None:
-    config = Distill.model_validate({"loss": loss, "epochs": 1, "batch_size": 8, "lr": 0.01})
-    vain = not_read(Distill, "loss", loss) | not_read(Distill, "optimizer", "adamw")
+    config = DistillConfig.model_validate({"loss": loss, "epochs": 1, "batch_size": 8, "lr": 0.01})
+    vain = not_read(DistillConfig, "loss", loss) | not_read(DistillConfig, "optimizer", "adamw")
     assert "tie" in vain
     states = [distilled(config.model_copy(update=more), dataset()).state for more in ({}, vain)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moist import config
-from moist.config import Augment, Joint, Routing
+from moist.config import AugmentConfig, JointConfig, RoutingConfig
 from moist.env import Env
 from moist.measure.multiply_adds import cost
 from moist.nets.build import Architecture, blank, fresh, module, student_spec
@@ -29,7 +29,7 @@ SHARING = [name for name in OBJECTIVES if name != "students_only"]
 
 
 def student(batch_norm: bool = False) -> Student:
-    options = config.Student(channels=(4, 6), batch_norm=batch_norm)
+    options = config.StudentConfig(channels=(4, 6), batch_norm=batch_norm)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return fresh(Student, student_spec(options, 8, None, SHAPE, 5))
@@ -49,13 +49,13 @@ def images(n: int = 12) -> torch.Tensor:
     return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(n))
 
 
-COMMON = {"data": dataset(), "augment": Augment(shift=1), "precision": "float32", "seed": 0}
+COMMON = {"data": dataset(), "augment": AugmentConfig(shift=1), "precision": "float32", "seed": 0}
 
 
 def routed(start: Student, **values: object) -> Router:
     return pretrain_router(
         ENV, clusters=CLUSTERS, student=start, router="shared",
-        routing=Routing(epochs=2, batch_size=8, hidden_width=7, **values), **COMMON,
+        routing=RoutingConfig(epochs=2, batch_size=8, hidden_width=7, **values), **COMMON,
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def trained(
     joint = {"objective": objective, "mask_students": False, "epochs": 2, "batch_size": 8}
     return train_jointly(
         ENV, clusters=CLUSTERS, router=routed(start), student=start,
-        joint=Joint.model_validate({**joint, "lr": 0.01, **values}), logits=None,
+        joint=JointConfig.model_validate({**joint, "lr": 0.01, **values}), logits=None,
         temperature=None, **COMMON,
     )  # fmt: skip
 
@@ -168,9 +168,9 @@ def test_router_and_trunk_descend_together() -> None:
 
 
 def shared(batch_norm: bool = True, **values: object) -> Architecture:
-    options = tuple(router_options("shared", Routing()).items())
+    options = tuple(router_options("shared", RoutingConfig()).items())
     return Architecture(
-        system="moist", student=config.Student(batch_norm=batch_norm), hidden_width=256,
+        system="moist", student=config.StudentConfig(batch_norm=batch_norm), hidden_width=256,
         latent=None, teacher="resnet18", router="shared", options=options, masked=True, **values,
     )  # fmt: skip
 

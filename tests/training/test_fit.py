@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Augment, Training
+from moist.config import AugmentConfig, TrainingConfig
 from moist.data.augment import Batch
 from moist.data.random import seeded
 from moist.env import Env, autocast
@@ -45,7 +45,7 @@ def network() -> nn.Module:
 
 def trained(
     folder: Path | None,
-    training: Training,
+    training: TrainingConfig,
     stop_at: int | None = None,
     stage: str = "stage",
     seed: int = 0,
@@ -77,9 +77,11 @@ def told(rows: tuple[Row, ...]) -> list[dict[str, float]]:
 
 
 UPDATES = [
-    Training(epochs=4, lr=0.01, optimizer="adamw", schedule="one_cycle"),
-    Training(epochs=4, lr=0.1, optimizer="sgd", momentum=0.9, nesterov=True, schedule="cosine"),
-    Training(epochs=4, lr=0.1, optimizer="sgd", momentum=0.0, schedule="constant"),
+    TrainingConfig(epochs=4, lr=0.01, optimizer="adamw", schedule="one_cycle"),
+    TrainingConfig(
+        epochs=4, lr=0.1, optimizer="sgd", momentum=0.9, nesterov=True, schedule="cosine"
+    ),
+    TrainingConfig(epochs=4, lr=0.1, optimizer="sgd", momentum=0.0, schedule="constant"),
 ]
 
 
@@ -89,7 +91,7 @@ UPDATES = [
 @pytest.mark.parametrize("training", UPDATES)
 @pytest.mark.parametrize("stop_at", [1, STEPS, 2 * STEPS + 1])
 def test_a_killed_run_ends_as_an_unbroken_one_bit_for_bit(
-    training: Training, stop_at: int, tmp_path: Path
+    training: TrainingConfig, stop_at: int, tmp_path: Path
 ) -> None:
     unbroken, rows = trained(None, training)
     with pytest.raises(KeyboardInterrupt):
@@ -131,15 +133,15 @@ def test_fit_leaves_the_global_random_numbers_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    trained(None, Training(epochs=1))
+    trained(None, TrainingConfig(epochs=1))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_global_random_numbers_leave_fit_alone() -> None:
     torch.manual_seed(1)
-    one, _ = trained(None, Training(epochs=1))
+    one, _ = trained(None, TrainingConfig(epochs=1))
     torch.manual_seed(2)
-    assert same(one, trained(None, Training(epochs=1))[0])
+    assert same(one, trained(None, TrainingConfig(epochs=1))[0])
 
 
 def test_a_seeded_stream_depends_on_its_seed_and_name_only() -> None:
@@ -185,7 +187,7 @@ def test_schedules_have_no_jump(schedule: str) -> None:
     assert max(abs(a - b) for a, b in pairwise(curve)) < 0.005
 
 
-def rates(training: Training) -> list[float]:
+def rates(training: TrainingConfig) -> list[float]:
     """The learning rate of each step: how far plain descent moves down a slope of one."""
     weight = nn.Linear(1, 1, bias=False, dtype=torch.float64)
     places: list[float] = []
@@ -206,7 +208,7 @@ def rates(training: Training) -> list[float]:
 @pytest.mark.parametrize("horizon", [None, 10])
 def test_each_step_moves_by_the_schedules_rate(schedule: str, horizon: int | None) -> None:
     found = rates(
-        Training.model_validate(
+        TrainingConfig.model_validate(
             {"epochs": 4, "horizon": horizon, "lr": 0.1, "optimizer": "sgd", "momentum": 0,
              "weight_decay": 0, "schedule": schedule}
         )
@@ -218,11 +220,11 @@ def test_each_step_moves_by_the_schedules_rate(schedule: str, horizon: int | Non
 
 def test_a_full_cosine_only_falls_and_a_truncated_one_hardly_moves() -> None:
     options = {"epochs": 4, "lr": 0.1, "optimizer": "sgd", "momentum": 0, "weight_decay": 0}
-    full = rates(Training.model_validate(options))
+    full = rates(TrainingConfig.model_validate(options))
     assert full == sorted(full, reverse=True)
     assert full[0] == pytest.approx(0.1)
     assert full[-1] < 0.002
-    truncated = rates(Training.model_validate({**options, "horizon": 40}))
+    truncated = rates(TrainingConfig.model_validate({**options, "horizon": 40}))
     assert truncated[-1] == pytest.approx(
         0.05 * (1 + math.cos(math.pi * (4 * STEPS - 1) / (40 * STEPS)))
     )
@@ -230,7 +232,7 @@ def test_a_full_cosine_only_falls_and_a_truncated_one_hardly_moves() -> None:
 
 
 def test_rows_tell_the_last_rate_of_their_epoch() -> None:
-    _, rows = trained(None, Training(epochs=2, lr=0.1, schedule="cosine"))
+    _, rows = trained(None, TrainingConfig(epochs=2, lr=0.1, schedule="cosine"))
     expected = [0.1 * schedule_factor("cosine", (e * STEPS - 1) / (2 * STEPS)) for e in (1, 2)]
     assert [row["lr"] for row in rows] == pytest.approx(expected)
 
@@ -239,7 +241,7 @@ def test_rows_tell_the_last_rate_of_their_epoch() -> None:
 
 
 def fitted(loss: Loss, net: nn.Module, folder: Path | None = None) -> tuple[Row, ...]:
-    training = Training(epochs=2, lr=0.125)
+    training = TrainingConfig(epochs=2, lr=0.125)
     env = Env(device=CPU, stage="route", checkpoints=folder)
     return fit(
         env, net, batches, loss, images=IMAGES, training=training, precision="float32", seed=0,
@@ -292,7 +294,7 @@ def test_passes_shows_a_new_view_each_epoch_or_a_few_in_turn() -> None:
     pixels = torch.arange(10 * 64).remainder(251).to(torch.uint8).view(10, 8, 8, 1)
     split = Split(pixels, torch.arange(10) % 2)
     data = Dataset("tiny", ("a", "b"), (0.5,), (0.3,), split, split, split)
-    augment = Augment(flip=True, shift=2)
+    augment = AugmentConfig(flip=True, shift=2)
 
     def shown(epoch: int, views: int | None) -> tuple[list[int], torch.Tensor, int | None]:
         found = list(passes(Env(device=CPU), data, augment, 4, 0, views)(epoch))

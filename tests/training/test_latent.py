@@ -13,8 +13,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import Augment, Distill, Student
-from moist.config import Teacher as TeacherConfig
+from moist.config import AugmentConfig, DistillConfig, StudentConfig, TeacherConfig
 from moist.data.augment import batches
 from moist.env import Env, Silent
 from moist.measure.multiply_adds import cost
@@ -28,7 +27,7 @@ from moist.store.artifacts import Dataset, Levels, Spec, Split, Teacher, pack, u
 from moist.training.moe_kd import Heads, Latent, em_bound, offsets_matrix
 
 ENV = Env(device=torch.device("cpu"), stage="levels")
-AUGMENT = Augment(flip=False, shift=1, cutout=2)
+AUGMENT = AugmentConfig(flip=False, shift=1, cutout=2)
 FORMS = ("offsets", "heads")
 GATES = ("student", "teacher")
 C, M = 10, 3
@@ -90,7 +89,7 @@ def student() -> nn.Module:
 
 def latent(form: str = "offsets", gate: str = "student", tie: float = 1.0) -> Latent:
     """A student in training whose every parameter has left its start."""
-    distill = Distill(loss="moe_kd", experts=form, gate=gate, tie=tie)
+    distill = DistillConfig(loss="moe_kd", experts=form, gate=gate, tie=tie)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Latent(student(), LAST["cnn"], levels(), distill, 4.0)
@@ -395,8 +394,8 @@ def test_a_heads_answer_and_its_gradient_are_finite_in_every_precision(
 def test_every_student_can_be_taught_and_deployed(arch: str) -> None:
     images, *told = (x[:8] for x in batch())
     build = STUDENTS[arch]
-    options = student_options(Student(arch=arch), 16)
-    distill = Distill(loss="moe_kd", experts="heads")
+    options = student_options(StudentConfig(arch=arch), 16)
+    distill = DistillConfig(loss="moe_kd", experts="heads")
     net = Latent(build((1, 8, 8), C, **options), LAST[arch], levels(), distill, 4.0).eval()
     assert net.loss(images, *told).isfinite()
     state, form = net.deployed()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from moist.config import Distill
+from moist.config import DistillConfig
 from moist.training.distillation import SOFT, dist, distillation, dkd, kd, kd_from, standardized
 
 laws = settings(deadline=None, max_examples=20)
@@ -17,7 +17,7 @@ seeds = st.integers(0, 2**20)
 shares = st.floats(0, 1)
 temperatures = st.floats(0.5, 20)
 ALL = [
-    Distill(loss=loss, alpha=0.6, standardize=standardize)
+    DistillConfig(loss=loss, alpha=0.6, standardize=standardize)
     for loss in SOFT
     for standardize in ((False,) if loss == "dist" else (False, True))
 ]
@@ -34,7 +34,7 @@ def pairs(seed: int, images: int = 7, classes: int = 4) -> tuple[torch.Tensor, .
     return drawn(seed, images, classes), drawn(seed + 1, images, classes), labels
 
 
-def named(distill: Distill) -> str:
+def named(distill: DistillConfig) -> str:
     return f"{distill.loss}{' standardized' * distill.standardize}"
 
 
@@ -52,14 +52,14 @@ def test_distillation_is_hintons_formula(seed: int, alpha: float, temperature: f
         hard = -math.log(np.exp(s[y]) / np.exp(s).sum())
         soft = float((p * np.log(p / q)).sum())
         expected += ((1 - alpha) * hard + alpha * temperature**2 * soft) / 7
-    found = distillation(student, teacher, labels, Distill(alpha=alpha), temperature)
+    found = distillation(student, teacher, labels, DistillConfig(alpha=alpha), temperature)
     assert float(found) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("distill", ALL, ids=named)
 @pytest.mark.parametrize(("alpha", "ramp"), [(0.0, 1.0), (0.7, 0.0)])
 def test_without_soft_loss_distillation_is_cross_entropy_whatever_the_teacher(
-    distill: Distill, alpha: float, ramp: float
+    distill: DistillConfig, alpha: float, ramp: float
 ) -> None:
     student, teacher, labels = pairs(0)
     distill = distill.model_copy(update={"alpha": alpha})
@@ -69,7 +69,7 @@ def test_without_soft_loss_distillation_is_cross_entropy_whatever_the_teacher(
 
 @pytest.mark.parametrize("distill", ALL, ids=named)
 @pytest.mark.parametrize("ramp", [0.25, 1.0])
-def test_the_ramp_multiplies_alpha(distill: Distill, ramp: float) -> None:
+def test_the_ramp_multiplies_alpha(distill: DistillConfig, ramp: float) -> None:
     student, teacher, labels = pairs(0)
     found = distillation(student, teacher, labels, distill, 3.0, ramp)
     lower = distill.model_copy(update={"alpha": distill.alpha * ramp})
@@ -77,7 +77,7 @@ def test_the_ramp_multiplies_alpha(distill: Distill, ramp: float) -> None:
 
 
 @pytest.mark.parametrize("distill", ALL, ids=named)
-def test_only_the_soft_loss_sees_standardized_logits(distill: Distill) -> None:
+def test_only_the_soft_loss_sees_standardized_logits(distill: DistillConfig) -> None:
     student, teacher, labels = pairs(0)
     seen = (standardized(z) if distill.standardize else z for z in (student, teacher))
     soft = SOFT[distill.loss](*seen, labels, distill, 3.0)
@@ -92,7 +92,7 @@ def test_a_soft_loss_is_zero_when_student_and_teacher_agree_and_only_then(
     loss: str, seed: int, temperature: float, shift: float
 ) -> None:
     other, teacher, labels = pairs(seed)
-    distill = Distill(loss=loss, alpha=1)
+    distill = DistillConfig(loss=loss, alpha=1)
     found = distillation(teacher + shift, teacher, labels, distill, temperature)
     slack = 1e-4 * temperature**2 if loss == "dist" else 1e-9
     assert float(found) == pytest.approx(0, abs=slack)
@@ -135,7 +135,7 @@ def test_weighted_by_the_teachers_doubt_of_the_target_dkd_is_kd(
     for row in range(len(labels)):
         one = slice(row, row + 1)
         sure = (teacher[row] / temperature).softmax(0)[labels[row]]
-        weights = Distill(loss="dkd", target_weight=1, others_weight=float(1 - sure))
+        weights = DistillConfig(loss="dkd", target_weight=1, others_weight=float(1 - sure))
         found.append(dkd(student[one], teacher[one], labels[one], weights, temperature))
     torch.testing.assert_close(torch.stack(found).mean(), kd(student, teacher, temperature))
 
@@ -149,7 +149,7 @@ def test_dkd_is_the_papers_formula(target: float, others: float) -> None:
         pair = p[y] * math.log(p[y] / q[y]) + (1 - p[y]) * math.log((1 - p[y]) / (1 - q[y]))
         p, q = (np.delete(x, y) / (1 - x[y]) for x in (p, q))
         expected += (target * pair + others * float((p * np.log(p / q)).sum())) * 16 / 7
-    weights = Distill(loss="dkd", target_weight=target, others_weight=others)
+    weights = DistillConfig(loss="dkd", target_weight=target, others_weight=others)
     found = dkd(student, teacher, labels, weights, temperature)
     assert float(found) == pytest.approx(expected)
 
@@ -159,14 +159,14 @@ def test_dkd_learns_the_other_classes_from_a_teacher_that_is_certain() -> None:
     student = torch.tensor([[200.0, 0.0, 2.0]], requires_grad=True)
     labels = torch.tensor([0])
     assert float(kd(student, teacher, 1.0).detach()) == 0
-    (pull,) = torch.autograd.grad(dkd(student, teacher, labels, Distill(), 1.0), student)
+    (pull,) = torch.autograd.grad(dkd(student, teacher, labels, DistillConfig(), 1.0), student)
     assert pull[0, 1] < -1
     assert pull[0, 2] > 1
 
 
 def test_with_two_classes_only_the_target_is_left() -> None:
     student, teacher, labels = pairs(0, classes=2)
-    found = dkd(student, teacher, labels, Distill(target_weight=1), 2.0)
+    found = dkd(student, teacher, labels, DistillConfig(target_weight=1), 2.0)
     torch.testing.assert_close(found, kd(student, teacher, 2.0))
 
 
@@ -180,7 +180,7 @@ def test_dist_is_one_minus_pearsons_correlation(rows: float, columns: float) -> 
     over_classes = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(s, t, strict=True)])
     over_images = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(s.T, t.T, strict=True)])
     expected = 16 * (rows * (1 - over_classes) + columns * (1 - over_images))
-    weights = Distill(loss="dist", rows_weight=rows, columns_weight=columns)
+    weights = DistillConfig(loss="dist", rows_weight=rows, columns_weight=columns)
     assert float(dist(student, teacher, weights, 4.0)) == pytest.approx(expected, rel=1e-5)
 
 
@@ -191,7 +191,7 @@ def test_dist_forgives_a_student_that_is_less_sure_by_one_measure_for_all(
 ) -> None:
     _, teacher, _ = pairs(seed)
     student = ((1 - doubt) * teacher.softmax(1) + doubt / 4).log()
-    assert float(dist(student, teacher, Distill(), 1.0)) == pytest.approx(0, abs=1e-4)
+    assert float(dist(student, teacher, DistillConfig(), 1.0)) == pytest.approx(0, abs=1e-4)
     assert kd(student, teacher, 1.0) > 1e-3
 
 
@@ -200,7 +200,7 @@ def test_dist_forgives_a_measure_of_doubt_an_image_only_within_images() -> None:
     doubt = torch.linspace(0, 0.9, 7)[:, None]
     student = ((1 - doubt) * teacher.softmax(1) + doubt / 4).log()
     rows, columns = (
-        dist(student, teacher, Distill(rows_weight=row, columns_weight=1 - row), 1.0)
+        dist(student, teacher, DistillConfig(rows_weight=row, columns_weight=1 - row), 1.0)
         for row in (1, 0)
     )
     assert float(rows) == pytest.approx(0, abs=1e-5)
@@ -212,7 +212,7 @@ def test_what_is_constant_correlates_with_nothing_and_its_gradient_is_bounded(fl
     one, other, _ = (z.float() for z in pairs(0))
     student = (torch.zeros(7, 4) if flat != "teacher" else one).requires_grad_()
     teacher = torch.zeros(7, 4) if flat != "student" else other
-    found = dist(student, teacher, Distill(), 1.0)
+    found = dist(student, teacher, DistillConfig(), 1.0)
     (pull,) = torch.autograd.grad(found, student)
     assert float(found.detach()) == pytest.approx(2)
     assert pull.abs().max() < 1e4
@@ -240,7 +240,7 @@ def test_with_standardized_logits_a_scaled_copy_of_the_teacher_has_nothing_to_le
 ) -> None:
     _, teacher, labels = pairs(0)
     for standardize, nothing in ((True, True), (False, False)):
-        distill = Distill(loss=loss, alpha=1, standardize=standardize)
+        distill = DistillConfig(loss=loss, alpha=1, standardize=standardize)
         found = distillation(0.2 * teacher - 3, teacher, labels, distill, 2.0)
         assert (float(found) < 1e-9) == nothing
 
@@ -249,7 +249,7 @@ def test_with_standardized_logits_a_scaled_copy_of_the_teacher_has_nothing_to_le
 
 
 @pytest.mark.parametrize("distill", ALL, ids=named)
-def test_the_gradient_of_a_loss_is_that_of_finite_differences(distill: Distill) -> None:
+def test_the_gradient_of_a_loss_is_that_of_finite_differences(distill: DistillConfig) -> None:
     student, teacher, labels = pairs(3)
 
     def loss(student: torch.Tensor) -> torch.Tensor:
@@ -259,7 +259,7 @@ def test_the_gradient_of_a_loss_is_that_of_finite_differences(distill: Distill) 
 
 
 @pytest.mark.parametrize("distill", ALL, ids=named)
-def test_losses_are_computed_in_float32_under_mixed_precision(distill: Distill) -> None:
+def test_losses_are_computed_in_float32_under_mixed_precision(distill: DistillConfig) -> None:
     student, teacher, labels = pairs(5)
     plain = distillation(student.float(), teacher.float(), labels, distill, 3.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -271,7 +271,7 @@ def test_losses_are_computed_in_float32_under_mixed_precision(distill: Distill) 
 @pytest.mark.parametrize("distill", ALL, ids=named)
 @pytest.mark.parametrize("scale", [0.0, 50.0, 1e4])
 def test_losses_and_their_gradients_stay_finite_for_extreme_logits(
-    distill: Distill, scale: float
+    distill: DistillConfig, scale: float
 ) -> None:
     student, teacher, labels = pairs(7)
     student = (student.float() * scale).requires_grad_()
