@@ -81,4 +81,5 @@ class Outcome:
             "trials": [trial.model_dump(mode="json") for trial in self.trials],
             "frontier": [trial.number for trial in front],
             **asdict(self.tally),
+            "told": dict(self.tally.told),  # asdict would count pairs
         }
