@@ -1,5 +1,14 @@
 """Errors that say what was asked, what was found and what to do."""
 
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+NEAR = 0.75
+"""The least similarity, of 1 for the same text, at which a name counts as a misspelling."""
+
 
 class MoistError(Exception):
     """Base of every error moist raises on purpose; `hint` is printed on a line of its own."""
@@ -23,6 +32,38 @@ class ConfigError(MoistError):
 
 class DataError(ConfigError):
     """A data set can't be read as asked."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], otherwise: str = "") -> ConfigError:
+    """Return the error for a name that does not exist, with the hint of `did_you_mean`."""
+    return ConfigError(f"unknown {kind} `{name}`", did_you_mean(name, known, otherwise))
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return a hint that gives the known names nearest to a misspelled one.
+
+    Near are names that are alike in their last part, as in `distill.alpha` and `objective/mflops`,
+    or as a whole; of equally near ones those with the nearest section. If none is near, the hint
+    is `otherwise`, by default a list of all known names.
+    """
+    names = list(known)
+    nearness = {one: _nearness(one, name) for one in names}
+    best = max(nearness.values(), default=(0.0, 0.0))
+    if best[0] < NEAR:
+        return otherwise or f"there are: {', '.join(names) or 'none'}"
+    return f"did you mean {' or '.join(f'`{one}`' for one in names if nearness[one] == best)}?"
+
+
+def _nearness(name: str, other: str) -> tuple[float, float]:
+    """Return the similarity of two names, by the last part or the whole, and of their sections."""
+    parts = [re.fullmatch(r"(.*?)[./]?([^./]*)", one, re.DOTALL) for one in (name, other)]
+    (section, leaf), (other_section, other_leaf) = (part.groups() for part in parts if part)
+    nearest = max(_similarity(leaf, other_leaf), _similarity(name, other))
+    return nearest, _similarity(section, other_section)
+
+
+def _similarity(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 class StageError(MoistError):

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from moist.cli.options import HOME, JSON, STORAGE, check_together, print_json
-from moist.errors import ConfigError
+from moist.errors import ConfigError, did_you_mean
 from moist.reporting import listing
 from moist.reporting.averages import print_averages
 from moist.results.aggregate import averaged
@@ -67,10 +67,10 @@ def table(
     default = (*(named[:1] if across else named), f"{TEST}accuracy")
     rows = averaged(trials, show or default, over)
     if across is not None and not any(across in row.params for row in rows):
-        differ = ", ".join(dict.fromkeys(name for row in rows for name in row.params))
+        differ = dict.fromkeys(name for row in rows for name in row.params)
         raise ConfigError(
-            f"the settings of `{study}` don't differ in `{across}`",
-            f"they differ in: {differ or 'nothing'}",
+            f"the settings of `{study}` do not differ in `{across}`",
+            did_you_mean(across, differ, f"they differ in: {', '.join(differ) or 'nothing'}"),
         )
     if as_json:
         print_json([row.model_dump(mode="json") for row in rows])

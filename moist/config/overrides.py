@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from moist.config import Config, Section, flat, sections
 from moist.config.schema import bounds, keys
-from moist.errors import ConfigError
+from moist.errors import ConfigError, unknown
 
 
 def parse(overrides: Iterable[str]) -> Config:
@@ -80,28 +79,17 @@ def place(key: str) -> tuple[str, str]:
     """Section (may be none) and name of a key. Raises ConfigError, with the nearest one."""
     known = flat(Config())
     if key not in known:
-        raise ConfigError(f"unknown key `{key}`", _meant(key, known))
+        raise unknown("key", key, () if key in sections() else known, _listing(key))
     section, _, leaf = key.rpartition(".")
     return section, leaf
 
 
-def _meant(key: str, known: Collection[str]) -> str:
-    """The nearest keys: by the last part of the name, or else by the whole; then by section."""
-
-    def near(name: str) -> tuple[float, float]:
-        (section, _, leaf), (own_section, _, own_leaf) = name.rpartition("."), key.rpartition(".")
-        return max(_alike(leaf, own_leaf), _alike(name, key)), _alike(section, own_section)
-
+def _listing(key: str) -> str:
+    """Return where the keys are that an unknown one may stand for."""
     if key in sections():
-        return f"give one of its keys, as in `{next(n for n in known if n.startswith(key))}=...`"
-    best = max(map(near, known))
-    if best[0] < 0.75:
-        return "`moist config --keys` lists all keys"
-    return f"did you mean {' or '.join(f'`{name}`' for name in known if near(name) == best)}?"
-
-
-def _alike(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, a, b).ratio()
+        first = next(name for name in flat(Config()) if name.startswith(f"{key}."))
+        return f"give one of its keys, as in `{first}=...`"
+    return "`moist config --keys` lists all keys"
 
 
 def _said(error: Any, values: Mapping[str, Any]) -> str:

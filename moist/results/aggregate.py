@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from moist.errors import ConfigError
+from moist.errors import ConfigError, unknown
 from moist.results.objectives import QUANTITIES, TEST
 from moist.results.report import Record
 from moist.results.trials import Trial
@@ -46,9 +46,9 @@ def averaged(
     if not complete:
         raise ConfigError("the study has no complete trial yet", "`moist sweep status STUDY`")
     known = [*QUANTITIES, *(f"{TEST}{name}" for name in _names([t.reported for t in complete]))]
-    _all_in(measures, known, "has no number called", "it has")
+    _check_known("quantity", measures, known)
     names = _names([trial.params for trial in complete])
-    _all_in([name for name in over if name != "seed"], names, "does not search", "it searches")
+    _check_known("parameter", over, [*names, "seed"])
     differs = [name for name in names if name not in over and _varies(name, complete)]
     groups: dict[tuple[Any, ...], dict[str | None, Trial]] = {}
     for trial in complete:
@@ -83,7 +83,7 @@ def _varies(name: str, trials: Sequence[Trial]) -> bool:
     return any(trial.params.get(name) != trials[0].params.get(name) for trial in trials)
 
 
-def _all_in(asked: Sequence[str], known: Sequence[str], wrong: str, right: str) -> None:
-    for name in asked:
+def _check_known(kind: str, requested: Sequence[str], known: Sequence[str]) -> None:
+    for name in requested:
         if name not in known:
-            raise ConfigError(f"the study {wrong} `{name}`", f"{right}: {', '.join(known)}")
+            raise unknown(kind, name, dict.fromkeys(known))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from moist.errors import ConfigError
+from moist.errors import ConfigError, unknown
 from moist.results.report import Report
 
 Direction = Literal["max", "min"]
@@ -127,9 +127,9 @@ def _valued(text: str, option: str) -> tuple[str, float]:
 
 
 def known(name: str) -> Quantity:
-    """A quantity by name. Raises ConfigError, listing them."""
+    """Return a quantity by name. Raises ConfigError for an unknown one."""
     if name not in QUANTITIES:
-        raise ConfigError(f"no quantity is called `{name}`", f"there are: {', '.join(QUANTITIES)}")
+        raise unknown("quantity", name, QUANTITIES)
     return QUANTITIES[name]
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 
-from moist.errors import ConfigError
+from moist.errors import ConfigError, did_you_mean
 from moist.results import pareto
 from moist.results.objectives import QUANTITIES, Limit, Objective, known, losses
 from moist.results.report import Record
@@ -205,7 +205,10 @@ def _corner(reference: Mapping[str, float], objectives: Sequence[Objective]) -> 
             raise ConfigError(f"the reference has no `{name}`", hint)
     for name, value in reference.items():
         if name not in names:
-            raise ConfigError(f"the reference has `{name}`, which is no objective here", hint)
+            raise ConfigError(
+                f"the reference names the unknown objective `{name}`",
+                did_you_mean(name, names, hint),
+            )
         if not math.isfinite(value):
             raise ConfigError(f"the reference has `{name}={value}`", hint)
     return losses(reference, objectives)

@@ -5,13 +5,12 @@ An Optuna study in any storage that Optuna takes. Only its driver writes (`ledge
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moist.errors import ConfigError
+from moist.errors import ConfigError, did_you_mean
 from moist.results.objectives import Objective, parse_objectives
 from moist.results.report import Machine, Record
 from moist.results.trials import State, Trial
@@ -127,11 +126,7 @@ def existing(name: str, url: URL, home: Path) -> Study:
     storage = open_storage(url, home)
     names = optuna.get_all_study_names(storage)
     if name not in names:
-        near = difflib.get_close_matches(name, names, 3)
-        listed = ", ".join(f"`{one}`" for one in near or sorted(names)[:8])
-        hint = (
-            start if not listed else f"did you mean {listed}?" if near else f"there are: {listed}"
-        )
+        hint = did_you_mean(name, sorted(names)) if names else start
         raise NoStudy(f"no study `{name}` in `{url.render_as_string()}`", hint)
     return optuna.load_study(study_name=name, storage=storage)
 

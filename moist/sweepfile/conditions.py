@@ -6,13 +6,12 @@ none, so what depends on it does not apply either.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from moist.config.overrides import read
-from moist.errors import ConfigError
+from moist.errors import ConfigError, did_you_mean
 from moist.sweepfile.errors import noted, together
 from moist.sweepfile.parameters import Parameter
 
@@ -31,10 +30,9 @@ def read_when(
         for key, values in asked.items():
             with noted(wrong):
                 if key not in keys:
-                    near = difflib.get_close_matches(key, keys, 1)
                     raise ConfigError(
-                        f"`{name}`: `when` asks for `{key}`, which is no parameter of this file",
-                        f"did you mean `{near[0]}`?" if near else f"add `{key}`, or leave it out",
+                        f"`{name}`: `when` names the unknown parameter `{key}`",
+                        did_you_mean(key, keys, f"add `{key}`, or leave it out"),
                     )
                 if key in every:
                     listed = values if isinstance(values, list) else [values]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from moist.errors import ConfigError
+from moist.errors import ConfigError, did_you_mean, unknown
 from moist.results.objectives import DEFAULT, PREFIX, QUANTITIES, Direction, Objective
 from moist.sweepfile.errors import noted, together
 
@@ -37,9 +36,7 @@ def check_head(document: Mapping[str, Any]) -> None:
 def _unknown(document: Mapping[str, Any]) -> Iterator[str]:
     for word in document:
         if word not in WORDS:
-            near = difflib.get_close_matches(word, WORDS, 1)
-            meant = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(WORDS)}"
-            yield f"unknown `{word}`; {meant}"
+            yield f"unknown key `{word}`; {did_you_mean(word, WORDS)}"
 
 
 def _of_a_run(document: Mapping[str, Any]) -> Iterator[str]:
@@ -123,12 +120,12 @@ def _objective(word: str, entry: Any) -> Objective:
     asked = entry if isinstance(entry, dict) else {}
     name, goal = str(asked.get("name", entry)), asked.get("goal")
     if strange := [one for one in asked if one not in METRIC]:
-        raise ConfigError(f"`{word}`: unknown `{strange[0]}`; there are {', '.join(METRIC)}")
+        raise unknown("key", f"{word}.{strange[0]}", [f"{word}.{one}" for one in METRIC])
     quantity = name.removeprefix(PREFIX)
     if name == quantity or quantity not in QUANTITIES:
         raise ConfigError(
-            f"`{word}`: no objective is called `{name}`",
-            f"there are {', '.join(PREFIX + one for one in QUANTITIES)}",
+            f"`{word}`: unknown objective `{name}`",
+            did_you_mean(name, [PREFIX + one for one in QUANTITIES]),
         )
     if goal not in GOALS:
         raise ConfigError(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moist.errors import ConfigError, first_line
+from moist.errors import ConfigError, did_you_mean, first_line
 from moist.results.objectives import PREFIX, QUANTITIES, TEST, Objective
 from moist.results.report import Baselines
 from moist.results.trials import State, Trial
@@ -131,7 +131,10 @@ def _chosen(runs: Sequence[Logged], group: str | None, source: str) -> tuple[str
     chosen = [run for run in trials if name in {None, run.group, run.sweep, _digest(run)}]
     if not chosen:
         asked = f" of `{name}`" if name else ""
-        raise ConfigError(f"`{source}` has no runs{asked}", f"studies there: {listed}")
+        raise ConfigError(
+            f"`{source}` has no runs{asked}",
+            did_you_mean(name or "", groups, f"studies there: {listed}"),
+        )
     return name or source, chosen
 
 

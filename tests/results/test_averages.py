@@ -92,9 +92,9 @@ def test_a_number_that_a_run_lacks_is_left_out_of_its_setting():
 @pytest.mark.parametrize(
     ("measures", "over", "said"),
     [
-        (["speed"], ["seed"], "no number called `speed`.*mflops.*test/accuracy"),
-        (["test/routing"], ["seed"], "no number called `test/routing`"),
-        (["accuracy"], ["k", "width"], "does not search `width`\nhint: it searches: k"),
+        (["speed"], ["seed"], "unknown quantity `speed`.*mflops.*test/accuracy"),
+        (["test/routing"], ["seed"], "unknown quantity `test/routing`"),
+        (["accuracy"], ["k", "width"], "unknown parameter `width`\nhint: there are: k, seed"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_known_ones(measures, over, said):

@@ -73,9 +73,9 @@ def test_objectives_keep_their_order_and_have_a_default():
 @pytest.mark.parametrize(
     ("texts", "asked", "hint"),
     [
-        (["acuracy"], "no quantity is called `acuracy`", "accuracy"),
-        (["accuracy", "flops:min"], "no quantity is called `flops`", "mflops"),
-        ([""], "no quantity is called ``", "params"),
+        (["acuracy"], "unknown quantity `acuracy`", "accuracy"),
+        (["accuracy", "flops:min"], "unknown quantity `flops`", "mflops"),
+        ([""], "unknown quantity ``", "params"),
         (["accuracy:maximize"], "`accuracy:maximize`: expected", "for example: accuracy:max"),
         (["bytes:less"], "found `less`", "for example: bytes:min"),
         (["mflops", "accuracy", "mflops:max"], "`mflops` is given twice", ""),
@@ -126,6 +126,9 @@ def test_a_limit_needs_a_number(text):
 def test_a_limit_on_nothing_known_is_refused():
     with pytest.raises(ConfigError, match="`flops`") as refused:
         parse_limits(["flops=3"])
+    assert refused.value.hint == "did you mean `mflops`?"
+    with pytest.raises(ConfigError, match="`speed`") as refused:
+        parse_limits(["speed=3"])
     assert refused.value.hint == f"there are: {', '.join(QUANTITIES)}"
 
 

@@ -333,12 +333,12 @@ def test_metrics_are_the_objectives_and_a_metric_is_not(read):
         (
             "program: moist",
             "program: moist\nmetrik: 1",
-            "unknown `metrik`; did you mean `metric`?",
+            "unknown key `metrik`; did you mean `metric`?",
         ),
         (
             "program: moist",
             "program: moist\nzzz: 1",
-            "unknown `zzz`; there are: program, command,",
+            "unknown key `zzz`; there are: program, command,",
         ),
         ('"${args_no_hyphens}"', '"${args}"', "`command`: expected a list that ends in `${args_n"),
         (
@@ -387,17 +387,17 @@ def test_metrics_are_the_objectives_and_a_metric_is_not(read):
         (
             "random",
             "bayes\nmetric: {name: accuracy, goal: maximize}",
-            "`metric`: no objective is called `accuracy`; there are objective/accuracy",
+            "`metric`: unknown objective `accuracy`; did you mean `objective/accuracy`?",
         ),
         (
             "random",
             "bayes\nmetric: {name: objective/speed, goal: maximize}",
-            "`metric`: no objective is called `objective/speed`; there are objective/accuracy",
+            "`metric`: unknown objective `objective/speed`; there are: objective/accuracy",
         ),
         (
             "random",
             "bayes\nmetric: accuracy",
-            "`metric`: no objective is called `accuracy`; there",
+            "`metric`: unknown objective `accuracy`; did",
         ),
         (
             "random",
@@ -412,7 +412,7 @@ def test_metrics_are_the_objectives_and_a_metric_is_not(read):
         (
             "random",
             "bayes\nmetric: {name: objective/accuracy, goal: maximize, weight: 2}",
-            "`metric`: unknown `weight`; there are name, goal, target, impute",
+            "unknown key `metric.weight`; there are: metric.name, metric.goal, metric.target",
         ),
     ],
 )
@@ -581,11 +581,11 @@ def test_a_parameter_comes_after_what_it_depends_on_and_the_rest_as_in_the_file(
         ("{}", "`when` expects `{KEY: VALUE}`, found `{}`"),
         (
             "{rooter: cnn}",
-            "asks for `rooter`, which is no parameter of this file; did you mean `router`?",
+            "`when` names the unknown parameter `rooter`; did you mean `router`?",
         ),
         (
             "{data.name: digits}",
-            "asks for `data.name`, which is no parameter of this file; add `data.n",
+            "`when` names the unknown parameter `data.name`; add `data.n",
         ),
         (
             "{temperature: 2}",
