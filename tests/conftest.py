@@ -1,17 +1,90 @@
-"""Fixtures that several test files share. Runs are told nobody, unless a test wants it."""
+"""Two tiers, parallel by default, and fixtures that several test files share.
+
+`pytest` runs the tests that everybody runs, `pytest --all` those marked `slow` too. No setting of
+the machine's user reaches a test, and runs are not logged unless a test wants it.
+"""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import pytest
-from hypothesis import HealthCheck, settings
-from wandb_standin import Server, checked
-
+# Before anything imports torch: two processes with two threads each on two cores wait for one
+# another most of the time.
+os.environ["OMP_NUM_THREADS"] = "1"
+for name in [name for name in os.environ if name.startswith("WANDB_") and name != "WANDB_API_KEY"]:
+    del os.environ[name]
 os.environ["WANDB_MODE"] = "disabled"
 
-# A busy machine is no defect: no test fails by the clock.
-settings.register_profile("moist", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("moist")
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+from wandb_standin import Server, checked  # noqa: E402
+
+FEW_FILES = 3
+"""So many files are run by the process that was started: workers import everything again."""
+MOST_WORKERS = 8
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the tests marked `slow` too")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads these options
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run more than a few files on all cores, unless `-n`, `--dist` or `--pdb` was given."""
+    options = config.option
+    if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
+        return
+    paths = {Path(arg.partition("::")[0]) for arg in config.args}
+    few = len(paths) <= FEW_FILES and not any(path.is_dir() for path in paths)
+    if options.numprocesses is None and not (options.tx or options.usepdb or few):
+        options.numprocesses = "logical"
+        options.maxprocesses = options.maxprocesses or MOST_WORKERS
+    if options.dist == "no":
+        options.dist = "worksteal"  # neighbours, which share fixtures, stay together
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A busy machine is no defect: no test fails by the clock.
+    settings.register_profile("moist", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("moist")
+    if config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(ClosingLine())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what is slow, unless everything or a test by its name is requested."""
+    if config.getoption("--all") or all("::" in arg for arg in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+
+
+def pytest_deselected(items: list[Any]) -> None:
+    """Count them, in a worker, for the closing line."""
+    config = getattr(items[0], "config", None) if items else None
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["deselected"] = config.workeroutput.get("deselected", 0) + len(items)
+
+
+class ClosingLine:
+    """Counts what was deselected where the workers are started and nothing is collected."""
+
+    counted = False
+
+    def pytest_testnodedown(self, node: Any) -> None:
+        if not self.counted:  # every worker deselects the same tests
+            self.counted = True
+            count = getattr(node, "workeroutput", {}).get("deselected", 0)
+            node.config.hook.pytest_deselected(items=[SimpleNamespace()] * count)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_home_of_a_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["MOIST_HOME"] = str(tmp_path_factory.mktemp("moist"))
 
 
 @pytest.fixture

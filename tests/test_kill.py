@@ -22,6 +22,7 @@ from moist.results.report import Report
 from moist.store.maintenance import entries, verify
 from moist.store.plan import Plan
 
+pytestmark = pytest.mark.slow
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 EPOCHS = 20
 PATIENCE = 240.0

@@ -82,6 +82,7 @@ def recorded_frontier(home: Path) -> set[str]:
     return {runs[i].key for i in front}
 
 
+@pytest.mark.slow
 def test_two_agents_run_what_was_asked_for_once_and_the_frontier_comes_back(machine):
     said = machine.moist("sweep", "wandb", machine.file(GRID), "--workers", "2", "--quiet")
     assert said.returncode == 0, said.stderr
@@ -107,6 +108,7 @@ def test_two_agents_run_what_was_asked_for_once_and_the_frontier_comes_back(mach
     assert machine.frontier(plain) == machine.frontier(sweep)
 
 
+@pytest.mark.slow
 def test_optuna_searches_two_objectives_and_conditions_within_the_budget(machine):
     text = GRID.replace("method: grid", "method: custom").replace(
         "{values: [4, 32]}", "{min: 4, max: 64}"
@@ -135,6 +137,7 @@ with wandb.init() as run:
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_hyperband_stops_ends_in_order_with_its_rows(machine):
     text = GRID.replace("{values: [2, 3]}", "{value: 2}").replace(
         "{values: [4, 32]}", "{value: 4}"
@@ -156,6 +159,7 @@ def test_a_run_that_hyperband_stops_ends_in_order_with_its_rows(machine):
     assert 2 <= len(rows) < 5000 and rows == [*range(1, len(rows) + 1)]
 
 
+@pytest.mark.slow
 def test_without_a_server_a_sweep_is_refused_at_once_with_what_to_do(machine):
     with machine.server.down():
         said = machine.moist("sweep", "wandb", machine.file(GRID), WANDB_MODE="")
@@ -167,6 +171,7 @@ def test_without_a_server_a_sweep_is_refused_at_once_with_what_to_do(machine):
     assert machine.server.sweeps == {}
 
 
+@pytest.mark.slow
 def test_a_sweep_can_be_registered_alone_and_joined_later(machine):
     said = machine.moist(
         "sweep", "wandb", machine.file(GRID), "k=2", "--register-only", "--project", "other"
@@ -218,6 +223,7 @@ def test_an_agent_whose_crew_is_gone_before_it_starts_does_not_start():
     assert (gone.returncode, gone.stdout) == (1, "") and "is gone" in gone.stderr
 
 
+@pytest.mark.slow
 def test_what_a_killed_trial_had_told_is_kept_and_sent_once_and_its_agent_goes_on(
     wandb_server: Server, tmp_path: Path
 ):

@@ -137,6 +137,7 @@ def read_all(screen: int, text: list[bytes]) -> None:
 # exit codes
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_exits_130_and_the_next_one_continues(tmp_path, capsys):
     words = ["run", *TINY, "distill.epochs=2000", "--home", str(tmp_path), "--threads", "1"]
     process = subprocess.Popen([*MAIN, *words], stdout=-1, stderr=-1, text=True)

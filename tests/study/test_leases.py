@@ -30,6 +30,7 @@ def rivals(*starts: Start) -> tuple[Driving, list[Driving]]:
     return left[0], [one for one in driving if one is not left[0]]
 
 
+@pytest.mark.slow
 def test_of_six_drivers_at_once_one_runs_and_the_others_say_who(tmp_path):
     winner, losers = rivals(*[Start(tmp_path, trials=3, fates={0: "waits"})] * 6)
     said = f"study `toy` is driven by {winner.name}"
@@ -45,6 +46,7 @@ def test_of_six_drivers_at_once_one_runs_and_the_others_say_who(tmp_path):
     assert [trial.state for trial in trials(tmp_path)] == ["complete"] * 3
 
 
+@pytest.mark.slow
 def test_drivers_of_six_studies_share_a_database_that_none_of_them_found(tmp_path):
     database = f"sqlite:///{tmp_path / 'new' / 'studies.db'}"
     names = [f"study-{i}" for i in range(6)]

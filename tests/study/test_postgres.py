@@ -18,6 +18,7 @@ from moist.study.database import masked
 from moist.study.leases import holder, lease
 from moist.study.storage import find, load, url_of
 
+pytestmark = pytest.mark.slow
 NUMBERS = itertools.count()
 SECRET = "s3cret-p4ssword"
 

@@ -76,6 +76,7 @@ def amid(driving: Driving, keys: set[str]) -> psutil.Process | None:
     return None
 
 
+@pytest.mark.slow
 def test_a_study_killed_twenty_times_ends_with_every_trial_complete_and_none_run_twice(tmp_path):
     chance, kills = random.Random(0), dict.fromkeys(("worker", "driver", "both", "held"), 0)
     what = Start(tmp_path, trials=64, workers=2)
@@ -102,6 +103,7 @@ def test_a_study_killed_twenty_times_ends_with_every_trial_complete_and_none_run
     assert unsettled(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_sequential_study_killed_at_every_phase_of_a_trial_is_the_unbroken_one(tmp_path):
     whole, broken, fates = tmp_path / "whole", tmp_path / "broken", {6: "errs"}
     for home in (whole, broken):
@@ -173,6 +175,7 @@ def test_a_trials_files_are_shown_once_though_its_driver_was_killed_before_it_to
     assert [meta.filename for meta in shown] == ["report.md"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_of_a_job_ends_it_in_order_and_costs_no_attempt(
     number, tmp_path
@@ -188,6 +191,7 @@ def test_a_signal_to_all_processes_of_a_job_ends_it_in_order_and_costs_no_attemp
     assert [(t.state, t.attempts) for t in trials(tmp_path)] == [("complete", ())] * 4
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_any_moment_of_a_start_ends_it_in_order(tmp_path):
     chance = random.Random(0)
     for _ in range(6):
@@ -202,6 +206,7 @@ def test_ctrl_c_at_any_moment_of_a_start_ends_it_in_order(tmp_path):
     assert {trial.attempts for trial in trials(tmp_path)} == {()}
 
 
+@pytest.mark.slow
 def test_work_survives_the_server_that_forks_workers(tmp_path):
     driving = start(Start(tmp_path, trials=4, workers=2, fates={0: "waits", 1: "waits"}))
     driving.until(lambda: len(attempts(tmp_path)) == 2)
@@ -213,6 +218,7 @@ def test_work_survives_the_server_that_forks_workers(tmp_path):
     assert [(t.state, t.attempts) for t in trials(tmp_path)] == [("complete", ())] * 4
 
 
+@pytest.mark.slow
 def test_a_sweep_of_the_command_line_killed_and_interrupted_goes_on_with_what_is_stored(tmp_path):
     file, home = tmp_path / "small.yaml", tmp_path / "home"
     file.write_text(SWEEP)

@@ -42,6 +42,7 @@ def heard(pool: Pool) -> list[Message]:
     return found
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_held_still_ends_with_its_driver(tmp_path):
     driving = start(Start(tmp_path, trials=1, fates={0: "waits"}))
     driving.until(lambda: attempts(tmp_path))

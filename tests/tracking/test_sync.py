@@ -106,6 +106,7 @@ def test_a_note_or_a_mark_of_what_was_sent_will_do_unless_the_log_has_grown(serv
     assert due(tmp_path) == ["one"]
 
 
+@pytest.mark.slow
 def test_a_part_of_a_run_that_comes_later_is_sent_alone(server, tmp_path):
     log(tmp_path, "one", epochs=range(1, 3))
     send(tmp_path)
@@ -137,6 +138,7 @@ class Moody(Server):
         return super()._answer(method, path, body)
 
 
+@pytest.mark.slow
 def test_what_fails_is_tried_again(tmp_path, monkeypatch):
     log(tmp_path, "one")
     with Moody(2) as server:
@@ -145,6 +147,7 @@ def test_what_fails_is_tried_again(tmp_path, monkeypatch):
         assert epochs(server, "one") == [1, 2, 3] and server.refusals == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_sent_says_why_and_stays(tmp_path, monkeypatch):
     log(tmp_path, "one")
     with Moody(2) as server:
@@ -154,6 +157,7 @@ def test_a_run_that_cannot_be_sent_says_why_and_stays(tmp_path, monkeypatch):
         assert server.refusals == 0 and outbox(tmp_path).sent() == {} and due(tmp_path) == ["one"]
 
 
+@pytest.mark.slow
 def test_rows_that_the_server_refuses_are_not_taken_for_sent(tmp_path, monkeypatch):
     log(tmp_path, "one")
     with Moody(1_000, stream=True) as server:
@@ -198,6 +202,7 @@ def killed_while_it_sends(server: Waiting, home: Path) -> None:
     assert not (home / "wandb" / MANIFEST).exists()
 
 
+@pytest.mark.slow
 def test_killed_while_it_sends_it_sends_nothing_twice(tmp_path, monkeypatch):
     log(tmp_path, "one")
     with Waiting() as server:
@@ -218,6 +223,7 @@ class Refusing(Waiting):
         return super()._answer(method, path, body)
 
 
+@pytest.mark.slow
 def test_killed_while_the_server_refuses_it_sends_all_again(tmp_path, monkeypatch):
     """wandb marks a log as synced that was refused, and says so to nobody who lives."""
     log(tmp_path, "one")
@@ -234,6 +240,7 @@ def test_killed_while_the_server_refuses_it_sends_all_again(tmp_path, monkeypatc
         assert due(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_killed_while_the_server_refuses_it_still_sends_all_when_only_some_is_asked_for(
     tmp_path, monkeypatch
 ):
@@ -296,6 +303,7 @@ def moist(home: Path, client: Client, *words: str) -> subprocess.CompletedProces
     return subprocess.run(command, env=client.environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_written_is_left_for_later(wandb_server, tmp_path):
     client = Client(wandb_server, tmp_path / "client")
     log(tmp_path, "done")
@@ -311,6 +319,7 @@ def test_a_run_that_is_being_written_is_left_for_later(wandb_server, tmp_path):
     assert client.environment["WANDB_API_KEY"] not in found.stdout + found.stderr
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_be_had_is_refused_at_once(wandb_server, tmp_path):
     client = Client(wandb_server, tmp_path / "client")
     assert moist(tmp_path, client).returncode == 0  # there is nothing to send
@@ -327,6 +336,7 @@ def test_a_server_that_cannot_be_had_is_refused_at_once(wandb_server, tmp_path):
     assert wandb_server.operations == [] and due(tmp_path) == ["one"]
 
 
+@pytest.mark.slow
 def test_an_online_run_is_sent_only_if_it_was_broken_off(wandb_server, tmp_path):
     client = Client(wandb_server, tmp_path / "client")
     client.python(f"""

@@ -56,6 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_a_run_without_an_account_is_told_in_files_whole(home):
     (run,) = read(home / "moist", fail)
     assert (run.state, run.exit_code, run.job_type) == ("finished", 0, "run")
@@ -80,6 +81,7 @@ def test_a_run_without_an_account_is_told_in_files_whole(home):
     assert steps == dict(enumerate(expected, 1))
 
 
+@pytest.mark.slow
 def test_what_is_reused_is_told_so_and_the_same_config_is_the_same_run(home):
     assert moist(home, "run", *TINY, "-q").stderr == ""
     (run,) = read(home / "moist", fail)
@@ -92,6 +94,7 @@ def test_rows_have_the_steps_of_all_stages_before():
     assert [*offsets(Config()).values()] == [0, 12, 42, FIRST]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_why_and_one_that_is_stopped_that_it_was(home):
     failing = moist(home, "run", *TINY, "teacher.weights=/nowhere.safetensors")
     assert failing.returncode == 2
@@ -129,6 +132,7 @@ def trained(home: Path, epochs: int = 10) -> None:
     raise AssertionError("it does not train")
 
 
+@pytest.mark.slow
 def test_a_training_outlives_the_process_that_tells_of_it(home):
     words = ["run", *TINY, "joint.epochs=300", "seed=1"]
     with training(home, *words) as going:
@@ -142,6 +146,7 @@ def test_a_training_outlives_the_process_that_tells_of_it(home):
     assert "warning: tracking stopped" in said or "wandb's own process is gone" in said
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_costs_seconds_and_the_rest_is_sent_later(wandb_server, home, tmp_path):
     online = {**Client(wandb_server, tmp_path).environment, "WANDB_MODE": "online"}
     where = {k: v for k, v in online.items() if k.startswith("WANDB")}
@@ -176,6 +181,7 @@ def of_study(home: Path, job_type: str) -> list:
     return [run for run in read(home / "moist", fail) if run.job_type == job_type]
 
 
+@pytest.mark.slow
 def test_a_study_has_a_run_for_each_trial_and_one_of_its_own(home, study):
     status = json.loads(moist(home, "sweep", "status", "six", "--json").stdout)
     trials = {trial["number"]: trial for trial in status["trials"]}
@@ -196,6 +202,7 @@ def test_a_study_has_a_run_for_each_trial_and_one_of_its_own(home, study):
     assert own.summary["trials.nrows"] == len(trials)
 
 
+@pytest.mark.slow
 def test_a_study_that_goes_on_goes_on_in_the_same_runs(home, study):
     before = {run.id for run in of_study(home, "trial")}
     said = moist(home, "sweep", "optuna", str(study), "--trials", "4", "-q")
@@ -206,6 +213,7 @@ def test_a_study_that_goes_on_goes_on_in_the_same_runs(home, study):
     assert own.summary["trials/complete"] == 4 and len(own.paths) == 2
 
 
+@pytest.mark.slow
 def test_passwords_and_keys_are_in_no_file_of_a_run(home, study):
     secret = "s3cr3t-of-mine"
     url = f"sqlite:///{home}/other.db?password={secret}"
@@ -217,6 +225,7 @@ def test_passwords_and_keys_are_in_no_file_of_a_run(home, study):
     assert secret not in said.stdout + said.stderr
 
 
+@pytest.mark.slow
 def test_stop_in_the_dashboard_prunes_a_trial_and_not_the_study(
     wandb_server: Server, home, study, tmp_path
 ):

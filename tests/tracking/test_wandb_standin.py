@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from wandb_standin import Client, Run, Server, Sweep, checked, history, runs, search
 from wandb_standin.queries import matches
 
+pytestmark = pytest.mark.slow
 HISTORY = "wandb-history.jsonl"
 
 
