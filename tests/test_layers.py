@@ -21,7 +21,7 @@ FILES = {
 ANSWERS_AT_ONCE = (
     "config config.overrides errors results results.report results.queries results.aggregate"
     " sweepfile store.runs store.keys store.maintenance store.objects reporting.terminal"
-    " reporting.tables reporting.listing reporting.averages study.storage study.ledger"
+    " reporting.run_tables reporting.study_tables study.storage study.ledger"
     " cli.main cli.options cli.store cli.bench cli.sweep cli.study cli.run cli.table cli.upkeep"
     " cli.wandb"
 ).split()

@@ -17,7 +17,7 @@ from moist.env import Env, Silent
 from moist.errors import ConfigError, StageError
 from moist.nets.build import module
 from moist.pipeline import run, run_key, stages
-from moist.reporting.tables import name_of, print_report
+from moist.reporting.run_tables import name_of, print_report
 from moist.results.objectives import TRAINED_BY
 from moist.results.report import Report
 from moist.serving.predict import predict_images
@@ -726,7 +726,7 @@ def test_a_systems_model_is_stored_told_of_and_classifies_images(home, capsys, f
     print_report(report, flat(config), "moist run ...")
     shown = capsys.readouterr().out
     assert name_of(flat(config), report.k) in shown and "teacher resnet8" in shown
-    assert ("second opinion" in shown) == (report.doubt is not None)
+    assert ("\ndeferred " in shown) == (report.doubt is not None)
 
 
 def test_a_second_opinion_is_asked_only_of_images_in_doubt(home, tmp_path, monkeypatch):

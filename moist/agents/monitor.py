@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from moist.errors import StageError, first_line
-from moist.reporting.listing import figure, settings
+from moist.reporting.study_tables import format_params, format_quantity
 from moist.reporting.terminal import Watcher
 from moist.results.objectives import PREFIX
 from moist.tracking.journal import TRIAL
@@ -71,10 +71,10 @@ class Watching:
 
     def _line(self, run: Any) -> str:
         found = [
-            f"{name} {figure(name, run.summary[PREFIX + name])}"
+            f"{name} {format_quantity(name, run.summary[PREFIX + name])}"
             for name in ("accuracy", "mflops")
             if PREFIX + name in run.summary
         ]
         params = {name: run.config[name] for name in self._searched if name in run.config}
         said = run.summary.get(f"{TRIAL}state", run.state).lower()
-        return "  ".join([f"run {run.id}", said, *found, settings(params)])
+        return "  ".join([f"run {run.id}", said, *found, format_params(params)])

@@ -20,7 +20,7 @@ from moist.cli.options import (
 )
 from moist.config.overrides import parse
 from moist.reporting import terminal
-from moist.reporting.tables import print_report
+from moist.reporting.run_tables import print_report
 
 
 @click.command()

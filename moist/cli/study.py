@@ -20,7 +20,7 @@ from moist.cli.options import (
 )
 from moist.cli.wandb import Asked, draw_runs, from_wandb
 from moist.errors import ConfigError
-from moist.reporting import listing
+from moist.reporting import study_tables
 from moist.results import queries
 from moist.results.objectives import Objective, known, parse_limits, parse_values
 from moist.study.commands import placed
@@ -103,9 +103,9 @@ def pareto(studies: tuple[str, ...], storage: str | None, home: Path, **options:
             f"expected {wanted} {'studies' if wanted == 2 else 'study'}, found {found}",
             "`moist pareto A B --compare` takes two, all else one",
         )
-    from moist.reporting.files import check_suffix
+    from moist.reporting.plots import check_plot_path
 
-    check_suffix(options["plot"])
+    check_plot_path(options["plot"])
     loaded = [
         Asked(study, described.objectives, trials)
         for study in studies
@@ -126,11 +126,11 @@ def pareto(studies: tuple[str, ...], storage: str | None, home: Path, **options:
     else:
         _frontier(name, trials, axes, options)
     if options["plot"]:
-        from moist.reporting.drawing import draw
+        from moist.reporting.plots import plot_study
         from moist.study.storage import url_of
 
         if studies:
-            draw(options["plot"], studies[0], url_of(storage, home), home, axes, errors)
+            plot_study(options["plot"], studies[0], url_of(storage, home), home, axes, errors)
         else:
             draw_runs(options["plot"], loaded[0], axes, options["sources"][0])
         click.echo(f"plot: {options['plot']}", err=True)
@@ -166,7 +166,7 @@ def best(study: str, storage: str | None, home: Path, **options: Any) -> None:
     if options["as_json"]:
         print_json(found.model_dump(mode="json"))
         return
-    listing.print_trials("", [found], described.objectives)
+    study_tables.print_trials("", [found], described.objectives)
     click.echo(f"repeat it with\n  {found.command}")
     if found.key:
         click.echo(f"all about it: {placed(f'moist show {found.key[:8]}', storage=False)}")
@@ -201,9 +201,9 @@ def _frontier(
     if options["as_json"]:
         print_json([trial.model_dump(mode="json") for trial in front])
     elif options["as_csv"]:
-        click.echo(listing.as_csv(front), nl=False)
+        click.echo(study_tables.as_csv(front), nl=False)
     else:
-        listing.print_trials(f"Pareto frontier of {study}", front, axes)
+        study_tables.print_trials(f"Pareto frontier of {study}", front, axes)
         complete = sum(trial.state == "complete" for trial in trials)
         click.echo(f"{len(front)} of {complete} complete trials; chosen on validation")
 
@@ -234,7 +234,7 @@ def _compare(
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
-    listing.print_comparison(studies, found)
+    study_tables.print_comparison(studies, found)
 
 
 def _reseed(
@@ -260,7 +260,7 @@ def _reseed(
     if options["as_json"]:
         print_json([member.model_dump(mode="json") for member in found])
     else:
-        listing.print_members(study, found)
+        study_tables.print_members(study, found)
     y = axes[0].name
     spread = {one.number: one.values[y] for one in found if y in one.values}
     return {number: (one.mean, one.sd) for number, one in spread.items()}

@@ -22,7 +22,7 @@ from moist.cli.options import (
     print_json,
 )
 from moist.cli.upkeep import doctor, retry, status
-from moist.reporting import listing, terminal
+from moist.reporting import study_tables, terminal
 from moist.results.objectives import DEFAULT, parse_limits, parse_objectives, parse_values
 from moist.study.policy import BEST, SAMPLERS
 
@@ -141,15 +141,14 @@ def _say_what_is_not_heeded(read: Sweep, has_goals: bool) -> None:
 
 
 def _search(read: Sweep, home: Path, options: dict[str, Any]) -> None:
-    from moist.reporting import summary
-    from moist.reporting.drawing import draw
-    from moist.reporting.files import check_suffix
+    from moist.reporting.plots import check_plot_path, plot_study
+    from moist.reporting.wandb_summary import log_summary
     from moist.results.queries import members
     from moist.study import search
     from moist.study.storage import url_of
     from moist.tracking.tracker import tracker
 
-    check_suffix(options["plot"])
+    check_plot_path(options["plot"])
     described, settings, slots = _asked(read, options)
     study = options["study"] or read.name
     url = url_of(options["storage"], home)
@@ -162,13 +161,13 @@ def _search(read: Sweep, home: Path, options: dict[str, Any]) -> None:
         )  # fmt: skip
         if front := members(outcome.trials, described.objectives):
             plot.parent.mkdir(parents=True, exist_ok=True)
-            draw(plot, study, url, home)
+            plot_study(plot, study, url, home)
             if outcome.tally.told and not tracked.off:
-                summary.tell(tracked, study, url, home, plot)
+                log_summary(tracked, study, url, home, plot)
         if options["as_json"]:
             print_json(outcome.record(front))
         else:
-            listing.print_outcome(study, outcome, front, described.objectives, plot)
+            study_tables.print_outcome(study, outcome, front, described.objectives, plot)
 
 
 def _rehearse(read: Sweep, home: Path, options: dict[str, Any]) -> None:

@@ -8,8 +8,7 @@ import click
 
 from moist.cli.options import HOME, JSON, STORAGE, check_together, print_json
 from moist.errors import ConfigError, did_you_mean
-from moist.reporting import listing
-from moist.reporting.averages import print_averages
+from moist.reporting import study_tables
 from moist.results.aggregate import averaged
 from moist.results.objectives import TEST
 
@@ -61,7 +60,7 @@ def table(
     described, trials = load(study, url_of(storage, home), home)
     complete = [trial for trial in trials if trial.state == "complete"]
     if as_csv:
-        click.echo(listing.as_csv(complete), nl=False)
+        click.echo(study_tables.as_csv(complete), nl=False)
         return
     named = [one.name for one in described.objectives]
     default = (*(named[:1] if across else named), f"{TEST}accuracy")
@@ -75,6 +74,6 @@ def table(
     if as_json:
         print_json([row.model_dump(mode="json") for row in rows])
         return
-    print_averages(study, rows, across)
+    study_tables.print_averages(study, rows, across)
     count = f"{len(complete)} of {len(trials)} trials complete"
     click.echo(f"{count}; the test split is only reported")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from moist.cli.options import HOME, JSON, STORAGE, print_json
-from moist.reporting import listing
+from moist.reporting import study_tables
 from moist.study.commands import placed
 
 
@@ -32,7 +32,7 @@ def status(study: str, as_json: bool, storage: str | None, home: Path) -> None:
         shown = described.model_dump(mode="json")
         print_json({**shown, "driver": who, "trials": [t.model_dump(mode="json") for t in trials]})
     else:
-        listing.print_status(study, described, trials, who)
+        study_tables.print_status(study, described, trials, who)
 
 
 @click.command()

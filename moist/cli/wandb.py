@@ -199,11 +199,11 @@ def from_wandb(sources: Sequence[str], groups: Sequence[str]) -> list[Asked]:
 
 def draw_runs(path: Path, asked: Asked, axes: Sequence[Objective], source: str) -> None:
     """Write a frontier as a page, a PNG or an SVG. Raises ConfigError."""
-    from moist.reporting.drawing import COST
-    from moist.reporting.files import save_frontier
+    from moist.reporting.frontier_plot import COST, frontier_plot
+    from moist.reporting.plots import save_plot
 
     y, x = (*axes, COST)[:2]
-    members = queries.members(asked.trials, axes)
+    plot = frontier_plot(asked.trials, queries.members(asked.trials, axes), x, y)
     group = [] if asked.name == source else ["--group", asked.name]
     command = shlex.join(["moist", "pareto", "--wandb", source, *group])
-    save_frontier(path, asked.trials, members, x, y, f"Pareto frontier of {asked.name}", command)
+    save_plot(path, plot, f"Pareto frontier of {asked.name}", command)

@@ -1,1 +1,1 @@
-"""Pictures of a study: what is drawn, and how, for a page, a PNG or an SVG."""
+"""Terminal tables, live progress, plots, the HTML report, and a study's summary in W&B."""

@@ -1,4 +1,4 @@
-"""The page of a study: one HTML file that needs no network, with everything in it escaped."""
+"""A study's HTML report: one file that needs no network, with every text escaped."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from moist.reporting import charts
-from moist.reporting.picture import COLOURS, INK, Picture
+from moist.reporting import plotly_figures
+from moist.reporting.frontier_plot import COLOURS, INK, FrontierPlot
 from moist.reporting.terminal import SHORT
 from moist.results.trials import Trial
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-ENOUGH = 10
-"""Complete trials before the importance of a parameter means anything."""
+MIN_TRIALS = 10
+"""Complete trials below which the importance of a parameter means nothing."""
 
 HEADS = (
     "trial", "parameters", "validation %", "test %", "MFLOPs (a multiply-add is one)",
@@ -37,28 +37,28 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline';"
     " img-src data: blob:"
 )
-"""What a browser lets the page do: run its own scripts, and load nothing from anywhere. plotly's
-parallel coordinates are drawn by WebGL programs that it puts together as text, hence `eval`."""
+"""Allows the page to run its own scripts, and to load nothing. plotly's parallel coordinates are
+drawn by WebGL programs that it generates as text, hence `eval`."""
 
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
-"""No link to plotly's makers, nor the button that uploads a figure to them."""
+"""No link to plotly's website, and no button that uploads a figure there."""
 
 
 def page(
-    picture: Picture, title: str, command: str, importances: Mapping[str, Mapping[str, float]]
+    plot: FrontierPlot, title: str, command: str, importances: Mapping[str, Mapping[str, float]]
 ) -> str:
-    """The whole page. Importances are left out while there are too few trials for them."""
-    counts, frontier = escape(picture.said), _chart(charts.scatter(picture), "frontier")
+    """Return the whole page. Importances are left out while there are too few trials for them."""
+    frontier = _figure(plotly_figures.scatter(plot), "frontier")
     sections = {
-        "Frontier": f"<p>{counts}</p>\n{frontier}",
-        "Its members": _table([mark.trial for mark in picture.members]),
-        "Repeat it with": f"<pre><code>{escape(command)}</code></pre>",
+        "Frontier": f"<p>{escape(plot.caption)}</p>\n{frontier}",
+        "Its members": _table([mark.trial for mark in plot.members]),
+        "Reproduce it with": f"<pre><code>{escape(command)}</code></pre>",
     }
-    if (lines := charts.parallel(picture)) is not None:
-        sections["Parameters"] = _chart(lines, "parameters", 480)
-    if importances and len(picture.marks) >= ENOUGH:
-        bars = charts.bars(importances)
-        sections["Importance of the parameters"] = _chart(bars, "importances", 380)
+    if (lines := plotly_figures.parallel_coordinates(plot)) is not None:
+        sections["Parameters"] = _figure(lines, "parameters", 480)
+    if importances and len(plot.marks) >= MIN_TRIALS:
+        bars = plotly_figures.importance_bars(importances)
+        sections["Importance of the parameters"] = _figure(bars, "importances", 380)
     return _document(title, sections)
 
 
@@ -83,8 +83,8 @@ def _document(title: str, sections: Mapping[str, str]) -> str:
 """
 
 
-def _chart(figure: Figure, name: str, height: int = 520) -> str:
-    """A figure that draws itself; `name` is its id."""
+def _figure(figure: Figure, name: str, height: int = 520) -> str:
+    """Return the HTML of a figure; `name` is its id."""
     font = {"color": INK, "family": FONT, "size": 13}
     figure.update_layout(template="plotly_white", height=height, colorway=COLOURS, font=font)
     html: str = figure.to_html(
@@ -98,9 +98,9 @@ def _chart(figure: Figure, name: str, height: int = 520) -> str:
 
 
 def _table(members: Sequence[Trial]) -> str:
-    """One row a member: what it is, what it reached, and the key that its run is kept under."""
+    """List the members, one a row: parameters, results, and the key of the run's record."""
     if not members:
-        return "<p>no trial keeps every limit</p>"
+        return "<p>no trial is within every limit</p>"
     rows = [_row("th", HEADS)] + [_row("td", _cells(trial)) for trial in members]
     return "<table>\n" + "\n".join(rows) + "\n</table>"
 

@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from moist.reporting.listing import outcome, settings
+from moist.reporting.study_tables import format_params, trial_line
 from moist.reporting.terminal import SHORT, duration
 from moist.results.objectives import Objective
 from moist.results.trials import Trial
@@ -66,7 +66,7 @@ class Board:
         if trial.state == "complete":
             self.complete += 1
             self.fresh += 1
-        self.said(outcome(trial, self.objectives))
+        self.said(trial_line(trial, self.objectives))
 
     def warned(self, text: str) -> None:
         self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
@@ -88,7 +88,7 @@ class Board:
             left = gone / self.fresh * (self.requested - self.complete)
             head += f", about {duration(left)} left"
         lines = [
-            Text(f"  trial {number:>3}  {said:<28}  {settings(entry.params)}", no_wrap=True)
+            Text(f"  trial {number:>3}  {said:<28}  {format_params(entry.params)}", no_wrap=True)
             for number, (entry, said) in sorted(self.running.items())
         ]
         return Group(Text(f"{head}  {self.own}"), *lines)

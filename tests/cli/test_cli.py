@@ -89,7 +89,7 @@ def test_quiet_says_nothing_on_stderr_but_warnings(home, capsys):
 def test_the_printed_command_repeats_the_run(home, capsys):
     printed = Said(capsys, "show", "last", "--home", home).out
     repeat = printed.splitlines()[-1].strip()
-    assert printed.splitlines()[-2].endswith("repeat it with")
+    assert printed.splitlines()[-2].endswith("reproduce it with")
     words = shlex.split(repeat)
     assert words[:2] == ["moist", "run"]
     again = Said(capsys, *words[1:], "--home", home, "--json").json
@@ -291,7 +291,7 @@ def test_every_threshold_of_a_second_opinion_is_told(home, capsys):
     table = Said(capsys, "curve", report["key"], "--home", home).out
     assert table.count("> ") == 1
     shown = Said(capsys, "show", report["key"], "--home", home).out
-    assert "asked for a second opinion on" in shown and "in doubt teacher" in shown
+    assert "\ndeferred " in shown and "deferring to teacher" in shown
     key = Said(capsys, "run", *TINY, "--home", home, "--json").json["key"]
     refused = Said(capsys, "curve", key, "--home", home)
     assert refused.code == 2 and "asks for no second opinion" in refused.err
@@ -327,7 +327,7 @@ def test_an_oracle_can_not_classify_and_says_what_can(home, capsys, picture):
     found = Said(capsys, "predict", key, picture, "--home", home)
     assert found.code == 1 and "router=oracle routes by the label" in found.err
     shown = Said(capsys, "show", key, "--home", home).out
-    assert "oracle router (told the class)" in shown
+    assert "oracle router (routed by the true class)" in shown
 
 
 def test_a_data_set_is_prepared_once_and_described(home, capsys):

@@ -15,7 +15,7 @@ import pytest
 from shell import Said, searched
 
 from moist.cli.main import main
-from moist.reporting import listing
+from moist.reporting import study_tables
 from moist.results.objectives import parse_objectives
 from moist.results.trials import Trial
 from moist.store.runs import all_runs
@@ -225,7 +225,7 @@ def test_doctor_finds_a_lost_record_and_nothing_in_a_sound_study(ask, home):
 
 def test_status_tells_states_seconds_and_the_command_that_continues(ask, file):
     said = ask("sweep", "status", "four")
-    assert "four: 4 complete" in said.out and "driven by nobody" in said.out
+    assert "four: 4 complete" in said.out and "no driver is running" in said.out
     assert f"moist sweep optuna {file}" in said.out
 
 
@@ -360,9 +360,9 @@ def test_status_says_which_trial_retries_a_failed_one(capsys):
     again = Trial(number=7, state="complete", params={"k": 2}, values={"mflops": 1}, retry_of=3)
     sweep = Sweep("some", Path("some.yaml"), "grid", None, {}, ())
     described = describe(sweep, parse_objectives(["mflops"]), 0, "moist")
-    listing.print_status("some", described, [failed, other, again], "somebody")
+    study_tables.print_status("some", described, [failed, other, again], "somebody")
     lines = capsys.readouterr().out.splitlines()
-    assert "trial   3  failed: KeyError: 'who?'  k=2  (tried again as trial 7)" in lines
+    assert "trial   3  failed: KeyError: 'who?'  k=2  (retried as trial 7)" in lines
     assert "trial   4  failed: no luck  k=3" in lines
 
 

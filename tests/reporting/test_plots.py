@@ -1,4 +1,4 @@
-"""The pictures of a study, read back from what was written."""
+"""The plots of a study, read back from what was written."""
 
 import json
 import logging
@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
 from moist.errors import ConfigError
-from moist.reporting.files import SUFFIXES, save_frontier
-from moist.reporting.picture import BLUE, GREY, RED, SHOWN, label, picture_of
+from moist.reporting.frontier_plot import BLUE, GREY, PRINTED, RED, axis_label, frontier_plot
+from moist.reporting.plots import SUFFIXES, save_plot
 from moist.results.objectives import QUANTITIES, Objective
 from moist.results.trials import Trial
 
@@ -67,9 +67,11 @@ MEMBERS = front(TRIALS, COST, ACCURACY)
 MANY = [complete(n, 1.0 + n, 0.9, params={"k": n}) for n in range(10)]
 
 
-def saved(path, trials=TRIALS, members=None, x=COST, y=ACCURACY, title="tiny", **more):
+def saved(
+    path, trials=TRIALS, members=None, x=COST, y=ACCURACY, title="tiny", errors=None, **more
+):
     members = front(trials, x, y) if members is None else members
-    save_frontier(path, trials, members, x, y, title, COMMAND, **more)
+    save_plot(path, frontier_plot(trials, members, x, y, errors), title, COMMAND, **more)
     return path
 
 
@@ -116,7 +118,7 @@ def traces(page, figure="frontier"):
 
 
 def test_every_quantity_that_can_be_asked_for_can_be_drawn():
-    assert SHOWN.keys() == QUANTITIES.keys()
+    assert PRINTED.keys() == QUANTITIES.keys()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_every_quantity_that_can_be_asked_for_can_be_drawn():
     ],
 )
 def test_a_label_says_the_unit_and_which_way_is_better(name, direction, said):
-    assert label(Objective(name, direction)) == said
+    assert axis_label(Objective(name, direction)) == said
 
 
 values = st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
@@ -144,7 +146,7 @@ def test_the_line_bounds_what_was_reached_and_claims_no_more(drawn, across, upwa
         complete(n, 1.0, accuracy, latency_ms=latency, excess=0.0 if kept else 1.0)
         for n, (latency, accuracy, kept) in enumerate(drawn)
     ]
-    picture = picture_of(trials, front(trials, x, y), x, y, {})
+    plot = frontier_plot(trials, front(trials, x, y), x, y)
 
     def losses(points):
         return [(x.loss(point[-2]), y.loss(point[-1])) for point in points]
@@ -152,30 +154,30 @@ def test_the_line_bounds_what_was_reached_and_claims_no_more(drawn, across, upwa
     def better(one, other):
         return one[0] <= other[0] and one[1] <= other[1]
 
-    line, members = losses(picture.steps), losses(picture.members)
-    feasible = [mark for mark in picture.marks if mark.trial.feasible]
+    line, members = losses(plot.steps), losses(plot.members)
+    feasible = [mark for mark in plot.marks if mark.trial.feasible]
     assert all(any(better(corner, point) for corner in line) for point in losses(feasible))
     assert all(any(better(member, corner) for member in members) for corner in line)
     assert set(members) <= set(line)
     for (x1, y1), (x2, y2) in pairwise(line):
         assert (x1 <= x2 and y1 == y2) or (x1 == x2 and y1 >= y2)
     if line:
-        worst = [max(column) for column in zip(*losses(picture.marks), strict=True)]
+        worst = [max(column) for column in zip(*losses(plot.marks), strict=True)]
         assert [line[-1][0], line[0][1]] == worst
 
 
 def test_a_member_that_a_third_objective_keeps_is_drawn_off_the_line():
-    picture = picture_of(TRIALS, [*MEMBERS, TRIALS[3]], COST, ACCURACY, {})
-    assert [mark.trial.number for mark in picture.members] == [1, 2, 3, 0]
-    assert (3.0, 92.0) not in picture.steps
+    plot = frontier_plot(TRIALS, [*MEMBERS, TRIALS[3]], COST, ACCURACY)
+    assert [mark.trial.number for mark in plot.members] == [1, 2, 3, 0]
+    assert (3.0, 92.0) not in plot.steps
 
 
 def test_a_trial_without_the_quantity_is_counted_and_not_drawn():
     x = Objective("latency_ms", "min")
-    picture = picture_of(TRIALS, [TRIALS[1]], x, ACCURACY, {})
-    assert [mark.trial.number for mark in picture.marks] == [0, 1, 2]
-    assert picture.said == (
-        "trials: 7; complete: 5; on the frontier: 1; not drawn, as not measured: 2"
+    plot = frontier_plot(TRIALS, [TRIALS[1]], x, ACCURACY)
+    assert [mark.trial.number for mark in plot.marks] == [0, 1, 2]
+    assert plot.caption == (
+        "trials: 7; complete: 5; on the frontier: 1; not drawn (not measured): 2"
     )
 
 
@@ -244,8 +246,8 @@ def test_the_x_axis_is_logarithmic_where_values_spread_wide(tmp_path, most, scal
 
 def test_the_axes_of_a_page_are_labelled(tmp_path):
     layout = shown(tmp_path).figures["frontier"][1]
-    assert layout["xaxis"]["title"]["text"] == label(COST)
-    assert layout["yaxis"]["title"]["text"] == label(ACCURACY)
+    assert layout["xaxis"]["title"]["text"] == axis_label(COST)
+    assert layout["yaxis"]["title"]["text"] == axis_label(ACCURACY)
 
 
 def test_repeats_of_a_member_are_shown_as_mean_and_standard_deviation(tmp_path):
@@ -270,7 +272,7 @@ def test_a_page_lists_the_members_and_the_command(tmp_path):
 
 def test_without_a_frontier_the_page_says_that_no_trial_keeps_the_limits(tmp_path):
     page = shown(tmp_path, trials=TRIALS[4:])
-    assert "no trial keeps every limit" in page.text("p")
+    assert "no trial is within every limit" in page.text("p")
     assert list(traces(page)) == ["beyond a limit"]
 
 
@@ -292,7 +294,7 @@ def test_parallel_coordinates_show_the_parameters_that_vary(tmp_path):
     assert axes["balance"]["values"] == [2, 1, 0]
     assert axes["accuracy"]["values"] == lines["line"]["color"] == pytest.approx([90, 91, 92])
     assert lines["line"]["reversescale"] is True
-    assert lines["line"]["colorbar"]["title"]["text"] == label(ACCURACY)
+    assert lines["line"]["colorbar"]["title"]["text"] == axis_label(ACCURACY)
 
 
 def test_an_axis_of_many_values_has_few_ticks(tmp_path):
@@ -342,7 +344,7 @@ def test_what_a_user_named_is_text_wherever_it_stands(tmp_path):
         for n in range(10)
     ]
     path, shares = tmp_path / "nasty.html", {NASTY: {NASTY: 1.0}}
-    save_frontier(path, trials, trials, COST, ACCURACY, NASTY, NASTY, importances=shares)
+    save_plot(path, frontier_plot(trials, trials, COST, ACCURACY), NASTY, NASTY, shares)
     page = Page(path)
     calm = shown(tmp_path, trials=MANY, importances=SHARES)
     for tag in ("script", "img", "b"):
@@ -365,7 +367,7 @@ def test_an_svg_says_in_text_what_it_shows(tmp_path):
     path = saved(tmp_path / "a.svg", trials, title="5 $ < 6 $ & <b>", errors={702: (0.93, 0.005)})
     texts = svg_text(path)
     assert [text for text in texts if re.fullmatch(r"70\d", text)] == ["701", "702", "700"]
-    assert {label(COST), label(ACCURACY), "5 $ < 6 $ & <b>"} <= set(texts)
+    assert {axis_label(COST), axis_label(ACCURACY), "5 $ < 6 $ & <b>"} <= set(texts)
     assert {"trial", "beyond a limit", "frontier", "mean ± one standard deviation"} <= set(texts)
     assert COMMAND in path.read_text()
     assert "trials: 7; complete: 5; beyond a limit: 1; on the frontier: 3" in texts
@@ -416,7 +418,7 @@ def test_a_title_of_letters_that_the_font_lacks_is_no_warning(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_one_trial_and_no_frontier_are_enough_for_a_picture(tmp_path, suffix):
+def test_one_trial_and_no_frontier_are_enough_for_a_plot(tmp_path, suffix):
     assert saved(tmp_path / f"a{suffix}", [TRIALS[4]], []).stat().st_size
     assert saved(tmp_path / f"b{suffix}", [TRIALS[0]]).stat().st_size
 
@@ -440,7 +442,8 @@ def test_drawing_leaves_the_settings_of_the_process_alone(tmp_path):
 ALONE = """
 import sys
 from pathlib import Path
-import moist.reporting.files
+from moist.reporting.frontier_plot import frontier_plot
+from moist.reporting.plots import save_plot
 from moist.results.objectives import Objective
 from moist.results.trials import Trial
 assert not {"plotly", "matplotlib", "torch"} & sys.modules.keys(), "imported before it is needed"
@@ -448,7 +451,7 @@ trial = Trial(number=0, state="complete", params={}, quantities={"mflops": 1, "a
 axes = Objective("mflops", "min"), Objective("accuracy", "max")
 for suffix in (".html", ".svg", ".png"):
     path = Path(sys.argv[1]).with_suffix(suffix)
-    moist.reporting.files.save_frontier(path, [trial], [trial], *axes, "title", "command")
+    save_plot(path, frontier_plot([trial], [trial], *axes), "title", "command")
 assert "matplotlib.pyplot" not in sys.modules, "its state is shared"
 """
 
@@ -516,7 +519,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, suffix):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_picture_takes_the_place_of_the_last_one_which_its_readers_keep(tmp_path):
+def test_a_plot_takes_the_place_of_the_last_one_which_its_readers_keep(tmp_path):
     path = saved(tmp_path / "a.svg")
     old = path.read_text()
     with path.open() as reading:
@@ -526,7 +529,7 @@ def test_a_picture_takes_the_place_of_the_last_one_which_its_readers_keep(tmp_pa
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_whoever_may_read_a_new_file_may_read_a_picture(tmp_path):
+def test_whoever_may_read_a_new_file_may_read_a_plot(tmp_path):
     (tmp_path / "plain").touch()
     path = saved(tmp_path / "a.svg")
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode

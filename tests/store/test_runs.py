@@ -7,7 +7,7 @@ import pytest
 
 from moist.config import Config, flat
 from moist.errors import ConfigError, StoreError
-from moist.reporting.tables import print_models
+from moist.reporting.run_tables import print_models
 from moist.results.report import Baselines, Machine, Measures, Report
 from moist.store import runs
 from moist.store.keys import canonical

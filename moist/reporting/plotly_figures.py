@@ -1,6 +1,6 @@
-"""plotly's figures for the page of a study. plotly is imported when one is made.
+"""A study's figures in plotly, for its page and for W&B. plotly is imported when one is made.
 
-plotly reads a few tags in its texts, so everything that a user named is escaped here.
+plotly interprets a few tags in its texts, so every user-given name is escaped here.
 """
 
 from __future__ import annotations
@@ -10,50 +10,50 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from moist.reporting.picture import (
-    BEYOND,
+from moist.reporting.frontier_plot import (
     BLUE,
+    ERROR_BARS,
+    FEASIBLE,
     GREY,
+    INFEASIBLE,
     INK,
-    KEPT,
     MEMBERS,
+    PRINTED,
     RED,
-    SHOWN,
-    SPREAD,
+    FrontierPlot,
     Mark,
-    Picture,
+    axis_label,
     columns,
-    label,
-    printed,
-    wide,
+    needs_log_axis,
+    printed_value,
 )
 from moist.results.trials import Trial
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-FEW = 8
-"""An axis with at most so many values has a tick at each."""
+MAX_TICKS = 8
+"""An axis with at most this many values has a tick at each."""
 
 
-def scatter(picture: Picture) -> Figure:
-    """Every trial, and the frontier's members with their numbers and line."""
+def scatter(plot: FrontierPlot) -> Figure:
+    """Draw every trial, and the frontier's members with their numbers and line."""
     from plotly.graph_objects import Figure
 
     traces = [
-        _dots(picture.kept, KEPT, size=8, color=BLUE, opacity=0.55),
-        _dots(picture.beyond, BEYOND, size=7, color=GREY, symbol="x-thin-open"),
-        _line(picture),
-        _numbered(picture),
-        _spread(picture),
+        _dots(plot.feasible, FEASIBLE, size=8, color=BLUE, opacity=0.55),
+        _dots(plot.infeasible, INFEASIBLE, size=7, color=GREY, symbol="x-thin-open"),
+        _line(plot),
+        _members(plot),
+        _error_bars(plot),
     ]
-    ticks = picture.ticks
+    ticks = plot.ticks
     scale = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     return Figure(
         [trace for trace in traces if trace["x"]],
         {
-            "xaxis": {"title": {"text": label(picture.x)}, **(scale if ticks else {})},
-            "yaxis": {"title": {"text": label(picture.y)}},
+            "xaxis": {"title": {"text": axis_label(plot.x)}, **(scale if ticks else {})},
+            "yaxis": {"title": {"text": axis_label(plot.y)}},
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
             "margin": {"t": 30, "r": 20},
             "showlegend": True,
@@ -74,35 +74,42 @@ def _dots(marks: Sequence[Mark], name: str, **marker: object) -> dict[str, Any]:
     }
 
 
-def _numbered(picture: Picture) -> dict[str, Any]:
+def _members(plot: FrontierPlot) -> dict[str, Any]:
     return {
-        **_dots(picture.members, MEMBERS, size=11, color=RED, symbol="diamond"),
+        **_dots(plot.members, MEMBERS, size=11, color=RED, symbol="diamond"),
         "mode": "markers+text",
-        "text": [str(mark.trial.number) for mark in picture.members],
-        "textposition": " ".join(picture.free),
+        "text": [str(mark.trial.number) for mark in plot.members],
+        "textposition": " ".join(plot.label_side),
     }
 
 
-def _line(picture: Picture) -> dict[str, Any]:
-    x, y = columns(picture.steps, 2)
-    look = {"mode": "lines", "line": {"color": RED, "width": 2}, "hoverinfo": "skip"}
-    return {"x": x, "y": y, "showlegend": False, **look}
+def _line(plot: FrontierPlot) -> dict[str, Any]:
+    x, y = columns(plot.steps, 2)
+    style = {"mode": "lines", "line": {"color": RED, "width": 2}, "hoverinfo": "skip"}
+    return {"x": x, "y": y, "showlegend": False, **style}
 
 
-def _spread(picture: Picture) -> dict[str, Any]:
-    x, mean, sd = columns(picture.spreads, 3)
+def _error_bars(plot: FrontierPlot) -> dict[str, Any]:
+    x, mean, sd = columns(plot.error_bars, 3)
     bars = {"type": "data", "array": sd, "color": INK, "thickness": 1.2}
-    look = {"symbol": "line-ew-open", "size": 9, "color": INK}
-    return {"name": SPREAD, "mode": "markers", "x": x, "y": mean, "error_y": bars, "marker": look}
+    marker = {"symbol": "line-ew-open", "size": 9, "color": INK}
+    return {
+        "name": ERROR_BARS,
+        "mode": "markers",
+        "x": x,
+        "y": mean,
+        "error_y": bars,
+        "marker": marker,
+    }
 
 
 def _hover(trial: Trial) -> str:
-    """All that is known of a trial, a line each."""
+    """List everything known about a trial, one item a line."""
     lines = [f"trial {trial.number}"]
     lines += [f"{name}={value}" for name, value in trial.params.items()]
     lines += [
-        f"{shown.what}: {printed(name, trial.quantities[name]):.4g}"
-        for name, shown in SHOWN.items()
+        f"{quantity.name}: {printed_value(name, trial.quantities[name]):.4g}"
+        for name, quantity in PRINTED.items()
         if name in trial.quantities
     ]
     if "accuracy" in trial.reported:
@@ -110,14 +117,14 @@ def _hover(trial: Trial) -> str:
     return "<br>".join(map(escape, lines))
 
 
-def parallel(picture: Picture) -> Figure | None:
-    """A line a trial through its parameters to `y`, the darker the better.
+def parallel_coordinates(plot: FrontierPlot) -> Figure | None:
+    """Draw one line a trial through its parameters to `y`, darker where better.
 
     Parameters that are the same in all trials are left out; None when that leaves nothing.
     """
     from plotly.graph_objects import Figure, Parcoords
 
-    marks, y = picture.marks, picture.y
+    marks, y = plot.marks, plot.y
     names = dict.fromkeys(name for mark in marks for name in mark.trial.params)
     axes = {name: [mark.trial.params.get(name, "-") for mark in marks] for name in names}
     varied = [(name, cells) for name, cells in axes.items() if len(set(map(str, cells))) > 1]
@@ -131,7 +138,7 @@ def parallel(picture: Picture) -> Figure | None:
             "colorscale": "Viridis",
             "reversescale": y.direction == "max",
             "showscale": True,
-            "colorbar": {"title": {"text": label(y), "side": "right"}, "thickness": 14},
+            "colorbar": {"title": {"text": axis_label(y), "side": "right"}, "thickness": 14},
         },
         labelangle=-20,
     )
@@ -139,7 +146,7 @@ def parallel(picture: Picture) -> Figure | None:
 
 
 def _dimension(name: str, cells: Sequence[Any]) -> dict[str, Any]:
-    """An axis of parallel coordinates: of numbers if all are, or else of names."""
+    """Return an axis of parallel coordinates: numeric if all cells are, else categorical."""
     if all(type(cell) in (int, float) for cell in cells):
         values, ticks, texts = _numbers(cells)
     else:
@@ -150,18 +157,21 @@ def _dimension(name: str, cells: Sequence[Any]) -> dict[str, Any]:
 
 
 def _numbers(cells: Sequence[float]) -> tuple[list[float], list[float], list[str]]:
-    """Places, ticks and their texts; plotly has no logarithmic axis here, so places are logs."""
-    log = wide(cells)
+    """Return positions, ticks and their texts.
+
+    plotly has no logarithmic axis here, so positions are logarithms.
+    """
+    log = needs_log_axis(cells)
     values = [math.log10(cell) if log else float(cell) for cell in cells]
     low, high = min(values), max(values)
     ticks = sorted(set(values))
-    if len(ticks) > FEW:
+    if len(ticks) > MAX_TICKS:
         ticks = [low + (high - low) * part / 5 for part in range(6)]
     return values, ticks, [f"{math.pow(10, tick) if log else tick:.4g}" for tick in ticks]
 
 
-def bars(importances: Mapping[str, Mapping[str, float]]) -> Figure:
-    """How much each parameter matters to each objective: `importances[objective][parameter]`."""
+def importance_bars(importances: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draw how much each parameter matters: `importances[objective][parameter]`, a share."""
     from plotly.graph_objects import Bar, Figure
 
     most: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""A report as people read it: tables on stdout. Never imports torch."""
+"""A run's report as tables on stdout. Never imports torch."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from moist.results.report import Doubt, Measures, Report
 
 
 def print_report(report: Report, config: Mapping[str, Any], command: str) -> None:
-    """The run beside what it has to beat, its students, and the command that repeats it."""
+    """Print the model beside its baselines, its students, and the command that reproduces it."""
     print_models(report, config)
     print_times(report, config)
     print_students(report)
     print_classes(report)
     print_routing(report)
-    print_doubt(report)
+    print_deferral(report)
     machine = report.machine
     print(f"n = {report.n_test} test and {report.n_val} validation images")
     if config["teacher.weights"] and report.n_val:
-        print("the teacher was brought along: it may have been trained on the validation images")
+        print("the teacher was supplied: it may have been trained on the validation images")
     stages = ", ".join(f"{name} {duration(s)}" for name, s in report.stage_seconds.items())
     print(f"{duration(report.seconds)} to compute: {stages}")
     print(f"{machine.device}; {machine.threads} threads, torch {machine.torch}")
-    print(f"run {report.key[:SHORT]}; repeat it with\n  {command}")
+    print(f"run {report.key[:SHORT]}; reproduce it with\n  {command}")
 
 
 def print_routing(report: Report) -> None:
-    """How often the router finds the cluster, and what the students could reach at most."""
+    """Print how often the router finds the cluster, and the accuracy of an oracle router."""
     if report.routing_accuracy is not None and report.baselines.oracle is not None:
         print(
-            f"routing accuracy {report.routing_accuracy:.2%}; told each image's cluster (an upper"
-            f" bound), the students reach {report.baselines.oracle.accuracy:.2%}"
+            f"routing accuracy {report.routing_accuracy:.2%}; routed by each image's true cluster"
+            f" (an upper bound), the students reach {report.baselines.oracle.accuracy:.2%}"
         )
 
 
-def print_doubt(report: Report) -> None:
-    """How often a second opinion was asked for, and how to see the other thresholds."""
+def print_deferral(report: Report) -> None:
+    """Print how many images were deferred, and how to list the other thresholds."""
     if report.doubt is not None:
         chosen = report.doubt.chosen
         print(
-            f"asked for a second opinion on {chosen.asked:.2%} of the test images (threshold"
-            f" {chosen.threshold:.4g}, chosen on the validation images: {chosen.val_asked:.2%});"
+            f"deferred {chosen.asked:.2%} of the test images (threshold {chosen.threshold:.4g},"
+            f" chosen on the validation images: {chosen.val_asked:.2%});"
             f"\nother thresholds: moist curve {report.key[:SHORT]}"
         )
 
 
 def print_curve(doubt: Doubt) -> None:
-    """Every threshold of a second opinion, the chosen one marked."""
+    """Print every deferral threshold, the chosen one marked."""
     rows = [
         [
             ("> " if point.threshold == doubt.chosen.threshold else "") + f"{point.threshold:.4g}",
@@ -61,32 +61,32 @@ def print_curve(doubt: Doubt) -> None:
         ]
         for point in doubt.curve
     ]
-    heads = ["threshold", "val asked %", "val %", "asked %", "test %", "MFLOPs", "MMACs"]
-    print_table("second opinions: what each threshold gives", heads, rows)
+    heads = ["threshold", "val deferred %", "val %", "deferred %", "test %", "MFLOPs", "MMACs"]
+    print_table("deferral: accuracy and cost at each threshold", heads, rows)
 
 
 def name_of(config: Mapping[str, Any], k: int) -> str:
-    """What a config's model is called, its second opinion aside."""
-    match config.get("system", "moist"):  # records of before there were others don't say
+    """Return the printed name of a config's model, without its deferral."""
+    match config.get("system", "moist"):  # records from before other systems lack it
         case "ones":
             return f"OneS of k={k}, {config['merge.method']}"
         case "ensemble":
             return f"ensemble of {k}, {config['ensemble.views']} views"
         case "student":
             return f"single student {config['student.arch']}"
-    bound = " (told the class)" if config["router"] == "oracle" else ""
+    bound = " (routed by the true class)" if config["router"] == "oracle" else ""
     return f"MoIST k={k}, {config['router']} router{bound}"
 
 
 def models(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
-    """The rows of the tables, by name."""
+    """Return the rows of the tables, by name."""
     name, beside = name_of(config, report.k), report.baselines
-    asks = ""
+    deferral = ""
     if report.doubt is not None:
         second = config["cascade.fallback"]
-        asks = f", in doubt {'two experts' if second == 'none' else second}"
+        deferral = f", deferring to {'two experts' if second == 'none' else second}"
     found = {
-        f"{name}{asks}": report,
+        f"{name}{deferral}": report,
         **({name: beside.first} if beside.first else {}),
         "the mixture merged": beside.mixture,
         "merged, not refined": beside.gathered,
@@ -97,7 +97,7 @@ def models(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
 
 
 def print_models(report: Report, config: Mapping[str, Any]) -> None:
-    """What each model gets right, and what an image costs it."""
+    """Print the accuracy of each model, and its cost an image."""
     heads = [
         config["data.name"], "test %", "val %", "loss", "ECE %",
         "MFLOPs", "MMACs", "params M", "MB",
@@ -120,7 +120,7 @@ def print_models(report: Report, config: Mapping[str, Any]) -> None:
 
 
 def print_times(report: Report, config: Mapping[str, Any]) -> None:
-    """Milliseconds a call, and how many times faster than the teacher in the same call."""
+    """Print milliseconds a call, and how many times faster than the teacher in the same call."""
     teacher = report.baselines.teacher.latency_ms or {}
     rows = []
     for name, row in models(report, config).items():
@@ -140,7 +140,7 @@ def print_times(report: Report, config: Mapping[str, Any]) -> None:
 
 
 def print_students(report: Report) -> None:
-    """Which classes each student gets, and how it fares with them (the paper's Fig. 2)."""
+    """Print each student's classes and its accuracy on them (the paper's Fig. 2)."""
     rows = []
     for j, classes in enumerate(report.clusters if report.sent else ()):
         got = sum(counts[j] for counts in report.sent.values())
@@ -154,18 +154,18 @@ def print_students(report: Report) -> None:
                 f"{100 * report.per_cluster_accuracy[j]:.2f}",
             ]
         )
-    heads = ["student and its classes", "images got", "own %", "found %", "accuracy %"]
+    heads = ["student and its classes", "images", "precision %", "recall %", "accuracy %"]
     if rows:
-        print_table("students on the test images", heads, rows)
+        print_table("routing and students on the test images", heads, rows)
 
 
-MOST_CLASSES = 20
-"""More classes than this are left to `--json`."""
+MAX_CLASSES = 20
+"""Reports of more classes print them only with `--json`."""
 
 
 def print_classes(report: Report) -> None:
-    """Accuracy on each class, and how many of its test images each student got."""
-    if len(report.per_class_accuracy) > MOST_CLASSES:
+    """Print the accuracy on each class, and how many of its test images each student got."""
+    if len(report.per_class_accuracy) > MAX_CLASSES:
         print(f"({len(report.per_class_accuracy)} classes: each one's figures are in --json)")
         return
     rows = [
@@ -180,4 +180,4 @@ def print_classes(report: Report) -> None:
     ]
     heads = ["class", "model %", "single student %", "teacher %"]
     heads += [f"to student {j}" for j in range(report.k if report.sent else 0)]
-    print_table("classes of the test images, and the students that got them", heads, rows)
+    print_table("classes of the test images, and the students they were routed to", heads, rows)

@@ -1,4 +1,4 @@
-"""The study's own run in W&B: all its trials as a table, its figures, its frontier's models."""
+"""A study's summary run in W&B: its trials as a table, its figures, its frontier's models."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moist.reporting import charts
-from moist.reporting.drawing import COST, importances
-from moist.reporting.picture import picture_of
+from moist.reporting import plotly_figures
+from moist.reporting.frontier_plot import COST, frontier_plot
+from moist.reporting.plots import importances
 from moist.results.objectives import PREFIX, TEST, Objective
 from moist.results.queries import members
 from moist.results.trials import Trial
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 
-def tell(tracker: Tracker, study: str, url: URL, home: Path, page: Path) -> None:
-    """Tell W&B of a study as it is now; `page` is its report."""
+def log_summary(tracker: Tracker, study: str, url: URL, home: Path, page: Path) -> None:
+    """Log a study's current state to W&B; `page` is its HTML report."""
     described, trials = load(study, url, home)
     objectives = described.objectives
     front = members(trials, objectives)
@@ -47,18 +47,21 @@ def figures(
     objectives: Sequence[Objective],
     importances: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Figure]:
-    """The frontier among all trials, parameters against accuracy, and which of them mattered."""
+    """Draw the frontier among all trials, the parameters' effect, and their importances."""
     y, x = (*objectives, COST)[:2]
-    picture = picture_of(trials, front, x, y, {})
-    found = {"pareto": charts.scatter(picture), "parameters": charts.parallel(picture)}
-    found["importance"] = charts.bars(importances) if importances else None
-    return {name: figure for name, figure in found.items() if figure is not None}
+    plot = frontier_plot(trials, front, x, y)
+    figures = {
+        "pareto": plotly_figures.scatter(plot),
+        "parameters": plotly_figures.parallel_coordinates(plot),
+        "importance": plotly_figures.importance_bars(importances) if importances else None,
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def rows(
     trials: Sequence[Trial], front: Sequence[Trial]
 ) -> tuple[list[str | int], list[Iterable[Any]]]:
-    """One row a trial: columns, and cells; what a trial has not is None."""
+    """Return column names, and one row of cells a trial; a missing value is None."""
     members = {trial.number for trial in front}
     tables = [
         {
@@ -88,7 +91,7 @@ def _log(
     drawn: Mapping[str, Figure],
     page: Path,
 ) -> None:
-    """Log all of it; a member whose model was cleaned away since has its record alone."""
+    """Log table, figures and models; a member whose model was deleted has only its record."""
     import wandb
 
     columns, cells = rows(trials, front)

@@ -1,4 +1,4 @@
-"""Trials as tables on stdout. Never imports torch."""
+"""A study's trials, frontier, averages and status as tables on stdout. Never imports torch."""
 
 from __future__ import annotations
 
@@ -8,35 +8,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.reporting.terminal import SHORT, duration, print_table
-from moist.results.objectives import Limit, Objective
+from moist.results.objectives import TEST, Limit, Objective
 from moist.results.queries import admitting
 from moist.results.trials import Trial
 from moist.study.commands import placed
 
 if TYPE_CHECKING:
-    from moist.results.aggregate import Spread
+    from moist.results.aggregate import Averaged, Spread
     from moist.results.queries import Comparison
     from moist.study.reseed import Member
     from moist.study.settings import Outcome
     from moist.study.storage import Described
 
-SURE = 0.9
-"""Probability below which a member of a frontier is marked."""
+CONFIDENT = 0.9
+"""Probability below which a member of a frontier is named as uncertain."""
 
 HEADS = {
     "accuracy": "val %", "mflops": "MFLOPs", "mmacs": "MMACs", "params": "params",
     "bytes": "bytes", "latency_ms": "ms, batch 1",
 }  # fmt: skip
 
-
-HOW = {
-    "trained": "trained", "known": "told from records", "screened": "screened before training",
+OUTCOMES = {
+    "trained": "trained", "known": "reused from records", "screened": "rejected before training",
     "pruned": "stopped early", "failed": "failed",
 }  # fmt: skip
 
 
-def figure(name: str, value: float) -> str:
-    """A quantity as people read it: accuracies in per cent, counts whole."""
+def format_quantity(name: str, value: float) -> str:
+    """Format a quantity as printed: accuracies in per cent, counts whole."""
     if name == "accuracy":
         return f"{100 * value:.2f}"
     if name in {"params", "bytes"}:
@@ -44,25 +43,25 @@ def figure(name: str, value: float) -> str:
     return f"{value:.3g}" if name == "latency_ms" else f"{value:.4g}"
 
 
-def settings(params: Mapping[str, Any]) -> str:
-    """`k=3 router=cnn`; what a sampler drew with all digits is shown with four."""
+def format_params(params: Mapping[str, Any]) -> str:
+    """Format parameters as `k=3 router=cnn`, real numbers with four digits."""
     shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in params.items()}
     return " ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def print_trials(title: str, trials: Sequence[Trial], objectives: Sequence[Objective]) -> None:
-    """One row a trial: what it was chosen by, and its accuracy on the test split."""
+    """Print one row a trial: what it was selected by, and its accuracy on the test split."""
     names = [o.name for o in objectives]
     names += [name for name in ("mflops", "latency_ms") if name not in names]
     rows = [
         [
             str(trial.number),
             *(
-                figure(name, trial.quantities[name]) if name in trial.quantities else "-"
+                format_quantity(name, trial.quantities[name]) if name in trial.quantities else "-"
                 for name in names
             ),
-            figure("accuracy", trial.reported["accuracy"]) if trial.reported else "-",
-            settings(trial.params),
+            format_quantity("accuracy", trial.reported["accuracy"]) if trial.reported else "-",
+            format_params(trial.params),
             (trial.key or "-")[:SHORT],
         ]
         for trial in trials
@@ -71,19 +70,19 @@ def print_trials(title: str, trials: Sequence[Trial], objectives: Sequence[Objec
     print_table(title, heads, rows)
 
 
-def outcome(trial: Trial, objectives: Sequence[Objective]) -> str:
-    """One line on what became of a trial."""
+def trial_line(trial: Trial, objectives: Sequence[Objective]) -> str:
+    """Return one line about a trial that ended: its results, or why it has none."""
     head = f"trial {trial.number:>3}"
     if trial.state == "complete":
-        found = "  ".join(
-            f"{one.name} {figure(one.name, trial.values[one.name])}"
+        values = "  ".join(
+            f"{one.name} {format_quantity(one.name, trial.values[one.name])}"
             + (" %" if one.name == "accuracy" else "")
             for one in objectives
         )
         how = trial.reason or f"{duration(trial.seconds)}, {duration(trial.saved)} saved"
-        return f"{head}  {found}  {settings(trial.params)}  ({how})"
-    said = (trial.reason or "").splitlines() or [""]
-    return f"{head}  {trial.state}: {said[0]}  {settings(trial.params)}"
+        return f"{head}  {values}  {format_params(trial.params)}  ({how})"
+    reason = (trial.reason or "").splitlines() or [""]
+    return f"{head}  {trial.state}: {reason[0]}  {format_params(trial.params)}"
 
 
 def print_outcome(
@@ -93,10 +92,10 @@ def print_outcome(
     objectives: Sequence[Objective],
     plot: Path,
 ) -> None:
-    """The frontier, what it cost and what it was spared, and what to ask next."""
+    """Print the frontier, what it cost, what was saved, and a command to continue with."""
     print_trials(f"Pareto frontier of {study}", front, objectives)
     told = outcome.tally.told
-    counts = [f"{told[how]} {text}" for how, text in HOW.items() if told[how]]
+    counts = [f"{told[how]} {text}" for how, text in OUTCOMES.items() if told[how]]
     print(f"{len(outcome.trials)} trials in the study; now {', '.join(counts) or 'none'}")
     tally = outcome.tally
     print(
@@ -116,11 +115,11 @@ def print_outcome(
         cost = next((o.name for o in objectives if o.direction == "min"), "mflops")
         middle = front[len(front) // 2].quantities[cost]
         limit = admitting(Limit(cost, "max", middle), middle)
-        print(f"the best under a limit:\n  {placed(f'moist best {study} {limit}')}")
+        print(f"best trial under a limit:\n  {placed(f'moist best {study} {limit}')}")
 
 
 def print_comparison(studies: Sequence[str], found: Comparison) -> None:
-    """Two frontiers side by side."""
+    """Print two frontiers side by side."""
     rows = [
         [
             name,
@@ -133,22 +132,22 @@ def print_comparison(studies: Sequence[str], found: Comparison) -> None:
     ]
     heads = ["study", "hypervolume", "covers of the other", "members", "undominated by the other"]
     print_table("", heads, rows)
-    said = ", ".join(f"{name} {value:g}" for name, value in found.reference.items())
-    print(f"reference: {said}")
+    reference = ", ".join(f"{name} {value:g}" for name, value in found.reference.items())
+    print(f"reference: {reference}")
 
 
 def print_members(study: str, members: Sequence[Member]) -> None:
-    """A frontier's members under new seeds: mean and standard deviation."""
+    """Print a frontier's members under new seeds: mean and standard deviation."""
     names = [name for name in members[0].values if name != "latency_ms"]
     rows = [
         [
             str(one.number),
-            *(plus_minus(name, one.values[name]) for name in names),
-            plus_minus("accuracy", one.reported),
+            *(format_spread(name, one.values[name]) for name in names),
+            format_spread("accuracy", one.reported),
             f"{one.latency_ms[0]:.3g}",
             f"{one.latency_ms[1]:.3g}",
             f"{one.on_front:.0%}",
-            settings(one.params),
+            format_params(one.params),
         ]
         for one in members
     ]
@@ -158,18 +157,18 @@ def print_members(study: str, members: Sequence[Member]) -> None:
         [*heads, "on the front", "parameters"],
         rows,
     )
-    if unsure := [str(one.number) for one in members if one.on_front < SURE]:
-        print(f"less than {SURE:.0%} sure to be on the front: {', '.join(unsure)}")
+    if uncertain := [str(one.number) for one in members if one.on_front < CONFIDENT]:
+        print(f"less than {CONFIDENT:.0%} sure to be on the front: {', '.join(uncertain)}")
 
 
-def plus_minus(name: str, spread: Spread) -> str:
+def format_spread(name: str, spread: Spread) -> str:
     if not spread.sd:
-        return figure(name, spread.mean)
-    return f"{figure(name, spread.mean)} ± {figure(name, spread.sd)}"
+        return format_quantity(name, spread.mean)
+    return f"{format_quantity(name, spread.mean)} ± {format_quantity(name, spread.sd)}"
 
 
 def as_csv(trials: Sequence[Trial]) -> str:
-    """One line a trial, unrounded: number, quantities, test accuracy, parameters, key."""
+    """Return one line a trial, unrounded: number, quantities, test results, parameters, key."""
     import pandas as pd
 
     rows = [
@@ -187,9 +186,9 @@ def as_csv(trials: Sequence[Trial]) -> str:
 
 
 def print_status(
-    study: str, described: Described, trials: Sequence[Trial], who: str | None
+    study: str, described: Described, trials: Sequence[Trial], driver: str | None
 ) -> None:
-    """How far a study is, who drives it, what failed and why."""
+    """Print how far a study is, its driver, and what failed and why."""
     counts = Counter(trial.state for trial in trials)
     print(f"{study}: {', '.join(f'{n} {state}' for state, n in counts.items()) or 'no trial'}")
     spent, saved = (sum(getattr(t, name) for t in trials) for name in ("seconds", "saved"))
@@ -198,13 +197,60 @@ def print_status(
     for trial in trials:
         if trial.state == "failed":
             after = again.get(trial.number)
-            tried = "" if after is None else f"  (tried again as trial {after})"
-            print(f"{outcome(trial, described.objectives)}{tried}")
+            tried = "" if after is None else f"  (retried as trial {after})"
+            print(f"{trial_line(trial, described.objectives)}{tried}")
         elif trial.attempts and trial.state != "complete":
             print(f"trial {trial.number}: {'; '.join(trial.attempts)}")
-    if who:
-        print(f"driven by {who}")
+    if driver:
+        print(f"driver: {driver}")
     else:
         idle = counts["running"] + counts["waiting"]
-        print(f"driven by nobody{f', {idle} trials unfinished' if idle else ''}; continue it with")
+        print(
+            f"no driver is running{f', {idle} trials unfinished' if idle else ''}; continue with"
+        )
         print(f"  {placed(described.command)}")
+
+
+def print_averages(study: str, rows: Sequence[Averaged], across: str | None = None) -> None:
+    """Print one row a setting, mean ± sd; the values of the parameter `across` get columns."""
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    groups = list(dict.fromkeys(_group(row, across) for row in rows))
+    lines: dict[str, dict[Any, Averaged]] = {}
+    for row in rows:
+        label = format_params(
+            {name: value for name, value in row.params.items() if name != across}
+        )
+        lines.setdefault(label or "all", {})[_group(row, across)] = row
+    shown = [
+        [label, _counts(line), *(_cell(line.get(at), name) for at in groups for name in names)]
+        for label, line in lines.items()
+    ]
+    prefixes = ["" if at is None else f"{at}: " for at in groups]
+    heads = [f"{prefix}{column_head(name)}" for prefix in prefixes for name in names]
+    suffix = "" if across is None else f", by {across}"
+    print_table(f"{study}: mean ± sd of n runs{suffix}", ["parameters", "n", *heads], shown)
+
+
+def _group(row: Averaged, across: str | None) -> Any:
+    """Return the value whose column a setting is in; settings without the parameter share one."""
+    return None if across is None else row.params.get(across, "-")
+
+
+def _counts(line: dict[Any, Averaged]) -> str:
+    """Return the number of runs: `3`, or `2-3` where a cell has fewer."""
+    found = {one.n for row in line.values() for one in row.values.values()} or {0}
+    return "-".join(map(str, sorted({min(found), max(found)})))
+
+
+def _cell(row: Averaged | None, name: str) -> str:
+    if row is None or name not in row.values:
+        return "-"
+    return format_spread("accuracy" if name.startswith(TEST) else name, row.values[name])
+
+
+def column_head(name: str) -> str:
+    """Return a number's column head: `test %` of the model, `test %, student` of a baseline."""
+    if not name.startswith(TEST):
+        return HEADS[name]
+    model = name.removeprefix(TEST)
+    return "test %" if model == "accuracy" else f"test %, {model}"
