@@ -22,7 +22,7 @@ import toy
 
 from moist.results.trials import Trial
 from moist.store import runs
-from moist.study.storage import load, url_of
+from moist.study.storage import load
 
 T = TypeVar("T")
 
@@ -163,4 +163,4 @@ def attempts(home: Path) -> list[dict[str, Any]]:
 
 
 def trials(home: Path, study: str = "toy", storage: str | None = None) -> list[Trial]:
-    return load(study, url_of(storage, home), home)[1]
+    return load(toy.ref(home, study, storage))[1]

@@ -22,6 +22,7 @@ from moist.errors import MoistError
 from moist.results.objectives import DEFAULT, quantities, reported
 from moist.results.report import Baselines, Machine, Measures, Report
 from moist.store import runs
+from moist.study.ref import StudyRef, url_of
 from moist.study.workers import Pool, Slot, Task
 
 PRELOAD = ("moist.store.runs", "moist.config.overrides", "moist.study.workers", "pytest")
@@ -156,6 +157,11 @@ class Start:
 PATIENCE = 120.0
 
 
+def ref(home: Path, name: str = "toy", storage: str | None = None) -> StudyRef:
+    """A study in a home's own database, or in another."""
+    return StudyRef(name, url_of(storage, home), home)
+
+
 def search(start: Start) -> Any:
     """Drive a study in this process, to the end: its trials."""
     from moist.reporting.progress import Board
@@ -163,23 +169,22 @@ def search(start: Start) -> Any:
     from moist.study.ledger import opened
     from moist.study.search import describe
     from moist.study.settings import Settings
-    from moist.study.storage import url_of
     from moist.sweepfile import read_sweep
 
     file = start.home / "toy.yaml"
     file.write_text(SWEEP)
     read = read_sweep(file)
-    url = url_of(start.storage, start.home)
+    found = ref(start.home, start.study, start.storage)
     places = [Slot(start.devices[i % len(start.devices)], 1) for i in range(start.workers)]
     described = describe(read, DEFAULT, 0, "moist sweep optuna toy.yaml")
     work = Toy(start.home, start.fates)
     settings = Settings(start.trials, sampler="tpe", retries=start.retries, best={})
     with (
-        opened(start.study, url, start.home, described) as ledger,
+        opened(found, described) as ledger,
         Pool(work, places, start.home / "logs", PRELOAD) as pool,
         Board(start.study, DEFAULT, start.trials) as board,
     ):
-        Driver(ledger, read, pool, foresee, settings, board, home=start.home, seed=0).run()
+        Driver(found, ledger, read, pool, foresee, settings, board, seed=0).run()
         return ledger.trials()
 
 

@@ -22,10 +22,10 @@ from moist.store.store import Store
 from moist.study.driver import Driver
 from moist.study.foresight import Foresight
 from moist.study.ledger import opened
+from moist.study.ref import StudyRef, url_of
 from moist.study.schedule import Entry
 from moist.study.search import describe, search, slots
 from moist.study.settings import Outcome, Settings
-from moist.study.storage import url_of
 from moist.study.tracking import Told
 from moist.study.workers import Message, Pool
 from moist.sweepfile import Sweep, config_of
@@ -62,12 +62,10 @@ def sharing(
         home = Path(tempfile.mkdtemp(prefix="moist-bench-", dir=folder))
         try:
             found[name] = search(
+                StudyRef(name, url_of(None, home), home),
                 sweep,
                 describe(sweep, DEFAULT, 0, "moist bench sweep"),
                 Settings(trials, sampler="random", best={}, reuse=reuse),
-                home=home,
-                url=url_of(None, home),
-                study=name,
                 slots=places,
             )
         finally:
@@ -105,15 +103,16 @@ def overhead(sweep: Sweep, *, trials: int, last: int = 50) -> dict[str, Any]:
         clock = Clock()
         described = describe(sweep, DEFAULT, 0, "moist bench overhead")
         work = NoPipeline(home, report)
+        ref = StudyRef("overhead", url_of(None, home), home)
         with (
-            opened("overhead", url_of(None, home), home, described) as ledger,
+            opened(ref, described) as ledger,
             Pool(work, slots(None, 1, 1), home / "logs") as pool,
             Tracker(Mode("offline", "as the benchmark says"), home, _refuse) as tracker,
         ):
             watch = Told(clock, tracker, "overhead", described)
             settings = Settings(trials, sampler="tpe", best={})
             foresee = Foresight(store).plan
-            Driver(ledger, sweep, pool, foresee, settings, watch, home=home, seed=0).run()
+            Driver(ref, ledger, sweep, pool, foresee, settings, watch, seed=0).run()
     finally:
         shutil.rmtree(home)
     taken = [1e3 * (b - a) for a, b in pairwise(clock.told_at)]

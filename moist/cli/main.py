@@ -28,7 +28,7 @@ from moist.config.overrides import parse
 from moist.errors import ConfigError, MoistError
 from moist.reporting import terminal
 from moist.reporting.run_tables import print_curve, print_report
-from moist.study.database import masked
+from moist.study.ref import masked
 from moist.tracking.client import sweep as sweep_of_agent
 
 

@@ -17,6 +17,7 @@ from moist.tracking.mode import FLAGS
 
 if TYPE_CHECKING:
     from moist.store.store import Store
+    from moist.study.ref import StudyRef
 
 Command = Callable[..., Any]
 
@@ -74,6 +75,16 @@ def opened(
         yield Store(home, make_env(watcher, device, threads))
     finally:
         watcher.close()
+
+
+def study_ref(name: str, storage: str | None, home: Path) -> StudyRef:
+    """Find a study as the options of the command that runs say. Raises ConfigError."""
+    from moist.study.ref import StudyRef, url_of
+
+    given = {} if click.get_current_context(silent=True) is None else _given()
+    values = {"--home": str(home), "--storage": storage or ""}
+    options = {option: value for option, value in values.items() if option in given}
+    return StudyRef(name, url_of(storage, home), home, options)
 
 
 def check_together(

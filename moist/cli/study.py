@@ -17,16 +17,17 @@ from moist.cli.options import (
     STORAGE,
     check_together,
     print_json,
+    study_ref,
 )
 from moist.cli.wandb import Asked, draw_runs, from_wandb
 from moist.errors import ConfigError
 from moist.reporting import study_tables
 from moist.results import queries
 from moist.results.objectives import Objective, known, parse_limits, parse_values
-from moist.study.commands import placed
 
 if TYPE_CHECKING:
     from moist.results.trials import Trial
+    from moist.study.ref import StudyRef
     from moist.study.storage import Described
 
 APART = (
@@ -109,7 +110,7 @@ def pareto(studies: tuple[str, ...], storage: str | None, home: Path, **options:
     loaded = [
         Asked(study, described.objectives, trials)
         for study in studies
-        for described, trials in [_loaded(study, storage, home)]
+        for described, trials in [_loaded(study_ref(study, storage, home))]
     ]
     loaded += from_wandb(options["sources"], options["groups"])
     name, objectives, trials = loaded[0]
@@ -122,15 +123,14 @@ def pareto(studies: tuple[str, ...], storage: str | None, home: Path, **options:
     elif options["hypervolume"]:
         _hypervolume(trials, axes, reference, options["as_json"])
     elif options["reseed"]:
-        errors = _reseed(studies[0], storage, home, axes, options)
+        errors = _reseed(study_ref(studies[0], storage, home), axes, options)
     else:
         _frontier(name, trials, axes, options)
     if options["plot"]:
         from moist.reporting.plots import plot_study
-        from moist.study.storage import url_of
 
         if studies:
-            plot_study(options["plot"], studies[0], url_of(storage, home), home, axes, errors)
+            plot_study(options["plot"], study_ref(studies[0], storage, home), axes, errors)
         else:
             draw_runs(options["plot"], loaded[0], axes, options["sources"][0])
         click.echo(f"plot: {options['plot']}", err=True)
@@ -155,7 +155,8 @@ def best(study: str, storage: str | None, home: Path, **options: Any) -> None:
     moist best quickstart --knee
     """
     check_together(apart=[("--knee", "--by")])
-    described, trials = _loaded(study, storage, home)
+    ref = study_ref(study, storage, home)
+    described, trials = _loaded(ref)
     limits = parse_limits(options["at_most"], options["at_least"])
     by = _objective(options["by"]) if options["by"] else described.objectives[0]
     if options["knee"]:
@@ -169,14 +170,14 @@ def best(study: str, storage: str | None, home: Path, **options: Any) -> None:
     study_tables.print_trials("", [found], described.objectives)
     click.echo(f"repeat it with\n  {found.command}")
     if found.key:
-        click.echo(f"all about it: {placed(f'moist show {found.key[:8]}', storage=False)}")
+        click.echo(f"all about it: {ref.locate(f'moist show {found.key[:8]}', storage=False)}")
 
 
-def _loaded(study: str, storage: str | None, home: Path) -> tuple[Described, list[Trial]]:
-    """A study as the command line names it."""
-    from moist.study.storage import load, url_of
+def _loaded(ref: StudyRef) -> tuple[Described, list[Trial]]:
+    """Read a study and its trials."""
+    from moist.study.storage import load
 
-    return load(study, url_of(storage, home), home)
+    return load(ref)
 
 
 def _objective(name: str) -> Objective:
@@ -238,20 +239,13 @@ def _compare(
 
 
 def _reseed(
-    study: str,
-    storage: str | None,
-    home: Path,
-    axes: Sequence[Objective],
-    options: dict[str, Any],
+    ref: StudyRef, axes: Sequence[Objective], options: dict[str, Any]
 ) -> dict[int, tuple[float, float]]:
     """Print the members under new seeds; mean and deviation of the plot's y by trial number."""
     from moist.study.reseed import reseed
-    from moist.study.storage import url_of
 
     found = reseed(
-        study,
-        url_of(storage, home),
-        home,
+        ref,
         times=options["reseed"],
         workers=options["workers"],
         threads=options["threads"],
@@ -260,7 +254,7 @@ def _reseed(
     if options["as_json"]:
         print_json([member.model_dump(mode="json") for member in found])
     else:
-        study_tables.print_members(study, found)
+        study_tables.print_members(ref.name, found)
     y = axes[0].name
     spread = {one.number: one.values[y] for one in found if y in one.values}
     return {number: (one.mean, one.sd) for number, one in spread.items()}
@@ -278,9 +272,9 @@ def dashboard(study: str, port: int, storage: str | None, home: Path) -> None:
     moist dashboard quickstart
     """
     from moist.study.ledger import artifact_store
-    from moist.study.storage import find, url_of
+    from moist.study.storage import find
 
-    found = find(study, url_of(storage, home), home)
+    found = find(study_ref(study, storage, home))
     try:
         from optuna_dashboard import run_server
     except ImportError:

@@ -20,6 +20,7 @@ from moist.cli.options import (
     WANDB,
     check_together,
     print_json,
+    study_ref,
 )
 from moist.cli.upkeep import doctor, retry, status
 from moist.reporting import study_tables, terminal
@@ -145,41 +146,34 @@ def _search(read: Sweep, home: Path, options: dict[str, Any]) -> None:
     from moist.reporting.wandb_summary import log_summary
     from moist.results.queries import members
     from moist.study import search
-    from moist.study.storage import url_of
     from moist.tracking.tracker import tracker
 
     check_plot_path(options["plot"])
     described, settings, slots = _asked(read, options)
-    study = options["study"] or read.name
-    url = url_of(options["storage"], home)
-    plot = options["plot"] or home / "plots" / f"{study}.html"
+    ref = study_ref(options["study"] or read.name, options["storage"], home)
+    plot = options["plot"] or home / "plots" / f"{ref.name}.html"
     watcher = terminal.Watcher(options["quiet"])
     with tracker(options["wandb"], home, watcher.said, watcher.warned) as tracked:
         outcome = search.search(
-            read, described, settings, home=home, url=url, study=study, slots=slots,
-            quiet=options["quiet"], tracker=tracked,
+            ref, read, described, settings, slots=slots, quiet=options["quiet"], tracker=tracked,
         )  # fmt: skip
         if front := members(outcome.trials, described.objectives):
             plot.parent.mkdir(parents=True, exist_ok=True)
-            plot_study(plot, study, url, home)
+            plot_study(plot, ref)
             if outcome.tally.told and not tracked.off:
-                log_summary(tracked, study, url, home, plot)
+                log_summary(tracked, ref, plot)
         if options["as_json"]:
             print_json(outcome.record(front))
         else:
-            study_tables.print_outcome(study, outcome, front, described.objectives, plot)
+            study_tables.print_outcome(ref, outcome, front, described.objectives, plot)
 
 
 def _rehearse(read: Sweep, home: Path, options: dict[str, Any]) -> None:
     from moist.study import search
-    from moist.study.storage import url_of
 
     described, settings, slots = _asked(read, options)
-    url = url_of(options["storage"], home)
-    found = search.rehearse(
-        read, described, settings, home=home, url=url, study=options["study"] or read.name,
-        slots=slots,
-    )  # fmt: skip
+    ref = study_ref(options["study"] or read.name, options["storage"], home)
+    found = search.rehearse(ref, read, described, settings, slots=slots)
     if options["as_json"]:
         print_json(found.record())
         return
@@ -196,7 +190,7 @@ def _rehearse(read: Sweep, home: Path, options: dict[str, Any]) -> None:
 def _asked(read: Sweep, options: dict[str, Any]) -> tuple[Described, Settings, Sequence[Slot]]:
     """The study to make or to continue, how far to take it, and where."""
     from moist.study import search
-    from moist.study.database import masked
+    from moist.study.ref import masked
     from moist.study.settings import Settings
 
     goals = parse_objectives(options["goals"]) if options["goals"] else read.objectives or DEFAULT

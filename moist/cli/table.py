@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from moist.cli.options import HOME, JSON, STORAGE, check_together, print_json
+from moist.cli.options import HOME, JSON, STORAGE, check_together, print_json, study_ref
 from moist.errors import ConfigError, did_you_mean
 from moist.reporting import study_tables
 from moist.results.aggregate import averaged
@@ -55,9 +55,9 @@ def table(
     moist table ones_ablation --show test/gathered --over seed --over merge.teacher
     """
     check_together(apart=[("--csv", "--json"), ("--csv", "--across"), ("--csv", "--show")])
-    from moist.study.storage import load, url_of
+    from moist.study.storage import load
 
-    described, trials = load(study, url_of(storage, home), home)
+    described, trials = load(study_ref(study, storage, home))
     complete = [trial for trial in trials if trial.state == "complete"]
     if as_csv:
         click.echo(study_tables.as_csv(complete), nl=False)

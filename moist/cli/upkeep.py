@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from moist.cli.options import HOME, JSON, STORAGE, print_json
+from moist.cli.options import HOME, JSON, STORAGE, print_json, study_ref
 from moist.reporting import study_tables
-from moist.study.commands import placed
 
 
 @click.command()
@@ -23,16 +22,16 @@ def status(study: str, as_json: bool, storage: str | None, home: Path) -> None:
     moist sweep status quickstart
     """
     from moist.study.leases import holder
-    from moist.study.storage import load, url_of
+    from moist.study.storage import load
 
-    url = url_of(storage, home)
-    described, trials = load(study, url, home)
-    who = holder(url, study, home)
+    ref = study_ref(study, storage, home)
+    described, trials = load(ref)
+    who = holder(ref)
     if as_json:
         shown = described.model_dump(mode="json")
         print_json({**shown, "driver": who, "trials": [t.model_dump(mode="json") for t in trials]})
     else:
-        study_tables.print_status(study, described, trials, who)
+        study_tables.print_status(ref, described, trials, who)
 
 
 @click.command()
@@ -47,15 +46,15 @@ def retry(study: str, reason: str, storage: str | None, home: Path) -> None:
     moist sweep retry quickstart --reason "out of memory"
     """
     from moist.study.ledger import opened
-    from moist.study.storage import load, url_of
+    from moist.study.storage import load
 
-    url = url_of(storage, home)
-    described, _ = load(study, url, home)
-    with opened(study, url, home, described) as ledger:
+    ref = study_ref(study, storage, home)
+    described, _ = load(ref)
+    with opened(ref, described) as ledger:
         again = ledger.retry_failed(reason)
     click.echo(f"{len(again)} trials in line again: {', '.join(map(str, again)) or 'none'}")
     if again:
-        click.echo(f"run them with\n  {placed(described.command)}")
+        click.echo(f"run them with\n  {ref.locate(described.command)}")
 
 
 @click.command()
@@ -72,15 +71,15 @@ def doctor(study: str, fix: bool, as_json: bool, storage: str | None, home: Path
     """
     from moist.study.doctor import examine
     from moist.study.ledger import opened
-    from moist.study.storage import load, url_of
+    from moist.study.storage import load
 
-    url = url_of(storage, home)
-    described, trials = load(study, url, home)
+    ref = study_ref(study, storage, home)
+    described, trials = load(ref)
     if fix:
-        with opened(study, url, home, described) as ledger:
+        with opened(ref, described) as ledger:
             ledger.requeue_unfinished()
-        _, trials = load(study, url, home)
-    found = examine(study, url, home, described, trials)
+        _, trials = load(ref)
+    found = examine(ref, described, trials)
     if as_json:
         print_json([finding.model_dump(mode="json") for finding in found])
     else:

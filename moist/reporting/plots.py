@@ -20,21 +20,19 @@ from moist.reporting.frontier_plot import COST, Errors, FrontierPlot, frontier_p
 from moist.results.objectives import Objective
 from moist.results.queries import members
 from moist.store.objects import sync
+from moist.study.ref import StudyRef
 from moist.study.storage import find, load
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
-    from sqlalchemy import URL
 
 SUFFIXES = (".html", ".png", ".svg")
 
 
 def plot_study(
     path: Path,
-    study: str,
-    url: URL,
-    home: Path,
+    ref: StudyRef,
     axes: Sequence[Objective] = (),
     errors: Errors | None = None,
 ) -> None:
@@ -43,12 +41,12 @@ def plot_study(
     The suffix of `path` selects the format. Raises ConfigError for an unknown suffix, a missing
     folder, and a study without a complete trial.
     """
-    described, trials = load(study, url, home)
+    described, trials = load(ref)
     axes = axes or described.objectives
     y, x = (*axes, COST)[:2]
     plot = frontier_plot(trials, members(trials, axes), x, y, errors)
-    shares = importances(find(study, url, home), described.objectives)
-    save_plot(path, plot, f"Pareto frontier of {study}", described.command, shares)
+    shares = importances(find(ref), described.objectives)
+    save_plot(path, plot, f"Pareto frontier of {ref.name}", described.command, shares)
 
 
 def save_plot(

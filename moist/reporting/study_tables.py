@@ -11,11 +11,11 @@ from moist.reporting.terminal import SHORT, duration, print_table
 from moist.results.objectives import TEST, Limit, Objective
 from moist.results.queries import admitting
 from moist.results.trials import Trial
-from moist.study.commands import placed
 
 if TYPE_CHECKING:
     from moist.results.aggregate import Averaged, Spread
     from moist.results.queries import Comparison
+    from moist.study.ref import StudyRef
     from moist.study.reseed import Member
     from moist.study.settings import Outcome
     from moist.study.storage import Described
@@ -86,14 +86,14 @@ def trial_line(trial: Trial, objectives: Sequence[Objective]) -> str:
 
 
 def print_outcome(
-    study: str,
+    ref: StudyRef,
     outcome: Outcome,
     front: Sequence[Trial],
     objectives: Sequence[Objective],
     plot: Path,
 ) -> None:
     """Print the frontier, what it cost, what was saved, and a command to continue with."""
-    print_trials(f"Pareto frontier of {study}", front, objectives)
+    print_trials(f"Pareto frontier of {ref.name}", front, objectives)
     told = outcome.tally.told
     counts = [f"{told[how]} {text}" for how, text in OUTCOMES.items() if told[how]]
     print(f"{len(outcome.trials)} trials in the study; now {', '.join(counts) or 'none'}")
@@ -115,7 +115,7 @@ def print_outcome(
         cost = next((o.name for o in objectives if o.direction == "min"), "mflops")
         middle = front[len(front) // 2].quantities[cost]
         limit = admitting(Limit(cost, "max", middle), middle)
-        print(f"best trial under a limit:\n  {placed(f'moist best {study} {limit}')}")
+        print(f"best trial under a limit:\n  {ref.command('best', *limit.split())}")
 
 
 def print_comparison(studies: Sequence[str], found: Comparison) -> None:
@@ -186,11 +186,11 @@ def as_csv(trials: Sequence[Trial]) -> str:
 
 
 def print_status(
-    study: str, described: Described, trials: Sequence[Trial], driver: str | None
+    ref: StudyRef, described: Described, trials: Sequence[Trial], driver: str | None
 ) -> None:
     """Print how far a study is, its driver, and what failed and why."""
     counts = Counter(trial.state for trial in trials)
-    print(f"{study}: {', '.join(f'{n} {state}' for state, n in counts.items()) or 'no trial'}")
+    print(f"{ref.name}: {', '.join(f'{n} {state}' for state, n in counts.items()) or 'no trial'}")
     spent, saved = (sum(getattr(t, name) for t in trials) for name in ("seconds", "saved"))
     print(f"{duration(spent)} computed, {duration(saved)} saved by stored stages")
     again = {trial.retry_of: trial.number for trial in trials}
@@ -208,7 +208,7 @@ def print_status(
         print(
             f"no driver is running{f', {idle} trials unfinished' if idle else ''}; continue with"
         )
-        print(f"  {placed(described.command)}")
+        print(f"  {ref.locate(described.command)}")
 
 
 def print_averages(study: str, rows: Sequence[Averaged], across: str | None = None) -> None:

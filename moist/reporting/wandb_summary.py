@@ -14,6 +14,7 @@ from moist.results.objectives import PREFIX, TEST, Objective
 from moist.results.queries import members
 from moist.results.trials import Trial
 from moist.store import objects, runs
+from moist.study.ref import StudyRef
 from moist.study.storage import find, load
 from moist.study.tracking import about_of
 from moist.tracking.journal import STUDY
@@ -22,19 +23,18 @@ from moist.tracking.tracker import Tracker
 if TYPE_CHECKING:
     import wandb
     from plotly.graph_objects import Figure
-    from sqlalchemy import URL
 
 
-def log_summary(tracker: Tracker, study: str, url: URL, home: Path, page: Path) -> None:
+def log_summary(tracker: Tracker, ref: StudyRef, page: Path) -> None:
     """Log a study's current state to W&B; `page` is its HTML report."""
-    described, trials = load(study, url, home)
+    described, trials = load(ref)
     objectives = described.objectives
     front = members(trials, objectives)
-    drawn = figures(trials, front, objectives, importances(find(study, url, home), objectives))
+    drawn = figures(trials, front, objectives, importances(find(ref), objectives))
     values = described.facts.fixed | {"objectives": [*map(str, objectives)]}
-    about = about_of(study, described, STUDY, STUDY, values, described.command)
+    about = about_of(ref.name, described, STUDY, STUDY, values, described.command)
     journal = tracker.open(about)
-    journal.show(lambda run: _log(run, home, study, trials, front, drawn, page))
+    journal.show(lambda run: _log(run, ref.home, ref.name, trials, front, drawn, page))
     counts = Counter(trial.state for trial in trials)
     journal.note({f"trials/{state}": count for state, count in counts.items()})
     journal.note({"trials/frontier": len(front)})

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from moist.results.report import Record
 from moist.results.trials import Trial
 from moist.store import runs
-from moist.study.commands import placed
 from moist.study.leases import holder
+from moist.study.ref import StudyRef
 from moist.study.storage import Described, open_storage
-
-if TYPE_CHECKING:
-    from sqlalchemy import URL
 
 SHARED = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"}
 """File systems whose locks SQLite can't rely on."""
@@ -27,35 +23,33 @@ class Finding(Record):
     remedy: str
 
 
-def examine(
-    study: str, url: URL, home: Path, described: Described, trials: Sequence[Trial]
-) -> list[Finding]:
+def examine(ref: StudyRef, described: Described, trials: Sequence[Trial]) -> list[Finding]:
     """All findings on a study, the gravest first."""
-    found = [*_database(url, home), *_disk(url)]
-    if holder(url, study, home) is None:
-        found += _abandoned(described, trials)
-    return [*found, *_records(study, home, described, trials)]
+    found = [*_database(ref), *_disk(ref)]
+    if holder(ref) is None:
+        found += _abandoned(ref, described, trials)
+    return [*found, *_records(ref, described, trials)]
 
 
-def _database(url: URL, home: Path) -> Iterator[Finding]:
+def _database(ref: StudyRef) -> Iterator[Finding]:
     from sqlalchemy import text
 
-    if url.get_backend_name() != "sqlite":
+    if not ref.is_file:
         return
-    with open_storage(url, home).engine.connect() as connection:
+    with open_storage(ref).engine.connect() as connection:
         said = connection.execute(text("PRAGMA integrity_check")).scalar()
     if said != "ok":
         yield Finding(
-            problem=f"the database `{url.database}` is damaged: {said}",
+            problem=f"the database `{ref.url.database}` is damaged: {said}",
             remedy="restore a copy of it; the runs themselves are on record (`moist runs`)",
         )
 
 
-def _disk(url: URL) -> Iterator[Finding]:
+def _disk(ref: StudyRef) -> Iterator[Finding]:
     mounts = Path("/proc/mounts")
-    if url.get_backend_name() != "sqlite" or not url.database or not mounts.exists():
+    if not ref.is_file or not ref.url.database or not mounts.exists():
         return
-    path = Path(url.database).resolve()
+    path = Path(ref.url.database).resolve()
     rows = [line.split() for line in mounts.read_text().splitlines()]
     kinds = {row[1]: row[2] for row in rows if path.is_relative_to(row[1])}
     kind = kinds[max(kinds, key=len)] if kinds else ""
@@ -66,28 +60,26 @@ def _disk(url: URL) -> Iterator[Finding]:
         )
 
 
-def _abandoned(described: Described, trials: Sequence[Trial]) -> Iterator[Finding]:
+def _abandoned(ref: StudyRef, described: Described, trials: Sequence[Trial]) -> Iterator[Finding]:
     for trial in trials:
         if trial.state == "running":
             yield Finding(
                 problem=f"trial {trial.number} is unfinished and nobody drives the study",
-                remedy=f"continue with `{placed(described.command)}`",
+                remedy=f"continue with `{ref.locate(described.command)}`",
             )
 
 
-def _records(
-    study: str, home: Path, described: Described, trials: Sequence[Trial]
-) -> Iterator[Finding]:
+def _records(ref: StudyRef, described: Described, trials: Sequence[Trial]) -> Iterator[Finding]:
     for trial in trials:
         if trial.state == "failed" and not trial.reason:
             yield Finding(
                 problem=f"trial {trial.number} failed without a reason",
-                remedy=f"`{placed(f'moist sweep retry {study}')}` puts it in line again",
+                remedy=f"`{ref.command('sweep retry')}` puts it in line again",
             )
-        if trial.state == "complete" and trial.key and not runs.recorded(home, trial.key):
-            again = placed(described.command)
+        if trial.state == "complete" and trial.key and not runs.recorded(ref.home, trial.key):
+            again = ref.locate(described.command)
             if trial.command:
-                again = placed(trial.command, storage=False)
+                again = ref.locate(trial.command, storage=False)
             yield Finding(
                 problem=f"trial {trial.number} has no sound run record `{trial.key[:8]}` here",
                 remedy=f"run it again: `{again}`",

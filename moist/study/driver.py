@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from moist.config import Config, flat
@@ -16,12 +15,12 @@ from moist.errors import ConfigError, StageError
 from moist.results.objectives import check_honest, check_measured, quantities, reported
 from moist.results.trials import Trial
 from moist.store import runs
-from moist.study.commands import placed
 from moist.study.interrupts import interruptible
 from moist.study.judge import Judge
 from moist.study.ledger import Ledger
 from moist.study.notes import note, with_content
 from moist.study.patience import ALIKE, Patience
+from moist.study.ref import StudyRef
 from moist.study.samplers import Untried, chosen, seed_of, suggest
 from moist.study.schedule import Entry, Foreseen, Schedule
 from moist.study.settings import Settings, Tally, Watch
@@ -44,6 +43,7 @@ class Driver:
 
     def __init__(
         self,
+        ref: StudyRef,
         ledger: Ledger,
         sweep: Sweep,
         pool: Pool,
@@ -51,12 +51,11 @@ class Driver:
         settings: Settings,
         watch: Watch,
         *,
-        home: Path,
         seed: int,
     ) -> None:
-        self.ledger, self.sweep, self.pool, self.foresee = ledger, sweep, pool, foresee
-        self.settings, self.watch, self.home, self.seed = settings, watch, home, seed
-        self.schedule = Schedule(home)
+        self.ref, self.ledger, self.sweep, self.pool = ref, ledger, sweep, pool
+        self.foresee, self.settings, self.watch, self.seed = foresee, settings, watch, seed
+        self.schedule = Schedule(ref.home)
         self.tally = Tally()
         self.judge = Judge(ledger.objectives, settings)
         self.patience = Patience(settings.timeout)
@@ -86,7 +85,7 @@ class Driver:
         if not any(slot.sound for slot in self.pool.slots):
             raise StageError(
                 f"no worker is sound: each lost {SLOT_LOSSES} different trials in a row",
-                f"see `{self._command('status')}`; the same command continues",
+                f"see `{self.ref.command('sweep status')}`; the same command continues",
             )
         while self.pool.free and not interrupted() and not self._is_over():
             if entry := self.schedule.pick(but=self.pool.unlucky):
@@ -158,7 +157,7 @@ class Driver:
         self._hold_to_limits(number, foreseen.known)
         if reason := self.judge.hopeless(foreseen.known):
             self._tell(number, "screened", self.ledger.prune, reason=reason)
-        elif self.settings.reuse and (run := runs.recorded(self.home, foreseen.key)):
+        elif self.settings.reuse and (run := runs.recorded(self.ref.home, foreseen.key)):
             found = quantities(run.report) | foreseen.known
             reason = f"told from the run of {run.created[:19]}"
             self._tell(
@@ -257,11 +256,8 @@ class Driver:
         if self.patience.alike:
             raise StageError(
                 f"the last {ALIKE} trials failed alike, the last with: {reason}",
-                f"mend it; `{self._command('retry')}` puts them in line again",
+                f"mend it; `{self.ref.command('sweep retry')}` puts them in line again",
             )
-
-    def _command(self, about: str) -> str:
-        return placed(f"moist sweep {about} {self.ledger.study.study_name}")
 
     def _tell(
         self,
@@ -289,7 +285,7 @@ class Driver:
         self.patience.told(how)
 
     def _annotate(self, number: int, how: str, facts: Mapping[str, Any]) -> None:
-        record = self.home / "runs" / f"{facts.get('key')}.json"
+        record = self.ref.home / "runs" / f"{facts.get('key')}.json"
         files = with_content([record, self.pool.log(number)])
         self.ledger.annotate(number, note(how, facts), files)
 

@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,10 @@ from filelock import FileLock, Timeout
 
 from moist.errors import StoreError
 from moist.store.objects import ELSEWHERE, writing
-from moist.study.commands import placed
-from moist.study.database import is_file, reaching
+from moist.study.ref import StudyRef
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import Engine
 
 PATIENCE = 1.0
 """Seconds in which a lock can be somebody's who only looks whether it is held, and in which its
@@ -39,21 +39,17 @@ def me() -> str:
 
 
 @contextmanager
-def lease(url: URL, study: str, home: Path) -> Iterator[None]:
-    """Be the only driver of a study. Raises Held, saying who is."""
-    if url.get_backend_name() == "postgresql":
-        with _advisory(url, study):
-            yield
-    else:
-        with _locked(lock_file(url, study, home), study):
-            yield
+def lease(ref: StudyRef) -> Iterator[None]:
+    """Be the only driver of a study. Raises Held, naming the driver."""
+    with _advisory(ref) if ref.is_postgres else _locked(ref):
+        yield
 
 
-def holder(url: URL, study: str, home: Path) -> str | None:
-    """Who drives a study now; None if nobody does."""
-    if url.get_backend_name() == "postgresql":
-        return _advisor(url, study)
-    path = lock_file(url, study, home)
+def holder(ref: StudyRef) -> str | None:
+    """Return the process that drives a study now; None if there is none."""
+    if ref.is_postgres:
+        return _advisor(ref)
+    path = lock_file(ref)
     if not path.exists():
         return None
     lock = FileLock(path)
@@ -65,22 +61,23 @@ def holder(url: URL, study: str, home: Path) -> str | None:
     return None
 
 
-def lock_file(url: URL, name: str, home: Path) -> Path:
-    """Where the lock of that name lies."""
-    path = Path(url.database or "").resolve() if is_file(url) else None
-    whose = f"{path.name if path else url.render_as_string()}\n{name}"
-    stem = f"study-{hashlib.sha256(whose.encode()).hexdigest()[:16]}.lock"
-    return path.with_name(f".{stem}") if path else home / "locks" / stem
+def lock_file(ref: StudyRef) -> Path:
+    """Return the path of a study's lock; with an empty name, of the whole database's."""
+    path = Path(ref.url.database or "").resolve() if ref.is_file else None
+    named = f"{path.name if path else ref.url.render_as_string()}\n{ref.name}"
+    stem = f"study-{hashlib.sha256(named.encode()).hexdigest()[:16]}.lock"
+    return path.with_name(f".{stem}") if path else ref.home / "locks" / stem
 
 
 @contextmanager
-def turn(url: URL, home: Path) -> Iterator[None]:
-    """Wait until nobody else creates tables or studies in this database."""
-    if url.get_backend_name() == "postgresql":
-        with _advisory(url, "", wait=True):
+def turn(ref: StudyRef) -> Iterator[None]:
+    """Wait until no other process creates tables or studies in the database."""
+    database = replace(ref, name="")
+    if ref.is_postgres:
+        with _advisory(database, wait=True):
             yield
         return
-    path = lock_file(url, "", home)
+    path = lock_file(database)
     with writing(path.parent, ELSEWHERE):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
@@ -92,14 +89,15 @@ def turn(url: URL, home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(path: Path, study: str) -> Iterator[None]:
+def _locked(ref: StudyRef) -> Iterator[None]:
+    path = lock_file(ref)
     lock = FileLock(path)
     with writing(path.parent, ELSEWHERE):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=PATIENCE)
         except Timeout:
-            raise _held(study, _owner(path)) from None
+            raise _held(ref, _owner(path)) from None
         path.with_suffix(".owner").write_text(me())
     try:
         yield
@@ -114,28 +112,27 @@ def _owner(path: Path) -> str:
     return "another process"
 
 
-def _held(study: str, who: str) -> Held:
+def _held(ref: StudyRef, driver: str) -> Held:
     return Held(
-        f"study `{study}` is driven by {who}",
-        f"wait for it, watch it with `{placed(f'moist sweep status {study}')}`,"
-        " or choose another `--study`",
+        f"study `{ref.name}` is driven by {driver}",
+        f"wait for it, watch it with `{ref.command('sweep status')}`, or choose another `--study`",
     )
 
 
 @contextmanager
-def _advisory(url: URL, study: str, wait: bool = False) -> Iterator[None]:
+def _advisory(ref: StudyRef, wait: bool = False) -> Iterator[None]:
     """A lock of the server's, as long as this connection lives; its name says who holds it."""
     from sqlalchemy import text
 
     asked = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
-    with _engine(url) as engine, engine.connect() as connection:
-        answer = connection.execute(text(f"SELECT {asked}(:key)"), {"key": _number(study)})
+    with _engine(ref) as engine, engine.connect() as connection:
+        answer = connection.execute(text(f"SELECT {asked}(:key)"), {"key": _number(ref.name)})
         if answer.scalar() is False:
-            raise _held(study, _advisor(url, study) or "another process")
+            raise _held(ref, _advisor(ref) or "another process")
         yield
 
 
-def _advisor(url: URL, study: str) -> str | None:
+def _advisor(ref: StudyRef) -> str | None:
     from sqlalchemy import text
 
     asked = text(
@@ -143,21 +140,21 @@ def _advisor(url: URL, study: str) -> str | None:
         " WHERE locktype = 'advisory' AND granted AND datname = current_database()"
         " AND ((classid::bigint << 32) | objid::bigint) = :key"
     )
-    with _engine(url) as engine, engine.connect() as connection:
-        name = connection.execute(asked, {"key": _number(study)}).scalar()
+    with _engine(ref) as engine, engine.connect() as connection:
+        name = connection.execute(asked, {"key": _number(ref.name)}).scalar()
     return None if name is None else str(name).removeprefix("moist ")
 
 
 @contextmanager
-def _engine(url: URL) -> Iterator[Engine]:
+def _engine(ref: StudyRef) -> Iterator[Engine]:
     """Connections that say whose they are. Raises StoreError for what the server refuses."""
     from sqlalchemy import create_engine
 
     name = f"moist {me()}"[:63]  # what PostgreSQL keeps of it
-    with reaching(url):
-        with reaching(url, ImportError):
+    with ref.translated_errors():
+        with ref.translated_errors(ImportError):
             engine = create_engine(
-                url, isolation_level="AUTOCOMMIT", connect_args={"application_name": name}
+                ref.url, isolation_level="AUTOCOMMIT", connect_args={"application_name": name}
             )
         try:
             yield engine

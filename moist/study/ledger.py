@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 
 from moist.results.objectives import Objective
 from moist.results.trials import Trial
-from moist.study.database import reaching
 from moist.study.leases import lease, turn
+from moist.study.ref import StudyRef
 from moist.study.resuming import resumed
 from moist.study.samplers import point
 from moist.study.storage import ASKED, ATTEMPTS, FACTS, RUN, Described, open_storage, trial_of
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
-    from sqlalchemy import URL
 
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 LOST = "its driver was lost"
@@ -214,7 +213,7 @@ def in_memory(objectives: Sequence[Objective]) -> Ledger:
 
 
 @contextmanager
-def opened(name: str, url: URL, home: Path, described: Described) -> Iterator[Ledger]:
+def opened(ref: StudyRef, described: Described) -> Iterator[Ledger]:
     """The study of that name, created if there is none, to be driven by this process alone.
 
     Raises Held when another drives it, and ConfigError when it was made for another search, or
@@ -222,20 +221,20 @@ def opened(name: str, url: URL, home: Path, described: Described) -> Iterator[Le
     """
     import optuna
 
-    with reaching(url), lease(url, name, home), ExitStack() as stack:
-        storage = open_storage(url, home, keep=True)
+    with ref.translated_errors(), lease(ref), ExitStack() as stack:
+        storage = open_storage(ref, keep=True)
         stack.callback(storage.engine.dispose)
-        with turn(url, home):
+        with turn(ref):
             study = optuna.create_study(
-                study_name=name,
+                study_name=ref.name,
                 storage=storage,
                 directions=[DIRECTIONS[o.direction] for o in described.objectives],
                 load_if_exists=True,
             )
-        facts = resumed(study, described).model_dump(mode="json")
+        facts = resumed(ref, study, described).model_dump(mode="json")
         if facts != study.user_attrs.get(FACTS):
             study.set_user_attr(FACTS, facts)
-        yield Ledger(study, storage, described.objectives, artifact_store(home))
+        yield Ledger(study, storage, described.objectives, artifact_store(ref.home))
 
 
 def artifact_store(home: Path) -> ArtifactStore:

@@ -10,8 +10,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moist.config import Config
 from moist.errors import ConfigError, StageError
@@ -20,14 +19,11 @@ from moist.results.aggregate import Spread, spread
 from moist.results.objectives import Objective, losses
 from moist.results.report import Record, Timing
 from moist.results.trials import Trial
-from moist.study.commands import placed
+from moist.study.ref import StudyRef
 from moist.study.search import facts_of, search, slots, sweep_of
 from moist.study.settings import Settings
 from moist.study.storage import load
 from moist.sweepfile import Parameter, Sweep, config_of
-
-if TYPE_CHECKING:
-    from sqlalchemy import URL
 
 MOST = 1000
 """Seeds that a frontier can be trained under, so that more can be asked for later."""
@@ -50,9 +46,7 @@ class Member(Record):
 
 
 def reseed(
-    study: str,
-    url: URL,
-    home: Path,
+    ref: StudyRef,
     *,
     times: int,
     workers: int,
@@ -64,37 +58,36 @@ def reseed(
     The new trials are a study of their own, `STUDY.reseed`, kept and resumed like any other.
     Raises ConfigError without members, StageError when a training failed.
     """
-    described, trials = load(study, url, home)
+    described, trials = load(ref)
     front = queries.members(trials, described.objectives)
     if not front:
         raise ConfigError(
-            f"study `{study}` has no complete trial", f"run `{placed(described.command)}`"
+            f"study `{ref.name}` has no complete trial", f"run `{ref.locate(described.command)}`"
         )
     from moist.env import Env, make_env
     from moist.store.store import Store
     from moist.study.costs import time_together
 
-    sweep = seeded(sweep_of(described, study))
+    sweep = seeded(sweep_of(described, ref.name))
     seeds = next(one for one in sweep.parameters if one.name == "seed").values()[:times]
     points = [trial.params | {"seed": seed} for trial in front for seed in seeds]
     places = slots(None, workers, threads)
+    again = replace(ref, name=f"{ref.name}.reseed")
     outcome = search(
+        again,
         sweep,
         described.model_copy(
             update={
                 "facts": facts_of(sweep, described.objectives, 0, places),
-                "command": placed(f"moist pareto {study} --reseed {times}"),
+                "command": ref.command("pareto", "--reseed", str(times)),
             }
         ),
         Settings(trials=len(points), best={}, points=points),
-        home=home,
-        url=url,
-        study=f"{study}.reseed",
         slots=places,
         quiet=quiet,
     )
-    groups = [_group(study, trial, outcome.trials, seeds) for trial in front]
-    store = Store(home, make_env(Env().progress, threads=threads))
+    groups = [_group(again, trial, outcome.trials, seeds) for trial in front]
+    store = Store(ref.home, make_env(Env().progress, threads=threads))
     latencies = time_together([config_of(sweep, trial.params) for trial in front], store)
     return _members(front, groups, described.objectives, latencies)
 
@@ -110,7 +103,7 @@ def seeded(sweep: Sweep) -> Sweep:
 
 
 def _group(
-    study: str, member: Trial, trials: Sequence[Trial], seeds: Sequence[int]
+    ref: StudyRef, member: Trial, trials: Sequence[Trial], seeds: Sequence[int]
 ) -> list[Trial]:
     """A member's runs under the new seeds. Raises StageError unless all are complete."""
     group = [
@@ -123,8 +116,8 @@ def _group(
     if len(group) < len(seeds):
         raise StageError(
             f"trial {member.number} was trained {len(group)} of {len(seeds)} times",
-            f"`{placed(f'moist sweep status {study}.reseed')}` says why;"
-            f" `{placed(f'moist sweep retry {study}.reseed')}` and the same command try again",
+            f"`{ref.command('sweep status')}` says why;"
+            f" `{ref.command('sweep retry')}` and the same command try again",
         )
     return group
 

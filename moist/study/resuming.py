@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.errors import ConfigError
 from moist.results.report import Machine
 from moist.results.trials import Trial
-from moist.study.commands import placed
+from moist.study.ref import StudyRef
 from moist.study.storage import FACTS, Described, NoStudy, existing, trials_of
 
 if TYPE_CHECKING:
     from optuna import Study
-    from sqlalchemy import URL
 
 ANOTHER = "give the new search a name of its own: `--study NAME`"
 
 
-def resumed(study: Study, asked: Described) -> Described:
+def resumed(ref: StudyRef, study: Study, asked: Described) -> Described:
     """What a study is remembered by once this search begins or continues it.
 
     The command is the latest: it is the one to continue with. Raises ConfigError, naming what
@@ -33,7 +31,7 @@ def resumed(study: Study, asked: Described) -> Described:
             )
         return asked
     old = Described.model_validate(known)
-    _same_search(study.study_name, old, asked)
+    _same_search(ref, old, asked)
     _same_machine(study.study_name, old.facts.machine, asked.facts.machine)
     facts = old.facts if old.facts.machine else asked.facts
     return asked.model_copy(
@@ -41,25 +39,25 @@ def resumed(study: Study, asked: Described) -> Described:
     )
 
 
-def earlier(name: str, url: URL, home: Path, asked: Described) -> list[Trial]:
+def earlier(ref: StudyRef, asked: Described) -> list[Trial]:
     """A study's trials, none if there is no such study; raises what `resumed` does."""
     try:
-        study = existing(name, url, home)
+        study = existing(ref)
     except NoStudy:
         return []
-    resumed(study, asked)
+    resumed(ref, study, asked)
     return trials_of(study, asked.objectives)
 
 
-def _same_search(name: str, old: Described, new: Described) -> None:
+def _same_search(ref: StudyRef, old: Described, new: Described) -> None:
     before, after = (one.facts.model_dump(mode="json", exclude={"machine"}) for one in (old, new))
     for field in before:
         if before[field] != after[field]:
             raise ConfigError(
-                f"study `{name}` was made with other {field}:"
+                f"study `{ref.name}` was made with other {field}:"
                 f" {_difference(before[field], after[field])}",
                 "continue it with the file and the overrides it was made with"
-                f" (`{placed(old.command)}`), or {ANOTHER}",
+                f" (`{ref.locate(old.command)}`), or {ANOTHER}",
             )
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moist.config import DataConfig
 from moist.config.overrides import build
@@ -25,6 +25,7 @@ from moist.store.store import Call
 from moist.study.driver import Driver
 from moist.study.ledger import in_memory, opened
 from moist.study.patience import FRUITLESS
+from moist.study.ref import StudyRef
 from moist.study.resuming import earlier, told
 from moist.study.samplers import Untried, chosen, point, seed_of, suggest
 from moist.study.settings import Outcome, Settings, Watch
@@ -33,10 +34,6 @@ from moist.study.tracking import Told
 from moist.study.workers import Pool, Slot
 from moist.sweepfile import Parameter, Sweep, config_of, size
 from moist.tracking.tracker import Tracker
-
-if TYPE_CHECKING:
-    from sqlalchemy import URL
-
 
 TRIALS = 20
 """Complete trials of a sweep that says nothing of their number."""
@@ -130,13 +127,11 @@ def machine_of(slots: Sequence[Slot]) -> Machine:
 
 
 def search(
+    ref: StudyRef,
     sweep: Sweep,
     described: Described,
     settings: Settings,
     *,
-    home: Path,
-    url: URL,
-    study: str,
     slots: Sequence[Slot],
     quiet: bool = False,
     tracker: Tracker | None = None,
@@ -152,25 +147,25 @@ def search(
     from moist.study.foresight import Foresight
     from moist.study.trainer import Trainer
 
-    data = _checked(sweep, described, settings, study)
-    locate(data, home)
+    data = _checked(ref, sweep, described, settings)
+    locate(data, ref.home)
     env = make_env(Silent(), slots[0].device, slots[0].threads)
     crowded = env.crowding(len(slots))  # before the workers' server starts to import
     with ExitStack() as stack:
-        ledger = stack.enter_context(opened(study, url, home, described))
+        ledger = stack.enter_context(opened(ref, described))
         pool = stack.enter_context(
-            Pool(Trainer(home, settings.reuse), slots, home / "logs" / study)
+            Pool(Trainer(ref.home, settings.reuse), slots, ref.home / "logs" / ref.name)
         )
-        board = stack.enter_context(Board(study, described.objectives, settings.trials, quiet))
+        board = stack.enter_context(Board(ref.name, described.objectives, settings.trials, quiet))
         if crowded:
             board.said(crowded)
-        store = Store(home, replace(env, progress=Aside(board)))
+        store = Store(ref.home, replace(env, progress=Aside(board)))
         foresight = Foresight(store, settings.reuse, pool.quiet)
         watch: Watch = board
         if tracker and not tracker.off:
-            watch = Told(board, tracker, study, load(study, url, home)[0])
+            watch = Told(board, tracker, ref.name, load(ref)[0])
         driver = Driver(
-            ledger, sweep, pool, foresight, settings, watch, home=home, seed=described.facts.seed
+            ref, ledger, sweep, pool, foresight, settings, watch, seed=described.facts.seed
         )
         board.resumed(sum(trial.state == "complete" for trial in ledger.trials()))
         tally = driver.run()
@@ -217,11 +212,11 @@ class Rehearsal:
         }
 
 
-def _checked(sweep: Sweep, described: Described, settings: Settings, study: str) -> DataConfig:
+def _checked(ref: StudyRef, sweep: Sweep, described: Described, settings: Settings) -> DataConfig:
     """The data section of all trials. Raises ConfigError for what no trial could mend."""
-    if not re.fullmatch(r"\w[\w.+-]*", study):
+    if not re.fullmatch(r"\w[\w.+-]*", ref.name):
         raise ConfigError(
-            f"`{study}` can't be a study's name", "use letters, digits and any of `_ . + -`"
+            f"`{ref.name}` can't be a study's name", "use letters, digits and any of `_ . + -`"
         )
     if settings.sampler == "grid" and size(sweep) is None:
         raise ConfigError(
@@ -235,13 +230,11 @@ def _checked(sweep: Sweep, described: Described, settings: Settings, study: str)
 
 
 def rehearse(
+    ref: StudyRef,
     sweep: Sweep,
     described: Described,
     settings: Settings,
     *,
-    home: Path,
-    url: URL,
-    study: str,
     slots: Sequence[Slot],
 ) -> Rehearsal:
     """What `search` would run, had trials no results: a guess, unless the sampler ignores them.
@@ -254,10 +247,10 @@ def rehearse(
     from moist.store.plan import Plan
     from moist.study.foresight import Foresight
 
-    _checked(sweep, described, settings, study)
+    _checked(ref, sweep, described, settings)
     env = make_env(Silent(), slots[0].device, slots[0].threads)
-    foresight = Foresight(Plan(home, env), settings.reuse)
-    before = earlier(study, url, home, described)
+    foresight = Foresight(Plan(ref.home, env), settings.reuse)
+    before = earlier(ref, described)
     begun = [trial.params for trial in before if _is_begun(trial)]
     complete = sum(trial.state == "complete" for trial in before)
     wanted = max(settings.trials - complete, len(begun))

@@ -14,20 +14,13 @@ from moist.errors import ConfigError, did_you_mean
 from moist.results.objectives import Objective, parse_objectives
 from moist.results.report import Machine, Record
 from moist.results.trials import State, Trial
-from moist.study.commands import placed
-from moist.study.database import is_file, reaching, url_of
 from moist.study.leases import turn
+from moist.study.ref import StudyRef
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
-    from sqlalchemy import URL
-
-__all__ = [
-    "Described", "Facts", "NoStudy", "existing", "find", "load", "open_storage", "trial_of",
-    "trials_of", "url_of",
-]  # fmt: skip
 
 FACTS, ASKED, RUN, ATTEMPTS = "moist", "asked", "run", "attempts"
 """Attributes: of a study; of a trial once asked, when told, and whenever a worker is lost."""
@@ -70,7 +63,7 @@ class Described(Record):
         return parse_objectives(self.facts.objectives)
 
 
-def open_storage(url: URL, home: Path, keep: bool = False) -> RDBStorage:
+def open_storage(ref: StudyRef, keep: bool = False) -> RDBStorage:
     """Optuna's storage, its tables created once. SQLite writes ahead and waits for its turn.
 
     Who wants to `keep` connections open disposes of the engine. Raises StoreError when the
@@ -83,12 +76,11 @@ def open_storage(url: URL, home: Path, keep: bool = False) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # it logs the traceback of a Ctrl-C that finds it at work, and raises it all the same
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
-    local = is_file(url)
-    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if local else {}
+    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if ref.is_file else {}
     options |= {} if keep else {"poolclass": NullPool}
-    with reaching(url, ImportError, RuntimeError), turn(url, home):
-        storage = RDBStorage(url.render_as_string(hide_password=False), options)
-        if local:
+    with ref.translated_errors(ImportError, RuntimeError), turn(ref):
+        storage = RDBStorage(ref.url.render_as_string(hide_password=False), options)
+        if ref.is_file:
             event.listen(storage.engine, "connect", _write_ahead)
             storage.engine.dispose()
             storage.engine.connect().close()  # who switches to it must be alone
@@ -101,29 +93,30 @@ def _write_ahead(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
-def load(name: str, url: URL, home: Path) -> tuple[Described, list[Trial]]:
+def load(ref: StudyRef) -> tuple[Described, list[Trial]]:
     """A study and its trials, in order. Raises ConfigError, listing what there is."""
-    study = find(name, url, home)
+    study = find(ref)
     described = Described.model_validate(study.user_attrs[FACTS])
     return described, trials_of(study, described.objectives)
 
 
-def find(name: str, url: URL, home: Path) -> Study:
+def find(ref: StudyRef) -> Study:
     """Optuna's study, to read. Raises ConfigError unless moist made one of that name here."""
-    study = existing(name, url, home)
+    study = existing(ref)
     if FACTS not in study.user_attrs:
-        raise ConfigError(f"study `{name}` was not made by moist", "choose another `--study`")
+        raise ConfigError(f"study `{ref.name}` was not made by moist", "choose another `--study`")
     return study
 
 
-def existing(name: str, url: URL, home: Path) -> Study:
+def existing(ref: StudyRef) -> Study:
     """Optuna's study, whoever made it. Raises NoStudy, listing what there is."""
     import optuna
 
-    start = f"start one: `{placed('moist sweep optuna sweeps/quickstart.yaml')}`"
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+    name, url = ref.name, ref.url
+    start = f"start one: `{ref.locate('moist sweep optuna sweeps/quickstart.yaml')}`"
+    if ref.is_file and not Path(url.database or "").exists():
         raise NoStudy(f"no study `{name}`: there is no database `{url.database}`", start)
-    storage = open_storage(url, home)
+    storage = open_storage(ref)
     names = optuna.get_all_study_names(storage)
     if name not in names:
         hint = did_you_mean(name, sorted(names)) if names else start

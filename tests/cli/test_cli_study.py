@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import toy
 from shell import Said, searched
 
 from moist.cli.main import main
@@ -360,7 +361,9 @@ def test_status_says_which_trial_retries_a_failed_one(capsys):
     again = Trial(number=7, state="complete", params={"k": 2}, values={"mflops": 1}, retry_of=3)
     sweep = Sweep("some", Path("some.yaml"), "grid", None, {}, ())
     described = describe(sweep, parse_objectives(["mflops"]), 0, "moist")
-    study_tables.print_status("some", described, [failed, other, again], "somebody")
+    study_tables.print_status(
+        toy.ref(Path(), "some"), described, [failed, other, again], "somebody"
+    )
     lines = capsys.readouterr().out.splitlines()
     assert "trial   3  failed: KeyError: 'who?'  k=2  (retried as trial 7)" in lines
     assert "trial   4  failed: no luck  k=3" in lines

@@ -7,12 +7,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from scripted import Line, Scripted, attempts, epochs, stage
-from toy import key_of
+from toy import key_of, ref
 
-from moist.cli.options import HOME
 from moist.config import Config
 from moist.errors import ConfigError, StageError
 from moist.results.objectives import DEFAULT, parse_limits
@@ -79,14 +77,15 @@ class Study:
     def __post_init__(self) -> None:
         self.ledger = in_memory(DEFAULT)
         self.seen = Seen()
+        self.ref = ref(self.home)
 
     def drive(self, trials: int, workers: int = 1, **settings: Any) -> Tally:
         slots = [Slot(None, 1) for _ in range(workers)]
         settings.setdefault("sampler", GRID)
         with Pool(self.work, slots, self.home / "logs", PRELOAD) as pool:
             driver = Driver(
-                self.ledger, self.sweep, pool, self.foresee, Settings(trials, **settings),
-                self.seen, home=self.home, seed=0,
+                self.ref, self.ledger, self.sweep, pool, self.foresee,
+                Settings(trials, **settings), self.seen, seed=0,
             )  # fmt: skip
             return driver.run()
 
@@ -436,16 +435,10 @@ def test_a_network_too_large_to_count_is_its_trials_own_failure(study):
 def test_a_driver_that_gives_up_says_commands_that_find_its_study(study):
     script: dict[int, list[Line]] = {n: [("raise", KeyError("who?"))] for n in range(9)}
     one = study(script, hidden_width=list(range(1, 10)))
-
-    @click.command()
-    @HOME
-    def sweep(**_: object) -> None:
-        one.drive(9)
-
+    one.ref = replace(one.ref, options={"--home": "there"})
     with pytest.raises(StageError) as stopped:
-        sweep.main(["--home", "there"], standalone_mode=False)
-    name = one.ledger.study.study_name
-    assert f"`moist sweep retry {name} --home there`" in stopped.value.hint
+        one.drive(9)
+    assert "`moist sweep retry toy --home there`" in stopped.value.hint
 
 
 # the tally

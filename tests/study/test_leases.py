@@ -6,12 +6,13 @@ import time
 
 import pytest
 from driving import PATIENCE, Driving, attempts, start, trials
-from toy import Start, search
+from toy import Start, ref, search
 
 from moist.errors import ConfigError, StoreError
 from moist.study.leases import Held, holder, lease, lock_file, me
 from moist.study.ledger import opened
-from moist.study.storage import load, url_of
+from moist.study.ref import url_of
+from moist.study.storage import load
 
 
 def rivals(*starts: Start) -> tuple[Driving, list[Driving]]:
@@ -36,11 +37,11 @@ def test_of_six_drivers_at_once_one_runs_and_the_others_say_who(tmp_path):
     said = f"study `toy` is driven by {winner.name}"
     for loser in losers:
         assert loser.finish() == 1 and loser.text.splitlines()[1] == said, loser.text
-    url = url_of(None, tmp_path)
-    assert holder(url, "toy", tmp_path) == winner.name
+    study = ref(tmp_path)
+    assert holder(study) == winner.name
     winner.until(lambda: attempts(tmp_path))
     winner.kill()
-    assert holder(url, "toy", tmp_path) is None
+    assert holder(study) is None
     (tmp_path / "go").touch()
     assert start(Start(tmp_path, trials=3)).finish() == 0
     assert [trial.state for trial in trials(tmp_path)] == ["complete"] * 3
@@ -64,19 +65,19 @@ def test_drivers_of_six_studies_share_a_database_that_none_of_them_found(tmp_pat
 
 
 def test_a_driver_is_not_put_off_by_those_who_look_whether_there_is_one(tmp_path):
-    url, over = url_of(None, tmp_path), threading.Event()
-    with lease(url, "toy", tmp_path):
+    study, over = ref(tmp_path), threading.Event()
+    with lease(study):
         pass
 
     def look() -> None:
         while not over.is_set():
-            holder(url, "toy", tmp_path)
+            holder(study)
 
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
         for _ in range(50):
-            with lease(url, "toy", tmp_path):
+            with lease(study):
                 pass
     finally:
         over.set()
@@ -89,15 +90,15 @@ def test_a_database_has_one_lock_however_it_is_spelled(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     spelled = [f"sqlite:///{tmp_path}/folder/a.db", "sqlite:///folder/a.db",
                "sqlite:///folder/../folder/a.db", "sqlite:///link/a.db"]  # fmt: skip
-    files = {lock_file(url_of(one, tmp_path), "toy", tmp_path) for one in spelled}
+    files = {lock_file(ref(tmp_path, storage=one)) for one in spelled}
     assert len(files) == 1 and files.pop().parent == tmp_path / "folder"
-    with lease(url_of(spelled[0], tmp_path), "toy", tmp_path):
+    with lease(ref(tmp_path, storage=spelled[0])):
         with (
             pytest.raises(Held, match=f"driven by {me()}"),
-            lease(url_of(spelled[1], tmp_path), "toy", tmp_path),
+            lease(ref(tmp_path, storage=spelled[1])),
         ):
             pytest.fail("two drive it")
-        with lease(url_of(spelled[1], tmp_path), "other", tmp_path):
+        with lease(ref(tmp_path, "other", spelled[1])):
             pass
 
 
@@ -132,10 +133,10 @@ def test_a_database_that_is_none_is_said_in_our_words(tmp_path):
 
 def test_a_database_that_is_damaged_under_the_driver_is_said_in_our_words(tmp_path):
     search(Start(tmp_path, trials=1))
-    url = url_of(None, tmp_path)
-    described, _ = load("toy", url, tmp_path)
+    study = ref(tmp_path)
+    described, _ = load(study)
     with pytest.raises(StoreError, match=r"studies.db` failed: "):
-        with opened("toy", url, tmp_path, described) as ledger:
+        with opened(study, described) as ledger:
             for file in tmp_path.glob("studies.db*"):
                 file.write_bytes(b"no database" * (file.stat().st_size // 11))
             ledger.lost(0, ["why"])

@@ -10,13 +10,13 @@ import pytest
 from driving import attempts, records, start, trials
 from sqlalchemy import create_engine, make_url, text
 from test_leases import rivals
-from toy import SWEEP, Start
+from toy import SWEEP, Start, ref
 
 from moist.cli.main import main
 from moist.errors import StoreError
-from moist.study.database import masked
 from moist.study.leases import holder, lease
-from moist.study.storage import find, load, url_of
+from moist.study.ref import masked
+from moist.study.storage import find, load
 
 pytestmark = pytest.mark.slow
 NUMBERS = itertools.count()
@@ -73,15 +73,15 @@ def test_a_study_in_postgres_killed_anywhere_is_the_one_in_a_file(storage, tmp_p
 
 def test_a_killed_drivers_lock_is_free_at_once_and_its_trials_go_on(storage, tmp_path, capsys):
     what = Start(tmp_path, trials=4, workers=2, storage=storage, fates={2: "waits", 3: "waits"})
-    driving, url = start(what), url_of(storage, tmp_path)
+    driving, study = start(what), ref(tmp_path, storage=storage)
     driving.until(lambda: len(attempts(tmp_path)) == 4)
     stamps = records(tmp_path)
-    assert holder(url, "toy", tmp_path) == driving.name
+    assert holder(study) == driving.name
     driving.kill()
     (tmp_path / "go").touch()
     resumed = start(what)
     assert resumed.finish() == 0, resumed.text
-    assert holder(url, "toy", tmp_path) is None
+    assert holder(study) is None
     assert [trial.state for trial in trials(tmp_path, "toy", storage)] == ["complete"] * 4
     assert stamps.items() <= records(tmp_path).items()
     sys.argv = ["moist", "pareto", "toy", "--storage", storage, "--home", str(tmp_path), "--json"]
@@ -101,10 +101,10 @@ def test_of_six_drivers_at_once_on_a_new_server_one_runs_and_the_others_say_who(
 
 
 def test_a_study_of_the_same_name_in_another_database_is_another(server, storage, tmp_path):
-    mine, other = url_of(storage, tmp_path), url_of(server, tmp_path)
-    with lease(mine, "toy", tmp_path):
-        assert holder(other, "toy", tmp_path) is None
-        with lease(other, "toy", tmp_path):
+    mine, other = (ref(tmp_path, storage=url) for url in (storage, server))
+    with lease(mine):
+        assert holder(other) is None
+        with lease(other):
             pass
 
 
@@ -138,7 +138,7 @@ def test_a_server_that_cannot_be_reached_is_said_without_the_password(
     url = make_url(server).set(username="ann", password=SECRET).set(**changed)
     text = url.render_as_string(hide_password=False)
     with pytest.raises(StoreError, match=said):
-        find("toy", url, tmp_path)
+        find(ref(tmp_path, storage=text))
     file = tmp_path / "toy.yaml"
     file.write_text(SWEEP)
     for words in (["pareto", "toy"], ["sweep", "status", "toy"], ["sweep", "optuna", str(file)]):
@@ -157,7 +157,7 @@ def test_the_command_that_a_study_is_continued_with_has_no_password(storage, tmp
     sys.argv += ["--home", str(tmp_path), "--quiet"]
     with pytest.raises(SystemExit):  # its time is over, and by now there is the study
         main()
-    described, _ = load("small", url_of(storage, tmp_path), tmp_path)
+    described, _ = load(ref(tmp_path, "small", storage))
     assert f"--storage '{storage.replace(SECRET, '***')}'" in described.command
     assert SECRET not in described.command + "".join(capsys.readouterr())
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 import pytest
+import toy
 
 from moist.errors import ConfigError
 from moist.results.objectives import DEFAULT, parse_objectives
@@ -19,6 +20,7 @@ TIMED = parse_objectives(["accuracy", "latency_ms"])
 HERE = Machine(device="some processor", threads=1, torch="2", system="x")
 
 
+REF = toy.ref(Path("home"), "some")
 OWN = "moist sweep optuna some.yaml"
 
 
@@ -40,7 +42,7 @@ def kept(facts: dict[str, Any] | None, *trials: object) -> optuna.Study:
 
 def test_the_command_that_continues_a_study_is_the_latest_and_its_birth_the_first():
     first = described().model_copy(update={"created": "long ago", "moist": "0.1"})
-    again = resumed(kept(first.model_dump(mode="json")), described(command="moist again"))
+    again = resumed(REF, kept(first.model_dump(mode="json")), described(command="moist again"))
     assert again == first.model_copy(update={"command": "moist again"})
 
 
@@ -50,9 +52,9 @@ def test_the_command_that_continues_a_study_is_the_latest_and_its_birth_the_firs
 )
 def test_a_study_that_selects_by_a_time_is_not_continued_on_another_machine(name, other):
     study = kept(described(HERE).model_dump(mode="json"))
-    assert resumed(study, described(HERE)).facts.machine == HERE
+    assert resumed(REF, study, described(HERE)).facts.machine == HERE
     with pytest.raises(ConfigError) as refused:
-        resumed(study, described(HERE.model_copy(update={name: other})))
+        resumed(REF, study, described(HERE.model_copy(update={name: other})))
     said = str(refused.value)
     assert str(getattr(HERE, name)) in said and str(other) in said
     assert "`--threads 1`" in said and "`--devices`" in said and "`--study NAME`" in said
@@ -62,18 +64,18 @@ def test_a_study_of_before_machines_were_kept_is_continued_and_keeps_its_machine
     facts = described(HERE).model_dump(mode="json")
     del facts["facts"]["machine"]
     assert Described.model_validate(facts).facts.machine is None
-    assert resumed(kept(facts), described(HERE)).facts.machine == HERE
+    assert resumed(REF, kept(facts), described(HERE)).facts.machine == HERE
 
 
 def test_another_search_is_told_what_differs_and_how_the_study_was_made():
     other = describe(SWEEP, TIMED, 0, "moist other")
     with pytest.raises(ConfigError, match=r"other objectives.*latency_ms") as refused:
-        resumed(kept(described().model_dump(mode="json")), other)
+        resumed(REF, kept(described().model_dump(mode="json")), other)
     assert "`moist sweep optuna some.yaml`" in refused.value.hint
 
 
 def test_a_strangers_study_is_refused_and_an_empty_one_of_a_lost_driver_is_begun():
     mine = described()
-    assert resumed(kept(None), mine) is mine
+    assert resumed(REF, kept(None), mine) is mine
     with pytest.raises(ConfigError, match="`some` was not made by moist"):
-        resumed(kept(None, "a trial"), described())
+        resumed(REF, kept(None, "a trial"), described())

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
+import toy
 
 from moist.errors import ConfigError
 from moist.results.objectives import DEFAULT, Limit, parse_objectives
@@ -19,7 +20,6 @@ from moist.study.ledger import Ledger, in_memory, opened
 from moist.study.policy import SAMPLERS
 from moist.study.samplers import MAKERS, Untried, chosen, point, seed_of, suggest
 from moist.study.search import describe
-from moist.study.storage import url_of
 from moist.sweepfile import Parameter, Sweep, active, config_of, grid, size
 
 DRAWN = [name for name in MAKERS if name != "grid"]
@@ -78,8 +78,7 @@ def go_on(ledger: Ledger, sweep: Sweep, name: str, trials: int, seed: int = 0) -
 @contextmanager
 def kept(home: Path, sweep: Sweep) -> Iterator[Ledger]:
     """A study on disk."""
-    url = url_of(None, home)
-    with opened("some", url, home, describe(sweep, DEFAULT, 0, "moist")) as ledger:
+    with opened(toy.ref(home), describe(sweep, DEFAULT, 0, "moist")) as ledger:
         yield ledger
 
 

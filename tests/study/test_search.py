@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from toy import ref
 
 from moist.config import Config
 from moist.config.overrides import parse
@@ -34,7 +35,6 @@ from moist.study.search import (
     sweep_of,
 )
 from moist.study.settings import Outcome, Settings
-from moist.study.storage import url_of
 from moist.study.workers import Slot
 from moist.sweepfile import Sweep, config_of, read_sweep
 from moist.sweepfile import grid as points_of
@@ -65,12 +65,10 @@ class Study:
 
     def asked(self, trials: int, **settings: Any) -> dict[str, Any]:
         return {
+            "ref": ref(self.home, self.sweep.name),
             "sweep": self.sweep,
             "described": describe(self.sweep, DEFAULT, 0, "moist sweep optuna some.yaml"),
             "settings": Settings(trials, best={}, **settings),
-            "home": self.home,
-            "url": url_of(None, self.home),
-            "study": self.sweep.name,
             "slots": slots("cpu", 2, 1),
         }
 
@@ -219,7 +217,7 @@ def test_a_rehearsal_begins_with_what_was_begun_or_is_in_line(home):
     """Of three trials one was lost with its driver and one is to be tried again."""
     study = grid(home, name="begun")
     described = study.asked(4)["described"]
-    with opened("begun", url_of(None, home), home, described) as ledger:
+    with opened(ref(home, "begun"), described) as ledger:
         for index in range(3):
             sampler = Untried(study.sweep, "grid", index, ledger.tried)
             ledger.ask(sampler, partial(suggest, study.sweep), {})

@@ -15,7 +15,7 @@ from driving import Driving, attempts, command, records, start, trials
 from optuna.artifacts import get_all_artifact_meta
 from optuna.samplers import RandomSampler
 from shell import searched
-from toy import Start, moist, search
+from toy import Start, moist, ref, search
 
 from moist.store import objects
 from moist.store.maintenance import verify
@@ -23,7 +23,7 @@ from moist.study.doctor import examine
 from moist.study.ledger import opened
 from moist.study.samplers import suggest
 from moist.study.search import sweep_of
-from moist.study.storage import load, url_of
+from moist.study.storage import load
 
 SWEEP = searched("random", 3, 6, 3, 6, width=[8, 32])
 KILLS = 20
@@ -57,8 +57,8 @@ def busy(driving: Driving, home: Path, chance: random.Random) -> list[psutil.Pro
 
 
 def unsettled(home: Path, study: str = "toy") -> list[str]:
-    url = url_of(None, home)
-    return [found.problem for found in examine(study, url, home, *load(study, url, home))]
+    named = ref(home, study)
+    return [found.problem for found in examine(named, *load(named))]
 
 
 def stored(home: Path) -> dict[str, str]:
@@ -122,12 +122,12 @@ def test_a_sequential_study_killed_at_every_phase_of_a_trial_is_the_unbroken_one
 def test_points_in_line_outlive_a_driver_that_is_lost_while_it_takes_them(tmp_path):
     points = [{"k": k, "hidden_width": 8, "temperature": 2.0} for k in (2, 3)]
     search(Start(tmp_path, trials=1))
-    url = url_of(None, tmp_path)
-    described, _ = load("toy", url, tmp_path)
-    with opened("toy", url, tmp_path, described) as lost:
+    study = ref(tmp_path)
+    described, _ = load(study)
+    with opened(study, described) as lost:
         lost.line_up(points)
         lost.study.ask().suggest_categorical("k", (2, 3, 4, 5))  # and no further
-    with opened("toy", url, tmp_path, described) as ledger:
+    with opened(study, described) as ledger:
         ledger.requeue_unfinished()
         ledger.line_up(points)
     found = search(Start(tmp_path, trials=3))
@@ -142,18 +142,18 @@ def test_a_requeue_that_is_broken_off_puts_each_trial_in_line_once(
 ):
     """Whoever comes next: another requeue, or a driver."""
     search(Start(tmp_path, trials=1))
-    url = url_of(None, tmp_path)
-    described, _ = load("toy", url, tmp_path)
-    with opened("toy", url, tmp_path, described) as lost:
+    study = ref(tmp_path)
+    described, _ = load(study)
+    with opened(study, described) as lost:
         lost.ask(RandomSampler(), partial(suggest, sweep_of(described, "toy")), {})
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with opened("toy", url, tmp_path, described) as ledger, pytest.raises(KeyboardInterrupt):
+    with opened(study, described) as ledger, pytest.raises(KeyboardInterrupt):
         monkeypatch.setattr(ledger, step, killed)
         ledger.requeue_unfinished()
-    with opened("toy", url, tmp_path, described) as ledger:
+    with opened(study, described) as ledger:
         getattr(ledger, then)()
     again = then == "requeue_unfinished" or step == "fail"
     assert [(t.state, t.retry_of) for t in trials(tmp_path)] == [
@@ -164,10 +164,10 @@ def test_a_requeue_that_is_broken_off_puts_each_trial_in_line_once(
 
 def test_a_trials_files_are_shown_once_though_its_driver_was_killed_before_it_told(tmp_path):
     search(Start(tmp_path, trials=1))
-    url = url_of(None, tmp_path)
-    described, _ = load("toy", url, tmp_path)
+    study = ref(tmp_path)
+    described, _ = load(study)
     (tmp_path / "report.md").write_text("found")
-    with opened("toy", url, tmp_path, described) as ledger:
+    with opened(study, described) as ledger:
         number, _ = ledger.ask(RandomSampler(), partial(suggest, sweep_of(described, "toy")), {})
         for _ in range(2):
             ledger.annotate(number, "note", [tmp_path / "report.md"])

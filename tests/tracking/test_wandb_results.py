@@ -17,7 +17,6 @@ from moist.reporting.progress import Board
 from moist.results.objectives import DEFAULT
 from moist.results.trials import Trial
 from moist.study.storage import load as load_study
-from moist.study.storage import url_of
 from moist.study.tracking import Told, about_of
 from moist.tracking.files import Logged
 from moist.tracking.results import load, trials_of
@@ -36,7 +35,7 @@ def home(tmp_path_factory) -> Path:
     """A study with a trial that failed, and told to W&B: in any order, and its own run too."""
     home = tmp_path_factory.mktemp("home")
     toy.search(toy.Start(home, 6, fates={2: "errs"}, retries=0))
-    described, trials = load_study("toy", url_of(None, home), home)
+    described, trials = load_study(toy.ref(home))
     with offline(home) as tracker, Board("toy", DEFAULT, 6) as board:
         told = Told(board, tracker, "toy", described)
         for trial in reversed(trials):
@@ -95,7 +94,7 @@ def test_a_picture_is_drawn_of_files(ask, home, tmp_path):
 
 
 def test_every_trial_comes_back_as_it_was_told(home):
-    before = load_study("toy", url_of(None, home), home)[1]
+    before = load_study(toy.ref(home))[1]
     after = asked(home)
     assert [trial.state for trial in after].count("failed") == 1 and len(after) == len(before)
     for one, other in zip(before, after, strict=True):
