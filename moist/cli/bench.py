@@ -1,31 +1,52 @@
-"""`moist bench`: what moist claims of its own speed, measured on this machine."""
+"""`moist bench`: measurements of moist's own speed on this machine."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from moist.cli.options import JSON, OVERRIDES, THREADS, computing, opened, print_json
+from moist.cli.options import (
+    JSON,
+    OVERRIDES,
+    THREADS,
+    Compute,
+    Decorator,
+    computing,
+    print_json,
+)
 from moist.config.overrides import parse
+
+FILE = click.argument("file", type=click.Path(path_type=Path))
+
+
+def _trials(default: int, least: int = 1) -> Decorator:
+    return click.option("--trials", default=default, show_default=True, type=click.IntRange(least))
 
 
 @click.group()
 def bench() -> None:
-    """Measure moist itself: ratios of interleaved runs."""
+    """Measure moist's own overheads and savings.
+
+    \b
+    moist bench overhead sweeps/quickstart.yaml
+    """
 
 
 @bench.command()
 @OVERRIDES
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Pairs.")
-@click.option("--epochs", default=2, show_default=True, type=click.IntRange(1), help="Of each.")
+@click.option(
+    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Interleaved pairs."
+)
+@click.option(
+    "--epochs", default=2, show_default=True, type=click.IntRange(1), help="Epochs of each run."
+)
 @JSON
 @computing
 def distill(
-    overrides: tuple[str, ...], rounds: int, epochs: int, as_json: bool, **compute: Any
+    overrides: tuple[str, ...], rounds: int, epochs: int, as_json: bool, compute: Compute
 ) -> None:
-    """What distillation costs beside training the same student on labels alone.
+    """Compare the time of distillation with training the same student on labels alone.
 
     \b
     moist bench distill @sweeps/paper.yaml data.name=folder data.root=IMAGES
@@ -33,7 +54,7 @@ def distill(
     config = parse(overrides)
     from moist.bench.distillation import distillation_cost
 
-    with opened(**compute) as store:
+    with compute.store() as store:
         found = distillation_cost(config, store, rounds=rounds, epochs=epochs)
     if as_json:
         print_json([found])
@@ -41,18 +62,18 @@ def distill(
     click.echo(
         f"{found['ratio']:.2f} times the time of labels alone (median of n={rounds} pairs of"
         f" {epochs} epochs, {found['ratio_min']:.2f} to {found['ratio_max']:.2f});"
-        f" {found['ratio_with_logits']:.2f} with the teacher's logits,"
-        f" {found['teacher_logits_seconds']:.0f} s once for all students"
+        f" {found['ratio_with_logits']:.2f} including the teacher's logits,"
+        f" {found['teacher_logits_seconds']:.0f} s, computed once for all students"
     )
 
 
 @bench.command()
 @OVERRIDES
-@click.option("--trials", default=100, show_default=True, type=click.IntRange(1))
+@_trials(100)
 @JSON
 @computing
-def tracking(overrides: tuple[str, ...], trials: int, as_json: bool, **compute: Any) -> None:
-    """What telling W&B costs, offline: milliseconds a trial, and their share of its training.
+def tracking(overrides: tuple[str, ...], trials: int, as_json: bool, compute: Compute) -> None:
+    """Measure the time of logging a trial to W&B offline, also as a share of its training.
 
     \b
     moist bench tracking
@@ -60,7 +81,7 @@ def tracking(overrides: tuple[str, ...], trials: int, as_json: bool, **compute: 
     config = parse(overrides)
     from moist.bench.tracking import tracking_cost
 
-    with opened(**compute) as store:
+    with compute.store() as store:
         found = tracking_cost(config, store, trials=trials)
     if as_json:
         print_json(found)
@@ -68,15 +89,15 @@ def tracking(overrides: tuple[str, ...], trials: int, as_json: bool, **compute: 
     click.echo(
         f"{found['ms_a_trial']:.1f} ms a trial of {found['rows_a_trial']} rows, offline"
         f" (n={found['trials']}): {found['share_of_training']:.2%} of the"
-        f" {found['training_seconds']:.0f} s that its training takes;"
+        f" {found['training_seconds']:.0f} s of its training;"
         f" {found['seconds_to_start']:.1f} s once a process"
     )
 
 
 @bench.command("sweep")
-@click.argument("file", type=click.Path(path_type=Path))
+@FILE
 @OVERRIDES
-@click.option("--trials", default=24, show_default=True, type=click.IntRange(1))
+@_trials(24)
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1))
 @THREADS
 @JSON
@@ -88,7 +109,7 @@ def bench_sweep(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """What sharing stages saves: the same trials with and without it.
+    """Measure the compute that sharing stages saves: the same trials with and without it.
 
     \b
     moist bench sweep sweeps/quickstart.yaml
@@ -103,28 +124,28 @@ def bench_sweep(
         return
     click.echo(
         f"{found['ratio']:.1f} times less compute for {found['trials']} trials:"
-        f" {found['seconds_shared']:.0f} s and {found['stages_shared']} stages shared,"
-        f" {found['seconds_alone']:.0f} s and {found['stages_alone']} stages each for itself;"
-        f" {'the same frontier' if found['same_frontier'] else 'ANOTHER FRONTIER'}"
+        f" {found['seconds_shared']:.0f} s and {found['stages_shared']} stages with sharing,"
+        f" {found['seconds_alone']:.0f} s and {found['stages_alone']} stages without;"
+        f" {'the same frontier' if found['same_frontier'] else 'A DIFFERENT FRONTIER'}"
         f" of {len(found['frontier'])} members"
     )
 
 
 @bench.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@FILE
 @OVERRIDES
-@click.option("--trials", default=500, show_default=True, type=click.IntRange(2))
+@_trials(500, least=2)
 @JSON
 def overhead(file: Path, overrides: tuple[str, ...], trials: int, as_json: bool) -> None:
-    """What a trial of a TPE study costs beyond its pipeline, which does nothing here.
+    """Measure the overhead of a trial in a TPE study, with a pipeline that does nothing.
 
     \b
     moist bench overhead sweeps/quickstart.yaml
     """
-    from moist.bench.sweep import overhead as measured
+    from moist.bench.sweep import overhead as measure
     from moist.sweepfile import read_sweep
 
-    found = measured(read_sweep(file, overrides), trials=trials)
+    found = measure(read_sweep(file, overrides), trials=trials)
     if as_json:
         print_json(found)
         return

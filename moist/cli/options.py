@@ -1,10 +1,12 @@
-"""What the commands share: options, the store they open, JSON. Imports torch only when called."""
+"""Options and output that commands share. Imports torch only when a store is opened."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,12 @@ from moist.reporting import terminal
 from moist.tracking.mode import FLAGS
 
 if TYPE_CHECKING:
+    from moist.env import Env, Progress
     from moist.store.store import Store
     from moist.study.ref import StudyRef
 
 Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
 
 HOME = click.option(
     "--home",
@@ -28,24 +32,24 @@ HOME = click.option(
     default=Path("~/.moist"),
     show_default="~/.moist",
     callback=lambda _context, _option, home: home.expanduser(),
-    help="Where models, data and run records are kept (also MOIST_HOME).",
+    help="Folder of models, data and run records (also MOIST_HOME).",
 )
 STORAGE = click.option(
     "--storage",
     metavar="URL",
     envvar="MOIST_STORAGE",
-    help="Database of the study, as postgresql://...; default: HOME/studies.db (SQLite).",
+    help="Database of studies, e.g. postgresql://...; default: HOME/studies.db (SQLite).",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON, unrounded.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, unrounded.")
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | @FILE]...")
-QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
-THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads to compute with.")
+QUIET = click.option("--quiet", "-q", is_flag=True, help="Print no progress, only warnings.")
+THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 EACH_THREADS = click.option(
     "--threads",
     type=click.IntRange(1),
-    help="CPU threads of each worker; default: OMP_NUM_THREADS, or the cores, shared out.",
+    help="CPU threads of each worker; default: OMP_NUM_THREADS, or an equal share of the cores.",
 )
-DEVICE = click.option("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one.")
+DEVICE = click.option("--device", help="cpu, cuda, cuda:1, ...; default: cuda if available.")
 
 
 WANDB = click.option(
@@ -53,28 +57,51 @@ WANDB = click.option(
     type=click.Choice(FLAGS),
     default="auto",
     show_default=True,
-    help="Tell W&B: its server, or files under HOME/wandb; auto: WANDB_MODE, or what can be.",
+    help="Log to W&B: to its server, or to files in HOME/wandb; auto: as WANDB_MODE says, else"
+    " online if the server can be reached.",
 )
 
 
+@dataclass(frozen=True)
+class Compute:
+    """Options of a command that computes: where its stages run, and whether it shows progress."""
+
+    home: Path
+    device: str | None = None
+    threads: int | None = None
+    quiet: bool = False
+
+    @contextmanager
+    def progress(self) -> Iterator[terminal.Watcher]:
+        """Show progress on stderr while the context is open."""
+        with closing(terminal.Watcher(self.quiet)) as progress:
+            yield progress
+
+    def env(self, progress: Progress) -> Env:
+        """Return the environment of stages. Raises ConfigError for a missing device."""
+        from moist.env import make_env
+
+        return make_env(progress, self.device, self.threads)
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        """Open a store whose stages report to the terminal."""
+        from moist.store.store import Store
+
+        with self.progress() as progress:
+            yield Store(self.home, self.env(progress))
+
+
 def computing(command: Command) -> Command:
-    """The options of a command that computes."""
-    return HOME(DEVICE(THREADS(QUIET(command))))
+    """Add the options of `Compute` to a command, which gets them as its argument `compute`."""
 
+    @wraps(command)
+    def wrapped(
+        *, home: Path, device: str | None, threads: int | None, quiet: bool, **others: Any
+    ) -> None:
+        command(compute=Compute(home, device, threads, quiet), **others)
 
-@contextmanager
-def opened(
-    home: Path, quiet: bool = False, threads: int | None = None, device: str | None = None
-) -> Iterator[Store]:
-    """A store whose stages compute as the options say, and tell the terminal."""
-    from moist.env import make_env
-    from moist.store.store import Store
-
-    watcher = terminal.Watcher(quiet)
-    try:
-        yield Store(home, make_env(watcher, device, threads))
-    finally:
-        watcher.close()
+    return HOME(DEVICE(THREADS(QUIET(wrapped))))
 
 
 def study_ref(name: str, storage: str | None, home: Path) -> StudyRef:
@@ -90,10 +117,9 @@ def study_ref(name: str, storage: str | None, home: Path) -> StudyRef:
 def check_together(
     apart: Sequence[Sequence[str]] = (), needed: Mapping[str, Sequence[str]] | None = None
 ) -> None:
-    """Refuse options of the command line that would silently be ignored.
+    """Raise ConfigError for command-line options that would silently be ignored.
 
-    Of each group in `apart` only one may be given; each option in `needed` needs one of others.
-    Raises ConfigError.
+    Of each group in `apart` at most one may be given; each option in `needed` needs one of others.
     """
     given = _given()
     for group in apart:
@@ -107,7 +133,7 @@ def check_together(
 
 
 def _given() -> set[str]:
-    """The options on the command line, each by its first name."""
+    """Return the options given on the command line, each by its first name."""
     context = click.get_current_context()
     return {
         param.opts[0]

@@ -1,26 +1,16 @@
-"""`moist run`: one model, trained and measured; and what it would compute."""
+"""`moist run`, `plan` and `config`: train one model, and say before what that would compute."""
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import click
 
-from moist.cli.options import (
-    DEVICE,
-    HOME,
-    JSON,
-    OVERRIDES,
-    THREADS,
-    WANDB,
-    computing,
-    print_json,
-)
+from moist import config as configs
+from moist.cli.options import JSON, OVERRIDES, WANDB, Compute, computing, print_json
+from moist.config import schema
 from moist.config.overrides import parse
-from moist.reporting import terminal
-from moist.reporting.run_tables import print_report
+from moist.reporting import run_tables, terminal
 
 
 @click.command()
@@ -28,16 +18,10 @@ from moist.reporting.run_tables import print_report
 @JSON
 @WANDB
 @computing
-def run(
-    overrides: tuple[str, ...],
-    as_json: bool,
-    wandb: str,
-    home: Path,
-    threads: int | None,
-    device: str | None,
-    quiet: bool,
-) -> None:
-    """Train and measure one MoIST model; stages already stored are reused.
+def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute) -> None:
+    """Train and measure one model.
+
+    Stages already stored are reused.
 
     \b
     moist run
@@ -45,7 +29,6 @@ def run(
     moist run @sweeps/paper.yaml data.name=folder data.root=IMAGES --json
     """
     config = parse(overrides)
-    from moist.env import make_env
     from moist.pipeline import run as run_pipeline
     from moist.results.objectives import quantities, reported
     from moist.store import runs
@@ -55,16 +38,16 @@ def run(
     from moist.tracking.progress import Tracked
     from moist.tracking.tracker import tracker
 
-    command = runs.reproducing(config)
-    with closing(terminal.Watcher(quiet)) as watcher:
-        env = make_env(watcher, device, threads)
+    home, command = compute.home, runs.reproducing(config)
+    with compute.progress() as progress:
+        env = compute.env(progress)
         if crowded := env.crowding():
-            watcher.said(crowded)
+            progress.said(crowded)
         with (
-            tracker(wandb, home, watcher.said, watcher.warned) as tracked,
+            tracker(wandb, home, progress.said, progress.warned) as tracked,
             tracked.open(run_of(config, home, command), config) as journal,
         ):
-            store = Store(home, replace(env, progress=Tracked(watcher, journal)))
+            store = Store(home, replace(env, progress=Tracked(progress, journal)))
             report = run_pipeline(config, store)
             record = runs.save(
                 home, command=command, config=config, report=report, artifacts=store.keys()
@@ -74,50 +57,61 @@ def run(
             if as_json:
                 print_json(report.model_dump(mode="json"))
             else:
-                print_report(report, record.config, record.command)
+                run_tables.print_report(report, record.config, record.command)
 
 
 @click.command()
 @OVERRIDES
 @JSON
-@HOME
-@THREADS
-@DEVICE
-def plan(
-    overrides: tuple[str, ...],
-    as_json: bool,
-    home: Path,
-    threads: int | None,
-    device: str | None,
-) -> None:
-    """Say what `moist run` would compute and what it would reuse; computes nothing.
+@computing
+def plan(overrides: tuple[str, ...], as_json: bool, compute: Compute) -> None:
+    """List the stages that `moist run` would compute or reuse.
+
+    Nothing is computed.
 
     \b
     moist plan temperature=2
     """
     config = parse(overrides)
-    from moist.env import make_env
     from moist.pipeline import stages
     from moist.store.plan import Plan
 
-    store = Plan(home, make_env(terminal.Watcher(), device, threads))
-    stages(config, store)
+    with compute.progress() as progress:
+        store = Plan(compute.home, compute.env(progress))
+        stages(config, store)
     if as_json:
         print_json([call.record() for call in store.calls])
-        return
-    rows = [
-        [
-            call.stage,
-            call.key[: terminal.SHORT],
-            "reuse" if call.reused else "compute",
-            "-" if call.seconds is None else terminal.duration(call.seconds),
+    else:
+        run_tables.print_plan(store.calls)
+
+
+@click.command()
+@OVERRIDES
+@click.option("--keys", is_flag=True, help="List every key with its default, values and meaning.")
+@JSON
+def config(overrides: tuple[str, ...], keys: bool, as_json: bool) -> None:
+    """Print the resolved config, or describe its keys.
+
+    The config is printed in the form that @FILE reads.
+
+    \b
+    moist config k=4 > four.yaml && moist run @four.yaml
+    moist config --keys
+    """
+    if keys:
+        described = [{"key": name, **spec} for name, spec in schema.keys().items()]
+        if as_json:
+            print_json(described)
+            return
+        rows = [
+            [row["key"], str(row["default"]), schema.bounds(row), row.get("description", "")]
+            for row in described
         ]
-        for call in store.calls
-    ]
-    terminal.print_table("", ["stage", "key", "plan", "took before"], rows)
-    todo = [call for call in store.calls if not call.reused]
-    known = [call.seconds for call in todo if call.seconds is not None]
-    said = [f"{len(todo)} of {len(store.calls)} stages to compute"]
-    said += [f"about {terminal.duration(sum(known))}"] if known else []
-    said += [f"{len(todo) - len(known)} never timed here"] if len(known) < len(todo) else []
-    click.echo(", ".join(said))
+        terminal.print_table("", ["key", "default", "values", "meaning"], rows)
+        return
+    flat = configs.flat(parse(overrides))
+    if as_json:
+        print_json([flat])
+        return
+    for name, value in flat.items():
+        click.echo(f"{name}: {'null' if value is None else value}")

@@ -1,4 +1,4 @@
-"""`moist data` and `moist cache`: what is kept on disk."""
+"""`moist data` and `moist cache`: data sets and stage outputs on disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from moist.cli.options import HOME, JSON, OVERRIDES, QUIET, opened, print_json
+from moist.cli.options import HOME, JSON, OVERRIDES, QUIET, Compute, print_json
 from moist.config.overrides import parse
 from moist.errors import ConfigError
 from moist.reporting import terminal
@@ -14,7 +14,11 @@ from moist.reporting import terminal
 
 @click.group()
 def data() -> None:
-    """Data sets."""
+    """Prepare data sets.
+
+    \b
+    moist data prepare cifar10
+    """
 
 
 @data.command("prepare")
@@ -26,7 +30,7 @@ def data() -> None:
 def prepare_data(
     name: str, overrides: tuple[str, ...], as_json: bool, quiet: bool, home: Path
 ) -> None:
-    """Download, check and decode a data set once; runs then map it into memory.
+    """Download, check and decode a data set once; runs then memory-map it.
 
     \b
     moist data prepare cifar10
@@ -36,7 +40,7 @@ def prepare_data(
     from moist.data.sources import locate
     from moist.stages.prepare import prepare
 
-    with opened(home, quiet) as store:
+    with Compute(home, quiet=quiet).store() as store:
         source = locate(config.data, home)
         found = store.call(prepare, source=source, val_fraction=config.data.val_fraction)
         splits = {split: len(getattr(found.value, split)) for split in ("train", "val", "test")}
@@ -51,21 +55,26 @@ def prepare_data(
 
 @click.group()
 def cache() -> None:
-    """Stage outputs kept for reuse: list, verify, make room."""
+    """List, verify and delete stored stage outputs.
+
+    \b
+    moist cache ls
+    moist cache gc --max-bytes 5GB
+    """
 
 
 @cache.command("ls")
 @JSON
 @HOME
 def list_entries(as_json: bool, home: Path) -> None:
-    """List what is stored, most recently used first.
+    """List stored stage outputs, most recently used first.
 
     \b
     moist cache ls --json
     """
-    from moist.store import maintenance as kept
+    from moist.store import maintenance
 
-    found = sorted(kept.entries(home), key=lambda entry: entry.last_used, reverse=True)
+    found = sorted(maintenance.entries(home), key=lambda entry: entry.last_used, reverse=True)
     if as_json:
         print_json([entry.model_dump(mode="json") for entry in found])
         return
@@ -79,7 +88,7 @@ def list_entries(as_json: bool, home: Path) -> None:
         ]
         for entry in found
     ]
-    heads = ["key", "stage", "size", "seconds to compute", "last used (UTC)"]
+    heads = ["key", "stage", "size", "time to compute", "last used (UTC)"]
     terminal.print_table("", heads, rows)
     click.echo(f"{len(found)} entries, {terminal.size(sum(entry.bytes for entry in found))}")
 
@@ -88,42 +97,42 @@ def list_entries(as_json: bool, home: Path) -> None:
 @JSON
 @HOME
 def verify(as_json: bool, home: Path) -> None:
-    """Check every stored byte; damaged entries are set aside and computed again when needed.
+    """Verify every stored byte; damaged entries are moved aside and recomputed when needed.
 
     \b
     moist cache verify
     """
-    from moist.store import maintenance as kept
+    from moist.store import maintenance
 
-    problems = kept.verify(home)
+    problems = maintenance.verify(home)
     if as_json:
         print_json([{"key": key, "problem": problem} for key, problem in problems])
     else:
         for key, problem in problems:
             click.echo(f"{key[: terminal.SHORT]}: {problem}")
-        click.echo(f"{len(kept.entries(home))} sound, {len(problems)} damaged")
+        click.echo(f"{len(maintenance.entries(home))} intact, {len(problems)} damaged")
     if problems:
         raise click.exceptions.Exit(1)
 
 
 @cache.command()
-@click.option("--max-bytes", default="10GB", show_default=True, help="Keep at most this much.")
+@click.option("--max-bytes", default="10GB", show_default=True, help="Size to keep at most.")
 @HOME
 def gc(max_bytes: str, home: Path) -> None:
-    """Delete the least recently used entries beyond --max-bytes, and leftovers of killed runs.
+    """Delete the least recently used outputs beyond --max-bytes, and leftovers of killed runs.
 
     \b
     moist cache gc --max-bytes 500MB
     """
-    from moist.store import maintenance as kept
+    from moist.store import maintenance
 
-    freed = kept.gc(home, terminal.parse_size(max_bytes))
+    freed = maintenance.gc(home, terminal.parse_size(max_bytes))
     click.echo(f"freed {terminal.size(freed)}")
 
 
 @cache.command()
 @click.option("--stage", help="Only outputs of this stage.")
-@click.confirmation_option(prompt="Delete stored stage outputs? They can be computed again.")
+@click.confirmation_option(prompt="Delete stored stage outputs? They can be recomputed.")
 @HOME
 def clear(stage: str | None, home: Path) -> None:
     """Delete all stored stage outputs, or those of one stage. Run records stay.
@@ -131,12 +140,12 @@ def clear(stage: str | None, home: Path) -> None:
     \b
     moist cache clear --stage teacher_logits --yes
     """
-    from moist.store import maintenance as kept
+    from moist.store import maintenance
 
-    stages = sorted({entry.stage for entry in kept.entries(home)})
+    stages = sorted({entry.stage for entry in maintenance.entries(home)})
     if stage is not None and stage not in stages:
         raise ConfigError(
-            f"nothing of a stage `{stage}` is stored",
-            f"there is: {', '.join(stages) or 'nothing'}",
+            f"no output of a stage `{stage}` is stored",
+            f"stored are outputs of: {', '.join(stages) or 'none'}",
         )
-    click.echo(f"freed {terminal.size(kept.clear(home, stage))}")
+    click.echo(f"freed {terminal.size(maintenance.clear(home, stage))}")

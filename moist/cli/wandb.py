@@ -1,10 +1,11 @@
-"""What W&B was told: sent to its server later, looked at here, asked for its frontier."""
+"""`moist sync`, `browse` and `wandb`: runs logged to W&B are uploaded, viewed and summarized."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
-@click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
-@click.option("--project", help="To this project; default: the one they were logged for.")
-@click.option("--entity", help="Whose project; default: your own.")
+@click.option("--dry-run", is_flag=True, help="List what would be uploaded; upload nothing.")
+@click.option("--project", help="Project to upload to; default: the one the runs were logged for.")
+@click.option("--entity", help="Owner of the project; default: your default entity.")
 @JSON
 @QUIET
 @HOME
@@ -40,10 +41,11 @@ def sync(
     quiet: bool,
     home: Path,
 ) -> None:
-    """Send the runs in HOME/wandb that W&B's server has not got: each once.
+    """Upload runs that W&B's server lacks.
 
+    They are read from HOME/wandb; each is uploaded once.
     RUN is an id, a unique prefix of one, or `last`; default: all. Runs that are still being
-    written are left for later.
+    written are skipped.
 
     \b
     moist sync --dry-run
@@ -51,64 +53,65 @@ def sync(
     """
     from moist.tracking.sync import Outbox, Place, told
 
-    watcher = terminal.Watcher(quiet)
-    outbox = Outbox(home, watcher.warned)
-    running, due = (_asked(found, runs, home) for found in (outbox.running(), outbox.due()))
-    said = [told(run, "running", "left for later") for run in running]
-    for one in said:
-        watcher.said(_line(one))
+    progress = terminal.Watcher(quiet)
+    outbox = Outbox(home, progress.warned)
+    running, due = (_selected(found, runs, home) for found in (outbox.running(), outbox.due()))
+    results: list[Told] = []
 
-    def tell(one: Told) -> None:
-        said.append(one)
-        watcher.said(_line(one))
+    def report(result: Told) -> None:
+        results.append(result)
+        progress.said(_line(result))
 
+    for run in running:
+        report(told(run, "running", "skipped for now"))
     if dry_run:
         for run in due:
-            tell(told(run, "due"))
+            report(told(run, "due"))
     elif due:
-        where = Place(_host(len(due)), project, entity)
-        outbox.send(due, where, tell)
-    _summed_up(said, as_json)
+        outbox.send(due, Place(_host(len(due)), project, entity), report)
+    _print_results(results, as_json)
 
 
-def _asked(found: Sequence[Logged], runs: Sequence[str], home: Path) -> list[Logged]:
-    """Those of the runs that were asked for. Raises ConfigError for a name that is none's."""
+def _selected(found: Sequence[Logged], runs: Sequence[str], home: Path) -> list[Logged]:
+    """Return the runs whose ids start with one of `runs`. Raises ConfigError for an unknown id."""
     ids = {_find(home, run) for run in runs}
     return [run for run in found if not runs or run.id in ids]
 
 
 def _host(count: int) -> str:
-    """The server, if it can be had. Raises ConfigError."""
+    """Return the server's name. Raises ConfigError if it can't be reached."""
     from moist.tracking.mode import hindrance, host
 
     if why := hindrance():
         raise ConfigError(
-            f"can't send {count} run{'s'[: count > 1]} to W&B's server: {why}",
-            "they stay here; `moist sync` sends them once it can be had",
+            f"can't upload {count} run{'s'[: count > 1]} to W&B's server: {why}",
+            "they are kept here; run `moist sync` once the server can be reached",
         )
     return host()
 
 
-def _line(one: Told) -> str:
-    reason = f": {one.reason}" if one.reason else ""
-    return f"{one.state:<8} {one.id}  {one.name}{reason}"
+def _line(result: Told) -> str:
+    reason = f": {result.reason}" if result.reason else ""
+    return f"{result.state:<8} {result.id}  {result.name}{reason}"
 
 
-def _summed_up(said: Sequence[Told], as_json: bool) -> None:
-    """Data, or a line. Raises StoreError if a run could not be sent."""
-    failed = [one for one in said if one.state == "failed"]
+def _print_results(results: Sequence[Told], as_json: bool) -> None:
+    """Print how each upload ended, or their counts. Raises StoreError if one failed."""
+    failed = [result for result in results if result.state == "failed"]
     if as_json:
-        print_json([one.model_dump(mode="json") for one in said])
+        print_json([result.model_dump(mode="json") for result in results])
     else:
-        counts = {state: sum(one.state == state for one in said) for state in ("due", "sent")}
-        counts |= {"still running": len(said) - sum(counts.values()) - len(failed)}
-        listed = [f"{n} {state}" for state, n in counts.items() if n]
-        click.echo(", ".join(listed) or "nothing to send")
+        counts: Counter[str] = Counter(
+            result.state for result in results if result.state != "failed"
+        )
+        words = {"due": "to upload", "sent": "uploaded", "running": "still running"}
+        listed = [f"{counts[state]} {text}" for state, text in words.items() if counts[state]]
+        click.echo(", ".join(listed) or "nothing to upload")
     if failed:
         raise StoreError(
-            f"{len(failed)} of {len(said)} runs could not be sent, first"
+            f"{len(failed)} of {len(results)} runs could not be uploaded, first"
             f" `{failed[0].id}`: {failed[0].reason}",
-            "what was sent stays sent; `moist sync` tries the rest again",
+            "the others are uploaded; run `moist sync` again for the rest",
         )
 
 
@@ -116,9 +119,10 @@ def _summed_up(said: Sequence[Told], as_json: bool) -> None:
 @click.argument("run", required=False)
 @HOME
 def browse(run: str | None, home: Path) -> None:
-    """Look at the runs in HOME/wandb in this terminal: charts, configs, summaries.
+    """View logged runs in this terminal.
 
-    RUN is an id, a unique prefix of one, or `last`. Needs no server: it is `wandb leet`.
+    Shows charts, configs and summaries of the runs in HOME/wandb.
+    RUN is an id, a unique prefix of one, or `last`. This is `wandb leet`; it needs no server.
 
     \b
     moist browse
@@ -126,10 +130,10 @@ def browse(run: str | None, home: Path) -> None:
     """
     folder = _folder(home, _find(home, run)) if run else home / "wandb"
     if not _logs(home):
-        raise _none(home)
+        raise _no_runs(home)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError(
-            "`moist browse` draws on a terminal, and there is none",
+            "`moist browse` needs a terminal, and stdin or stdout is not one",
             f"`wandb leet inspect --json {folder}` prints a run's records",
         )
     sys.stdout.flush()
@@ -137,12 +141,12 @@ def browse(run: str | None, home: Path) -> None:
 
 
 def _find(home: Path, prefix: str) -> str:
-    """The id that starts so, of the runs in files here. Raises ConfigError, listing them."""
+    """Return the id of the logged run that starts with `prefix`. Raises ConfigError."""
     from moist.store.runs import pick
 
     found = _logs(home)
     if not found:
-        raise _none(home)
+        raise _no_runs(home)
     if prefix in {"last", "latest"}:
         return _id(found[-1])
     ids = dict.fromkeys(map(_id, found))
@@ -150,12 +154,12 @@ def _find(home: Path, prefix: str) -> str:
 
 
 def _folder(home: Path, run: str) -> Path:
-    """Where a run's last log is."""
+    """Return the folder of a run's last log."""
     return [path for path in _logs(home) if _id(path) == run][-1].parent
 
 
 def _logs(home: Path) -> list[Path]:
-    """Logs in order of start, which the folders' names say."""
+    """List logs in order of start, which the folders' names give."""
     from moist.tracking.files import logs
 
     found = logs(home / "wandb")
@@ -166,11 +170,53 @@ def _id(path: Path) -> str:
     return path.stem.removeprefix("run-")
 
 
-def _none(home: Path) -> ConfigError:
+def _no_runs(home: Path) -> ConfigError:
     return ConfigError(
-        f"there are no runs of W&B in `{home / 'wandb'}`",
-        "`moist run` and `moist sweep` leave them there, unless `--wandb off`",
+        f"there are no W&B runs in `{home / 'wandb'}`",
+        "`moist run` and `moist sweep` log them there, unless with `--wandb off`",
     )
+
+
+@click.group()
+def wandb() -> None:
+    """Create views in W&B's dashboard.
+
+    \b
+    moist wandb workspace me/moist
+    """
+
+
+@wandb.command()
+@click.argument("place", metavar="ENTITY/PROJECT")
+@click.option("--group", metavar="STUDY", help="Show one study or sweep; default: all runs.")
+@JSON
+def workspace(place: str, group: str | None, as_json: bool) -> None:
+    """Save a workspace in W&B's dashboard.
+
+    It has accuracy over cost, parallel coordinates, importances and learning curves.
+
+    The runs on the Pareto frontier of accuracy and mflops get the tag `pareto`; it is removed
+    from all others.
+
+    \b
+    moist wandb workspace me/moist --group quickstart
+    """
+    entity, _, project = place.partition("/")
+    if not entity or not project or "/" in project:
+        raise ConfigError(f"`{place}` is not a W&B project", "write ENTITY/PROJECT")
+    from moist.tracking.results import load
+    from moist.tracking.workspace import save, tag
+    from moist.tracking.workspace import workspace as build
+
+    name, trials = load(place, group, DEFAULT, terminal.Watcher().warned)
+    front = queries.members(trials, DEFAULT)
+    panels = build(entity, project, group)
+    changed = tag(place, group, {trial.key for trial in front if trial.key})
+    url = save(panels)
+    if as_json:
+        print_json({"url": url, "study": name, "frontier": [t.number for t in front]})
+    else:
+        click.echo(f"{url}\n{len(front)} runs are tagged `pareto` ({changed} changed)")
 
 
 class Asked(NamedTuple):

@@ -2,11 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from moist.reporting.terminal import SHORT, duration, print_table
 from moist.results.report import Doubt, Measures, Report
+
+if TYPE_CHECKING:
+    from moist.store.runs import Run
+    from moist.store.store import Call
+
+
+def print_runs(runs: Sequence[Run]) -> None:
+    """Print recorded runs, one a row."""
+    rows = [
+        [
+            run.key[:SHORT],
+            run.created[:16].replace("T", " "),
+            run.config["data.name"],
+            f"{run.report.accuracy:.2%}" + (" (oracle)" if run.report.upper_bound else ""),
+            "-" if run.report.val_accuracy is None else f"{run.report.val_accuracy:.2%}",
+            f"{run.report.mflops:.2f}",
+            " ".join(shlex.split(run.command)[2:]) or "(defaults)",
+        ]
+        for run in runs
+    ]
+    heads = ["run", "created (UTC)", "data", "accuracy", "val accuracy", "MFLOPs", "overrides"]
+    print_table("", heads, rows)
+
+
+def print_plan(calls: Sequence[Call]) -> None:
+    """Print the stages that a run would call, and about how long those to compute take."""
+    rows = [
+        [
+            call.stage,
+            call.key[:SHORT],
+            "reuse" if call.reused else "compute",
+            "-" if call.seconds is None else duration(call.seconds),
+        ]
+        for call in calls
+    ]
+    print_table("", ["stage", "key", "plan", "earlier time"], rows)
+    missing = [call for call in calls if not call.reused]
+    estimate = f", {estimated_time(missing)}" if missing else ""
+    print(f"{len(missing)} of {len(calls)} stages to compute{estimate}")
+
+
+def estimated_time(calls: Sequence[Call], workers: int = 1) -> str:
+    """Say how long calls take by the recorded times of their stages, with so many workers."""
+    known = [call.seconds for call in calls if call.seconds is not None]
+    parts = [f"about {duration(sum(known) / workers)}"] if known else []
+    parts += [f"{len(calls) - len(known)} never timed here"] if len(known) < len(calls) else []
+    return ", ".join(parts)
+
+
+def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
+    """Print the classes of images, one a row."""
+    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "image": ("image", str),
+        "class": ("class", str),
+        "probability": ("probability", "{:.1%}".format),
+        "expert": ("expert", str),
+        "router_confidence": ("router confidence", "{:.1%}".format),
+        "second_opinion": ("deferred", lambda deferred: "yes" if deferred else "no"),
+    }
+    shown = {name: column for name, column in columns.items() if name in predictions[0]}
+    rows = [[form(row[name]) for name, (_, form) in shown.items()] for row in predictions]
+    print_table("", [head for head, _ in shown.values()], rows)
 
 
 def print_report(report: Report, config: Mapping[str, Any], command: str) -> None:

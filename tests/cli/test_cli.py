@@ -294,7 +294,7 @@ def test_every_threshold_of_a_second_opinion_is_told(home, capsys):
     assert "\ndeferred " in shown and "deferring to teacher" in shown
     key = Said(capsys, "run", *TINY, "--home", home, "--json").json["key"]
     refused = Said(capsys, "curve", key, "--home", home)
-    assert refused.code == 2 and "asks for no second opinion" in refused.err
+    assert refused.code == 2 and "defers no images" in refused.err
 
 
 @pytest.fixture
@@ -346,7 +346,7 @@ def test_the_cache_is_listed_verified_and_emptied(home, tmp_path, capsys):
     path.write_text(path.read_text() + " ")
     found = Said(capsys, "cache", "verify", "--home", copy)
     assert found.code == 1 and f"{rows[0]['key'][:8]}: artifact.json: " in found.out
-    assert f"{len(rows) - 1} sound, 1 damaged" in found.out
+    assert f"{len(rows) - 1} intact, 1 damaged" in found.out
     assert Said(capsys, "cache", "verify", "--home", copy).code == 0
     assert (
         "freed "

@@ -311,10 +311,10 @@ def test_a_run_that_is_being_written_is_left_for_later(wandb_server, tmp_path):
         found = moist(tmp_path, client, "--json")
         told = {one["id"]: one["state"] for one in json.loads(found.stdout)}
         assert told == {"busy": "running", "done": "sent"} and found.returncode == 0
-        assert "running  busy  name of busy: left for later" in found.stderr
+        assert "running  busy  name of busy: skipped for now" in found.stderr
         kill()
     found = moist(tmp_path, client, "bu")
-    assert (found.stdout, found.returncode) == ("1 sent\n", 0), found.stderr
+    assert (found.stdout, found.returncode) == ("1 uploaded\n", 0), found.stderr
     assert {run.name for run in wandb_server.runs.values()} == {"busy", "done"}
     assert client.environment["WANDB_API_KEY"] not in found.stdout + found.stderr
 
@@ -360,7 +360,7 @@ def test_browsing_needs_runs_and_a_terminal(tmp_path):
         return subprocess.run(command, capture_output=True, text=True)
 
     found = browse()
-    assert found.returncode == 2 and "there are no runs of W&B" in found.stderr
+    assert found.returncode == 2 and "there are no W&B runs" in found.stderr
     log(tmp_path, "one", epochs=range(0))
     (path,) = read(tmp_path, fail)[0].paths
     assert f"`wandb leet inspect --json {path.parent}`" in browse("last").stderr

@@ -1,0 +1,106 @@
+"""`moist runs`, `show`, `curve` and `predict`: runs that are on record, and their models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moist.cli.options import HOME, JSON, Compute, print_json
+from moist.errors import ConfigError
+from moist.reporting import run_tables
+from moist.reporting.terminal import SHORT
+
+
+@click.command()
+@JSON
+@HOME
+def runs(as_json: bool, home: Path) -> None:
+    """List all runs, newest first.
+
+    \b
+    moist runs --json
+    """
+    from moist.store.runs import all_runs
+
+    found = all_runs(home)
+    if as_json:
+        print_json([run.record() for run in found])
+    else:
+        run_tables.print_runs(found)
+
+
+@click.command()
+@click.argument("run")
+@JSON
+@HOME
+def show(run: str, as_json: bool, home: Path) -> None:
+    """Print a run's report. RUN is a key, a unique prefix of one, or `last`.
+
+    \b
+    moist show last
+    """
+    from moist.store.runs import find
+
+    found = find(home, run)
+    if as_json:
+        print_json([found.record()])
+    else:
+        run_tables.print_report(found.report, found.config, found.command)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values, unrounded.")
+@JSON
+@HOME
+def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
+    """Print a run's accuracy and cost by deferral threshold.
+
+    Nothing is trained: the run's record has the curve. Choose by the validation columns, then set
+    `cascade.defer` (or `mixture.second`) to that deferral rate.
+
+    \b
+    moist curve last
+    moist curve last --csv > curve.csv
+    """
+    from moist.store.runs import find
+
+    found = find(home, run)
+    if found.report.doubt is None:
+        raise ConfigError(
+            f"run `{found.key[:SHORT]}` defers no images",
+            "train one with `cascade.fallback=teacher` or `mixture.top=2`",
+        )
+    points = [point.model_dump() for point in found.report.doubt.curve]
+    if as_json:
+        print_json(points)
+    elif as_csv:
+        lines = [points[0], *(point.values() for point in points)]
+        click.echo("\n".join(",".join(map(str, line)) for line in lines))
+    else:
+        run_tables.print_curve(found.report.doubt)
+
+
+@click.command()
+@click.argument("run")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@JSON
+@HOME
+def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> None:
+    """Classify images with a run's model.
+
+    Prints class, probability, the expert that was used, and whether the image was deferred.
+
+    \b
+    moist predict last photo.jpg
+    """
+    from moist.serving.predict import predict_images
+    from moist.store.runs import find
+
+    with Compute(home, quiet=True).store() as store:
+        predictions = predict_images(store, find(home, run), images)
+    if as_json:
+        print_json(predictions)
+    else:
+        run_tables.print_predictions(predictions)
