@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -55,7 +55,7 @@ class Answers:
         return torch.where(self.below(threshold)[:, None], self.second_NC, self.logits_NC)
 
 
-def classify(env: Env, net: nn.Module, split: Split, data: Dataset, precision: str) -> Answers:
+def classify(env: Env, net: nn.Module, split: Split, data: Dataset, *, precision: str) -> Answers:
     """What `net` says of a split's images. An oracle is told the labels; nothing else is."""
     parts: list[Answers] = []
     with inference(net, env.device, precision):
@@ -88,20 +88,6 @@ def answers(
 def accuracy(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> float:
     """Share of images whose class has the largest logit."""
     return float((logits_NC.argmax(1) == labels_N).double().mean())
-
-
-def validation(
-    env: Env, net: nn.Module, data: Dataset, precision: str
-) -> Callable[[], dict[str, float]] | None:
-    """What to call after each epoch: `val_accuracy`; None when there is no validation split."""
-    if not len(data.val):
-        return None
-
-    def validate() -> dict[str, float]:
-        said = classify(env, net, data.val, data, precision)
-        return {"val_accuracy": accuracy(said.logits_NC, data.val.labels_N)}
-
-    return validate
 
 
 def calibration_error(probs_NC: torch.Tensor, labels_N: torch.Tensor, bins: int = 15) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,17 +11,14 @@ from moist.config import AugmentConfig, DistillConfig, StudentConfig
 from moist.data.augment import Batch
 from moist.data.random import seeded
 from moist.env import Env
-from moist.measure.accuracy import validation
 from moist.nets.build import fresh, module, student_spec
 from moist.nets.cascade import Average
 from moist.nets.cnn import LAST
 from moist.stages import stage
 from moist.store.artifacts import Dataset, Ensemble, Levels, Logits, Row, Spec, Student
 from moist.training.distillation import distillation
-from moist.training.loop import Loss, fit, passes
+from moist.training.job import Answer, Job
 from moist.training.moe_kd import Latent
-
-Answer = Callable[[torch.Tensor], torch.Tensor]
 
 
 @stage(version=2)
@@ -49,10 +45,15 @@ def distill_student(
     with seeded(seed, "student"):
         start = fresh(Student, spec)
     net = module(start, env.device)
-    rest = (data, logits, distill, temperature, augment, precision, seed)
+    job = Job(env, data, augment=augment, precision=precision, seed=seed)
     if levels is not None:
-        return _latent(env, net, spec, levels, *rest)
-    history = _taught(env, net, lambda x_BCHW: net(x_BCHW).float()[None], *rest)
+        return _latent(
+            job, net, spec, levels, logits=logits, distill=distill, temperature=temperature
+        )
+    history = _distilled(
+        job, net, lambda x_BCHW: net(x_BCHW).float()[None],
+        logits=logits, distill=distill, temperature=temperature,
+    )  # fmt: skip
     return Student(spec, net.state_dict(), history)
 
 
@@ -103,95 +104,69 @@ def distill_ensemble(
         start = Ensemble(tuple(fresh(Student, spec) for _ in range(k)), views, ())
     net = module(start, env.device)
     assert isinstance(net, Average)
-    history = _taught(
-        env, net, net.opinions, data, logits, distill, temperature, augment, precision, seed
+    job = Job(env, data, augment=augment, precision=precision, seed=seed)
+    history = _distilled(
+        job, net, net.opinions, logits=logits, distill=distill, temperature=temperature
     )
     students = tuple(Student(spec, member.state_dict(), ()) for member in net.students)
     return Ensemble(students, views, history)
 
 
-def _taught(
-    env: Env,
+def _distilled(
+    job: Job,
     net: nn.Module,
-    opinions: Answer,
-    data: Dataset,
+    answers: Answer,
+    *,
     logits: Logits,
     distill: DistillConfig,
     temperature: float,
-    augment: AugmentConfig,
-    precision: str,
-    seed: int,
 ) -> tuple[Row, ...]:
-    """Train the students whose logits (K, B, C) `opinions` gives, each on the same batch."""
-    taught_VNC = logits.train_VNC.to(env.device)
+    """Train the students whose logits (K, B, C) `answers` gives, each on the same batch."""
+    teacher_VNC = logits.train_VNC.to(job.env.device)
 
     def loss(batch: Batch) -> torch.Tensor:
-        teacher_BC = taught_VNC[batch.view, batch.index_B].float()
+        teacher_BC = teacher_VNC[batch.view, batch.index_B].float()
         ramp = min((batch.epoch + 1) / distill.warmup, 1.0) if distill.warmup else 1.0
-        return torch.stack(
-            [
-                distillation(student_BC, teacher_BC, batch.labels_B, distill, temperature, ramp)
-                for student_BC in opinions(batch.images_BCHW)
-            ]
-        ).sum()
+        each = [
+            distillation(
+                student_BC, teacher_BC, batch.labels_B, distill, temperature=temperature, ramp=ramp
+            )
+            for student_BC in answers(batch.images_BCHW)
+        ]
+        return torch.stack(each).sum()
 
-    return _fitted(env, net, loss, data, logits, distill, augment, precision, seed)
+    return job.fit(net, loss, distill, views=len(teacher_VNC))
 
 
 def _latent(
-    env: Env,
+    job: Job,
     net: nn.Module,
     spec: Spec,
     levels: Levels,
-    data: Dataset,
+    *,
     logits: Logits,
     distill: DistillConfig,
     temperature: float,
-    augment: AugmentConfig,
-    precision: str,
-    seed: int,
 ) -> Student:
-    """MoE-KD: the student and what it needs to learn from a latent teacher; that stays behind."""
-    with seeded(seed, "latent"):
-        latent = Latent(net, LAST[spec.name], levels, distill, temperature).to(env.device)
-    taught_VNC = logits.train_VNC.to(env.device)
-    levels_VND = levels.features_VND.to(env.device)
+    """Train with MoE-KD: the student, and what it learns from a latent teacher with, which is
+    not part of the result."""
+    device = job.env.device
+    with seeded(job.seed, "latent"):
+        latent = Latent(net, LAST[spec.name], levels, distill, temperature=temperature).to(device)
+    teacher_VNC = logits.train_VNC.to(device)
+    levels_VND = levels.features_VND.to(device)
 
     def loss(batch: Batch) -> torch.Tensor:
         assert batch.view is not None
         return latent.loss(
             batch.images_BCHW,
             batch.labels_B,
-            taught_VNC[batch.view, batch.index_B].float(),
+            teacher_VNC[batch.view, batch.index_B].float(),
             levels_VND[batch.view % len(levels_VND), batch.index_B].float(),
         )
 
-    history = _fitted(env, latent, loss, data, logits, distill, augment, precision, seed)
+    history = job.fit(latent, loss, distill, views=len(teacher_VNC))
     state, form = latent.deployed()
     if form is not None:
         spec = replace(spec, options={**spec.options, "latent": (form, len(levels.widths))})
     return Student(spec, state, history)
-
-
-def _fitted(
-    env: Env,
-    net: nn.Module,
-    loss: Loss,
-    data: Dataset,
-    logits: Logits,
-    distill: DistillConfig,
-    augment: AugmentConfig,
-    precision: str,
-    seed: int,
-) -> tuple[Row, ...]:
-    return fit(
-        env,
-        net,
-        passes(env, data, augment, distill.batch_size, seed, views=len(logits.train_VNC)),
-        loss,
-        images=len(data.train),
-        training=distill,
-        precision=precision,
-        seed=seed,
-        validate=validation(env, net, data, precision),
-    )

@@ -31,6 +31,6 @@ def choose_threshold(
             "raise `data.val_fraction`",
         )
     model = Cascade(first, fallback, 0.0)
-    said = classify(env, module(model, env.device), data.val, data, precision)
+    said = classify(env, module(model, env.device), data.val, data, precision=precision)
     assert said.certainty_N is not None
     return Cascade(first, fallback, threshold_for(said.certainty_N, share))

@@ -51,8 +51,8 @@ def evaluate(
     if oracle and isinstance(model, Mixture):
         model = with_oracle(model)
     net = module(model, env.device)
-    test = classify(env, net, data.test, data, precision)
-    val = classify(env, net, data.val, data, precision) if len(data.val) else None
+    test = classify(env, net, data.test, data, precision=precision)
+    val = classify(env, net, data.val, data, precision=precision) if len(data.val) else None
     test_NC, val_NC, doubt = test.logits_NC, val.logits_NC if val else None, None
     if isinstance(model, Cascade):
         assert val is not None

@@ -15,7 +15,7 @@ from moist.nets.build import fresh, module
 from moist.nets.merge import gather
 from moist.stages import stage
 from moist.store.artifacts import Dataset, Mixture, Student
-from moist.training.loop import passes
+from moist.training.job import BATCH, Job
 
 CALIBRATION = 512
 """Images whose activations say which units matter."""
@@ -48,7 +48,7 @@ def gather_students(
         split = data.val if len(data.val) else data.train
         scores = [
             accuracy(
-                classify(env, module(one, env.device), split, data, precision).logits_NC,
+                classify(env, module(one, env.device), split, data, precision=precision).logits_NC,
                 split.labels_N,
             )
             for one in mixture.students
@@ -61,7 +61,7 @@ def gather_students(
         [_activity(env, one, data) for one in mixture.students] if needed else None,
     )  # fmt: skip
     net = module(Student(ancestor.spec, state, ()), env.device)
-    _renew_statistics(env, net, data, augment, precision, seed)
+    _renew_statistics(Job(env, data, augment=augment, precision=precision, seed=seed), net)
     return Student(ancestor.spec, net.state_dict(), ())
 
 
@@ -91,10 +91,8 @@ def _of_type(net: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
     return [part for part in net.modules() if isinstance(part, kind)]
 
 
-def _renew_statistics(
-    env: Env, net: nn.Module, data: Dataset, augment: AugmentConfig, precision: str, seed: int
-) -> None:
-    """Batch norm's running mean and variance, as averages over one pass of training images."""
+def _renew_statistics(job: Job, net: nn.Module) -> None:
+    """Take batch norm's running mean and variance anew, as averages over the training images."""
     norms = [part for part in _of_type(net, nn.BatchNorm2d) if isinstance(part, nn.BatchNorm2d)]
     if not norms:
         return
@@ -103,8 +101,8 @@ def _renew_statistics(
         norm.reset_running_stats()
         norm.momentum = None
     net.train()
-    with torch.no_grad(), autocast(env.device, precision):
-        for batch in passes(env, data, augment, 256, seed)(0):
+    with torch.no_grad(), autocast(job.env.device, job.precision):
+        for batch in job.batches(0, BATCH):
             net(batch.images_BCHW)
     net.eval()
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -10,12 +10,11 @@ from torch.nn import functional as F
 from moist.config import AugmentConfig, MergeConfig
 from moist.data.augment import Batch
 from moist.env import Env
-from moist.measure.accuracy import validation
 from moist.nets.build import module
 from moist.stages import stage
 from moist.store.artifacts import Dataset, Logits, Student
 from moist.training.distillation import kd_from
-from moist.training.loop import fit, passes
+from moist.training.job import Job
 
 
 @stage(version=2)
@@ -50,17 +49,8 @@ def integrate(
         soft = kd_from(student_BC, mean_log_prob(said, temperature), temperature)
         return (1 - alpha) * hard + alpha * soft
 
-    history = fit(
-        env,
-        net,
-        passes(env, data, augment, merge.batch_size, seed, views=views),
-        loss,
-        images=len(data.train),
-        training=merge,
-        precision=precision,
-        seed=seed,
-        validate=validation(env, net, data, precision),
-    )
+    job = Job(env, data, augment=augment, precision=precision, seed=seed)
+    history = job.fit(net, loss, merge, views=views)
     return Student(student.spec, net.state_dict(), history)
 
 

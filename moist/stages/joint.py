@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from moist.config import AugmentConfig, JointConfig
 from moist.data.augment import Batch
 from moist.env import Env, autocast
-from moist.measure.accuracy import validation
 from moist.nets.build import module
 from moist.nets.mixture import MoIST, duplicate
 from moist.stages import stage
@@ -28,7 +27,7 @@ from moist.training.gates import (
     top_gates,
     z_loss,
 )
-from moist.training.loop import fit, passes
+from moist.training.job import Job
 
 QUIETEST = 0.01
 """The least deviation of the noise of `noisy_topk`: a load without noise has no slope."""
@@ -71,17 +70,8 @@ def train_jointly(
         value, gate_BE = OBJECTIVES[joint.objective](net, batch, joint, prior)
         return value + joint.z_loss * z_loss(gate_BE) if joint.z_loss else value
 
-    history = fit(
-        env,
-        net,
-        passes(env, data, augment, joint.batch_size, seed, views=views),
-        loss,
-        images=len(data.train),
-        training=joint,
-        precision=precision,
-        seed=seed,
-        validate=validation(env, net, data, precision),
-    )
+    job = Job(env, data, augment=augment, precision=precision, seed=seed)
+    history = job.fit(net, loss, joint, views=views)
     return Mixture(
         Router(router.spec, net.router.state_dict(), router.history),
         tuple(Student(student.spec, state, ()) for state in net.student_states()),

@@ -12,15 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from moist.config import AugmentConfig
-from moist.data.augment import draw, render
-from moist.env import Env, autocast
+from moist.env import Env
 from moist.nets.build import module
 from moist.nets.cnn import LAST, LEVELS
 from moist.stages import stage
-from moist.store import checkpoint
 from moist.store.artifacts import Dataset, Levels, Teacher
+from moist.training.job import Job
 
-BATCH = 256
 STEPS = 100
 """Of a probe's descent, at most."""
 DECAY = 1e-3
@@ -48,56 +46,36 @@ def teacher_levels(
     """
     net = module(teacher, env.device).eval()
     names = LEVELS[teacher.spec.name]
-    found = checkpoint.load(env.checkpoints, env.progress.warned)
-    done: list[list[torch.Tensor]] = [list(view) for view in found[1]] if found else []
-    for view in range(len(done), views):
-        done.append(_one_view(env, net, names, data, augment, view, precision, seed))
-        checkpoint.save(env.checkpoints, tuple(done), view + 1)
-        env.advanced(view + 1, views)
+    job = Job(env, data, augment=augment, precision=precision, seed=seed)
+    features_VND = job.over_views(lambda x_BCHW: torch.cat(pooled(net, names, x_BCHW), 1), views)
+    image_1CHW = torch.zeros(1, *data.image_shape, device=env.device)
+    with torch.inference_mode():
+        widths = tuple(level_1D.shape[1] for level_1D in pooled(net, names, image_1CHW))
     labels_N, classes = data.train.labels_N.to(env.device), len(data.classes)
     tables = [
         table(probed(level_ND.to(env.device).float(), labels_N, classes), labels_N, classes)
-        for level_ND in done[0]
+        for level_ND in torch.split(features_VND[0], list(widths), 1)
     ]
     last = net.get_submodule(LAST[teacher.spec.name])
     assert isinstance(last, nn.Linear)
     return Levels(
-        torch.stack([torch.cat(view, 1) for view in done]),
-        tuple(level_ND.shape[1] for level_ND in done[0]),
-        torch.stack(tables),
-        last.weight.detach(),
-        last.bias.detach(),
+        features_VND, widths, torch.stack(tables), last.weight.detach(), last.bias.detach()
     )
 
 
-def _one_view(
-    env: Env,
-    net: nn.Module,
-    names: tuple[str, ...],
-    data: Dataset,
-    augment: AugmentConfig,
-    view: int,
-    precision: str,
-    seed: int,
-) -> list[torch.Tensor]:
-    """Each level's pooled outputs (N, width), float16, on one view of the training split."""
-    drawn = draw(len(data.train), augment, data.image_shape[1:], seed, view).to(env.device)
-    parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+def pooled(net: nn.Module, names: tuple[str, ...], x_BCHW: torch.Tensor) -> list[torch.Tensor]:
+    """Average each level's feature maps over their pixels: float32 (B, width) a level."""
+    maps: list[torch.Tensor] = []
     hooks = [
         net.get_submodule(name).register_forward_hook(
-            lambda _, __, maps_BDHW, name=name: parts[name].append(
-                maps_BDHW.float().mean((2, 3)).half().cpu()
-            )
+            lambda _net, _args, maps_BDHW: maps.append(maps_BDHW.float().mean((2, 3)))
         )
         for name in names
     ]
-    with torch.inference_mode(), autocast(env.device, precision):
-        for rows in torch.split(torch.arange(len(data.train)), BATCH):
-            images = data.train.images_NHWC[rows].to(env.device)
-            net(render(images, drawn[rows.to(env.device)], augment, data.mean, data.std))
+    net(x_BCHW)
     for hook in hooks:
         hook.remove()
-    return [torch.cat(parts[name]) for name in names]
+    return maps
 
 
 def probed(features_ND: torch.Tensor, labels_N: torch.Tensor, classes: int) -> torch.Tensor:

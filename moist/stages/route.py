@@ -14,7 +14,7 @@ from moist.nets.cnn import TRUNK
 from moist.nets.routers import router_options
 from moist.stages import stage
 from moist.store.artifacts import Clusters, Dataset, Router, Student
-from moist.training.loop import fit, passes
+from moist.training.job import Job
 
 
 @stage(version=2)
@@ -52,14 +52,6 @@ def pretrain_router(
             x_BCHW = trunk(batch.images_BCHW)
         return F.cross_entropy(net(x_BCHW).float(), cluster_C[batch.labels_B])
 
-    history = fit(
-        env,
-        net,
-        passes(env, data, augment, routing.batch_size, seed),
-        loss,
-        images=len(data.train),
-        training=routing,
-        precision=precision,
-        seed=seed,
-    )
+    job = Job(env, data, augment=augment, precision=precision, seed=seed)
+    history = job.fit(net, loss, routing, validate=False)
     return Router(spec, net.state_dict(), history)

@@ -12,13 +12,12 @@ from moist.config import AugmentConfig, TeacherConfig
 from moist.data.random import seeded
 from moist.env import Env
 from moist.errors import ConfigError, first_line
-from moist.measure.accuracy import validation
 from moist.nets.build import module
 from moist.nets.cnn import TEACHERS
 from moist.stages import stage
 from moist.store.artifacts import Dataset, Spec, Teacher
 from moist.store.objects import digest
-from moist.training.loop import fit, passes
+from moist.training.job import Job
 
 
 @dataclass(frozen=True)
@@ -56,16 +55,9 @@ def train_teacher(
     with seeded(seed, "teacher"):
         fresh = TEACHERS[spec.name](spec.image_shape, spec.outputs).state_dict()
     net = module(Teacher(spec, fresh, ()), env.device)
-    history = fit(
-        env,
-        net,
-        passes(env, data, augment, teacher.batch_size, seed),
-        lambda batch: F.cross_entropy(net(batch.images_BCHW).float(), batch.labels_B),
-        images=len(data.train),
-        training=teacher,
-        precision=precision,
-        seed=seed,
-        validate=validation(env, net, data, precision),
+    job = Job(env, data, augment=augment, precision=precision, seed=seed)
+    history = job.fit(
+        net, lambda batch: F.cross_entropy(net(batch.images_BCHW).float(), batch.labels_B), teacher
     )
     return Teacher(spec, net.state_dict(), history)
 

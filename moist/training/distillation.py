@@ -5,14 +5,29 @@ All take float32 logits, teacher's and student's of the same images, and return 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch.nn import functional as F
 
 from moist.config import DistillConfig
 
-Soft = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, DistillConfig, float], torch.Tensor]
+
+class Soft(Protocol):
+    """A soft loss: what a student learns from its teacher's logits."""
+
+    def __call__(
+        self,
+        student_BC: torch.Tensor,
+        teacher_BC: torch.Tensor,
+        labels_B: torch.Tensor,
+        distill: DistillConfig,
+        /,
+        *,
+        temperature: float,
+    ) -> torch.Tensor: ...
+
+
 FLAT = 1e-8  # a squared length far below this counts as no variation
 
 
@@ -21,6 +36,7 @@ def distillation(
     teacher_BC: torch.Tensor,
     labels_B: torch.Tensor,
     distill: DistillConfig,
+    *,
     temperature: float,
     ramp: float = 1.0,
 ) -> torch.Tensor:
@@ -37,7 +53,7 @@ def distillation(
         return hard
     if distill.standardize:
         student_BC, teacher_BC = standardized(student_BC), standardized(teacher_BC)
-    soft = SOFT[distill.loss](student_BC, teacher_BC, labels_B, distill, temperature)
+    soft = SOFT[distill.loss](student_BC, teacher_BC, labels_B, distill, temperature=temperature)
     return (1 - alpha) * hard + alpha * soft
 
 
@@ -71,6 +87,7 @@ def dkd(
     teacher_BC: torch.Tensor,
     labels_B: torch.Tensor,
     distill: DistillConfig,
+    *,
     temperature: float,
 ) -> torch.Tensor:
     """T^2 of the weighted KLs of target against rest, and of the others among themselves.
@@ -132,7 +149,9 @@ def _correlation(one: torch.Tensor, other: torch.Tensor, axis: int) -> torch.Ten
 
 
 SOFT: dict[str, Soft] = {
-    "kd": lambda student, teacher, labels, distill, at: kd(student, teacher, at),
+    "kd": lambda student, teacher, _labels, _, *, temperature: kd(student, teacher, temperature),
     "dkd": dkd,
-    "dist": lambda student, teacher, labels, distill, at: dist(student, teacher, distill, at),
+    "dist": lambda student, teacher, _, distill, *, temperature: dist(
+        student, teacher, distill, temperature
+    ),
 }

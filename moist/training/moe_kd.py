@@ -158,7 +158,13 @@ class Latent(nn.Module):
     bias_C: torch.Tensor
 
     def __init__(
-        self, net: nn.Module, last: str, levels: Levels, distill: DistillConfig, temperature: float
+        self,
+        net: nn.Module,
+        last: str,
+        levels: Levels,
+        distill: DistillConfig,
+        *,
+        temperature: float,
     ) -> None:
         super().__init__()
         linear = net.get_submodule(last)

@@ -21,7 +21,6 @@ from moist.measure.accuracy import (
     classify,
     inference,
     negative_log_likelihood,
-    validation,
 )
 from moist.measure.latency import summarize, time_interleaved
 from moist.measure.multiply_adds import cost, count_flops
@@ -134,7 +133,7 @@ def test_class_means_are_means_of_groups_and_zero_for_an_empty_one() -> None:
 def test_classify_answers_in_the_order_of_the_split(n: int) -> None:
     data = dataset(test=n)
     net = module(student())
-    said = classify(ENV, net, data.test, data, "float32")
+    said = classify(ENV, net, data.test, data, precision="float32")
     x_NCHW = ((data.test.images_NHWC.float() / 255 - 0.5) / 0.3).permute(0, 3, 1, 2)
     with torch.inference_mode():
         torch.testing.assert_close(said.logits_NC, net.eval()(x_NCHW), rtol=1e-4, atol=1e-5)
@@ -144,7 +143,7 @@ def test_classify_answers_in_the_order_of_the_split(n: int) -> None:
 def test_classify_gives_a_mixtures_routing_too() -> None:
     data = dataset()
     net = module(mixture(masked=True))
-    said = classify(ENV, net, data.test, data, "float32")
+    said = classify(ENV, net, data.test, data, precision="float32")
     assert said.gate_NE is not None and said.gate_NE.shape == (8, 2)
     torch.testing.assert_close(said.logits_NC.exp().sum(1), torch.ones(8))
 
@@ -158,17 +157,14 @@ def test_inference_gives_the_module_back_as_it_was_even_after_an_error() -> None
     assert not torch.is_inference_mode_enabled()
 
 
-def test_validation_leaves_the_module_training_and_needs_a_split() -> None:
+def test_classifying_leaves_the_module_training_and_as_it_was() -> None:
     net = CNN((1, 8, 8), 4, 4, (2, 3), batch_norm=True).train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     data = dataset(val=7)
-    validate = validation(ENV, net, data, "float32")
-    assert validate is not None
-    said = classify(ENV, net, data.val, data, "float32")
-    assert validate() == {"val_accuracy": accuracy(said.logits_NC, data.val.labels_N)}
+    first, again = (classify(ENV, net, data.val, data, precision="float32") for _ in range(2))
+    assert torch.equal(first.logits_NC, again.logits_NC)
     assert net.training
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
-    assert validation(ENV, net, dataset(val=0), "float32") is None
 
 
 # evaluating
@@ -178,7 +174,7 @@ def test_an_evaluation_agrees_with_what_it_is_made_of() -> None:
     data = dataset(test=24, val=9)
     model = mixture(masked=True)
     found = evaluate(ENV, data=data, model=model, oracle=False, precision="float32")
-    said = classify(ENV, module(model), data.test, data, "float32")
+    said = classify(ENV, module(model), data.test, data, precision="float32")
     assert said.gate_NE is not None and found.routing is not None and found.doubt is None
     assert found.accuracy == accuracy(said.logits_NC, data.test.labels_N)
     assert found.accuracy == pytest.approx(sum(found.per_class.values()) / 4)

@@ -339,7 +339,9 @@ def test_the_curve_goes_from_asking_nobody_to_asking_always(kind: str) -> None:
     assert chosen.threshold == model.threshold
     assert (chosen.accuracy, chosen.val_accuracy) == (found.accuracy, found.val_accuracy)
     assert chosen.val_asked == pytest.approx(0.3, abs=0.5 / 43 + 1e-9)
-    answered = classify(ENV, module(model), DATA.test, DATA, "float32").settled(model.threshold)
+    answered = classify(ENV, module(model), DATA.test, DATA, precision="float32").settled(
+        model.threshold
+    )
     assert found.accuracy == accuracy(answered, DATA.test.labels_N)
 
 

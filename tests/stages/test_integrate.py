@@ -21,7 +21,7 @@ from moist.stages.integrate import integrate, mean_log_prob
 from moist.stages.logits import mixture_logits
 from moist.store import checkpoint
 from moist.store.artifacts import Clusters, Dataset, Logits, Mixture, Router, Spec, Split, Student
-from moist.training.loop import passes
+from moist.training.job import Job
 
 SHAPE: Shape = (1, 8, 8)
 CLUSTERS = Clusters((0, 1, 0, 2, 1), {})
@@ -60,6 +60,10 @@ def dataset(n: int = 20, val: int = 0) -> Dataset:
     empty = split(1)
     held = split(val, 3) if val else Split(empty.images_NHWC[:0], empty.labels_N[:0])
     return Dataset("tiny", tuple("abcde"), (0.5,), (0.3,), split(n), held, split(20))
+
+
+def job(data: Dataset) -> Job:
+    return Job(ENV, data, augment=AugmentConfig(shift=1), precision="float32", seed=0)
 
 
 def taught(views: int = 2, n: int = 20) -> Logits:
@@ -132,7 +136,10 @@ def test_the_best_expert_is_the_best_on_validation_images(val: int) -> None:
         data = replace(dataset(), train=mixed(20, seed), val=mixed(val, seed + 50))
         held = data.val if val else data.train
         scores = [
-            accuracy(classify(ENV, module(one), held, data, "float32").logits_NC, held.labels_N)
+            accuracy(
+                classify(ENV, module(one), held, data, precision="float32").logits_NC,
+                held.labels_N,
+            )
             for one in mixture().students
         ]
         best = gathered(MergeConfig(method="best_expert"), data=data)
@@ -171,7 +178,7 @@ def statistics(one: Student, batches: list[Batch]) -> dict[str, torch.Tensor]:
 def test_batch_norms_statistics_are_those_of_a_training_pass(method: str, images: int) -> None:
     data = dataset(images)
     found = gathered(MergeConfig(method=method), batch_norm=True, data=data)
-    batches = list(passes(ENV, data, AugmentConfig(shift=1), 256, 0)(0))
+    batches = list(job(data).batches(0, 256))
     expected = statistics(found, batches)
     assert len(expected) == 4 and len(batches) == 1 + (images > 256)
     for name, value in expected.items():
@@ -253,7 +260,7 @@ def test_a_mixture_teaches_what_its_students_say_of_the_images_that_are_seen(mas
     mixed_VNC, hard_VNC = says(t, masked).train_VNC, says(None, masked).train_VNC
     member_EC = torch.tensor(CLUSTERS.of_class)[None] == torch.arange(3)[:, None]
     for view in range(2):
-        for batch in passes(ENV, data, AugmentConfig(shift=1), 8, 0, views=2)(view):
+        for batch in job(data).batches(view, 8, views=2):
             with torch.inference_mode():
                 gate_BE = module(model.router).eval()(batch.images_BCHW).softmax(1)
                 each = [module(one).eval()(batch.images_BCHW) for one in model.students]

@@ -183,7 +183,7 @@ def test_the_soft_loss_warms_up_epoch_by_epoch(loss: str) -> None:
     with torch.inference_mode():
         z_BC, taught_BC = module(found)(x_BCHW), taught(1).train_VNC[0].float()
         expected = [
-            float(distillation(z_BC, taught_BC, y_B, warm, 2.0, ramp))
+            float(distillation(z_BC, taught_BC, y_B, warm, temperature=2.0, ramp=ramp))
             for ramp in (1 / 3, 2 / 3, 1.0, 1.0)
         ]
     assert [row["loss"] for row in found.history] == pytest.approx(expected, rel=1e-4)
@@ -202,7 +202,9 @@ def test_the_students_of_an_ensemble_start_apart_and_are_trained_on_the_sum_of_t
     with torch.inference_mode():
         each = [module(one)(x_BCHW) for one in found.students]
         losses = [
-            float(distillation(z_BC, taught(1).train_VNC[0].float(), y_B, distill, 2.0))
+            float(
+                distillation(z_BC, taught(1).train_VNC[0].float(), y_B, distill, temperature=2.0)
+            )
             for z_BC in each
         ]
     assert found.history[0]["loss"] == pytest.approx(sum(losses), rel=1e-4)

@@ -92,7 +92,7 @@ def latent(form: str = "offsets", gate: str = "student", tie: float = 1.0) -> La
     distill = DistillConfig(loss="moe_kd", experts=form, gate=gate, tie=tie)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = Latent(student(), LAST["cnn"], levels(), distill, 4.0)
+        net = Latent(student(), LAST["cnn"], levels(), distill, temperature=4.0)
         with torch.no_grad():
             for parameter in net.experts.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -396,7 +396,9 @@ def test_every_student_can_be_taught_and_deployed(arch: str) -> None:
     build = STUDENTS[arch]
     options = student_options(StudentConfig(arch=arch), 16)
     distill = DistillConfig(loss="moe_kd", experts="heads")
-    net = Latent(build((1, 8, 8), C, **options), LAST[arch], levels(), distill, 4.0).eval()
+    net = Latent(
+        build((1, 8, 8), C, **options), LAST[arch], levels(), distill, temperature=4.0
+    ).eval()
     assert net.loss(images, *told).isfinite()
     state, form = net.deployed()
     bare = build((1, 8, 8), C, **options).eval()

@@ -52,7 +52,9 @@ def test_distillation_is_hintons_formula(seed: int, alpha: float, temperature: f
         hard = -math.log(np.exp(s[y]) / np.exp(s).sum())
         soft = float((p * np.log(p / q)).sum())
         expected += ((1 - alpha) * hard + alpha * temperature**2 * soft) / 7
-    found = distillation(student, teacher, labels, DistillConfig(alpha=alpha), temperature)
+    found = distillation(
+        student, teacher, labels, DistillConfig(alpha=alpha), temperature=temperature
+    )
     assert float(found) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
@@ -63,7 +65,7 @@ def test_without_soft_loss_distillation_is_cross_entropy_whatever_the_teacher(
 ) -> None:
     student, teacher, labels = pairs(0)
     distill = distill.model_copy(update={"alpha": alpha})
-    found = distillation(student, teacher * torch.nan, labels, distill, 3.0, ramp)
+    found = distillation(student, teacher * torch.nan, labels, distill, temperature=3.0, ramp=ramp)
     assert torch.equal(found, F.cross_entropy(student, labels))
 
 
@@ -71,17 +73,19 @@ def test_without_soft_loss_distillation_is_cross_entropy_whatever_the_teacher(
 @pytest.mark.parametrize("ramp", [0.25, 1.0])
 def test_the_ramp_multiplies_alpha(distill: DistillConfig, ramp: float) -> None:
     student, teacher, labels = pairs(0)
-    found = distillation(student, teacher, labels, distill, 3.0, ramp)
+    found = distillation(student, teacher, labels, distill, temperature=3.0, ramp=ramp)
     lower = distill.model_copy(update={"alpha": distill.alpha * ramp})
-    torch.testing.assert_close(found, distillation(student, teacher, labels, lower, 3.0))
+    torch.testing.assert_close(
+        found, distillation(student, teacher, labels, lower, temperature=3.0)
+    )
 
 
 @pytest.mark.parametrize("distill", ALL, ids=named)
 def test_only_the_soft_loss_sees_standardized_logits(distill: DistillConfig) -> None:
     student, teacher, labels = pairs(0)
     seen = (standardized(z) if distill.standardize else z for z in (student, teacher))
-    soft = SOFT[distill.loss](*seen, labels, distill, 3.0)
-    found = distillation(student, teacher, labels, distill, 3.0)
+    soft = SOFT[distill.loss](*seen, labels, distill, temperature=3.0)
+    found = distillation(student, teacher, labels, distill, temperature=3.0)
     torch.testing.assert_close(found, 0.4 * F.cross_entropy(student, labels) + 0.6 * soft)
 
 
@@ -93,10 +97,10 @@ def test_a_soft_loss_is_zero_when_student_and_teacher_agree_and_only_then(
 ) -> None:
     other, teacher, labels = pairs(seed)
     distill = DistillConfig(loss=loss, alpha=1)
-    found = distillation(teacher + shift, teacher, labels, distill, temperature)
+    found = distillation(teacher + shift, teacher, labels, distill, temperature=temperature)
     slack = 1e-4 * temperature**2 if loss == "dist" else 1e-9
     assert float(found) == pytest.approx(0, abs=slack)
-    assert distillation(other, teacher, labels, distill, temperature) > 1e-2
+    assert distillation(other, teacher, labels, distill, temperature=temperature) > 1e-2
 
 
 # Hinton's
@@ -136,7 +140,9 @@ def test_weighted_by_the_teachers_doubt_of_the_target_dkd_is_kd(
         one = slice(row, row + 1)
         sure = (teacher[row] / temperature).softmax(0)[labels[row]]
         weights = DistillConfig(loss="dkd", target_weight=1, others_weight=float(1 - sure))
-        found.append(dkd(student[one], teacher[one], labels[one], weights, temperature))
+        found.append(
+            dkd(student[one], teacher[one], labels[one], weights, temperature=temperature)
+        )
     torch.testing.assert_close(torch.stack(found).mean(), kd(student, teacher, temperature))
 
 
@@ -150,7 +156,7 @@ def test_dkd_is_the_papers_formula(target: float, others: float) -> None:
         p, q = (np.delete(x, y) / (1 - x[y]) for x in (p, q))
         expected += (target * pair + others * float((p * np.log(p / q)).sum())) * 16 / 7
     weights = DistillConfig(loss="dkd", target_weight=target, others_weight=others)
-    found = dkd(student, teacher, labels, weights, temperature)
+    found = dkd(student, teacher, labels, weights, temperature=temperature)
     assert float(found) == pytest.approx(expected)
 
 
@@ -159,14 +165,16 @@ def test_dkd_learns_the_other_classes_from_a_teacher_that_is_certain() -> None:
     student = torch.tensor([[200.0, 0.0, 2.0]], requires_grad=True)
     labels = torch.tensor([0])
     assert float(kd(student, teacher, 1.0).detach()) == 0
-    (pull,) = torch.autograd.grad(dkd(student, teacher, labels, DistillConfig(), 1.0), student)
+    (pull,) = torch.autograd.grad(
+        dkd(student, teacher, labels, DistillConfig(), temperature=1.0), student
+    )
     assert pull[0, 1] < -1
     assert pull[0, 2] > 1
 
 
 def test_with_two_classes_only_the_target_is_left() -> None:
     student, teacher, labels = pairs(0, classes=2)
-    found = dkd(student, teacher, labels, DistillConfig(target_weight=1), 2.0)
+    found = dkd(student, teacher, labels, DistillConfig(target_weight=1), temperature=2.0)
     torch.testing.assert_close(found, kd(student, teacher, 2.0))
 
 
@@ -241,7 +249,7 @@ def test_with_standardized_logits_a_scaled_copy_of_the_teacher_has_nothing_to_le
     _, teacher, labels = pairs(0)
     for standardize, nothing in ((True, True), (False, False)):
         distill = DistillConfig(loss=loss, alpha=1, standardize=standardize)
-        found = distillation(0.2 * teacher - 3, teacher, labels, distill, 2.0)
+        found = distillation(0.2 * teacher - 3, teacher, labels, distill, temperature=2.0)
         assert (float(found) < 1e-9) == nothing
 
 
@@ -253,7 +261,7 @@ def test_the_gradient_of_a_loss_is_that_of_finite_differences(distill: DistillCo
     student, teacher, labels = pairs(3)
 
     def loss(student: torch.Tensor) -> torch.Tensor:
-        return distillation(student, teacher, labels, distill, 3.0)
+        return distillation(student, teacher, labels, distill, temperature=3.0)
 
     assert torch.autograd.gradcheck(loss, student.requires_grad_())
 
@@ -261,9 +269,9 @@ def test_the_gradient_of_a_loss_is_that_of_finite_differences(distill: DistillCo
 @pytest.mark.parametrize("distill", ALL, ids=named)
 def test_losses_are_computed_in_float32_under_mixed_precision(distill: DistillConfig) -> None:
     student, teacher, labels = pairs(5)
-    plain = distillation(student.float(), teacher.float(), labels, distill, 3.0)
+    plain = distillation(student.float(), teacher.float(), labels, distill, temperature=3.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = distillation(student.float(), teacher.float(), labels, distill, 3.0)
+        mixed = distillation(student.float(), teacher.float(), labels, distill, temperature=3.0)
     assert mixed.dtype == torch.float32
     assert torch.equal(mixed, plain)
 
@@ -275,7 +283,7 @@ def test_losses_and_their_gradients_stay_finite_for_extreme_logits(
 ) -> None:
     student, teacher, labels = pairs(7)
     student = (student.float() * scale).requires_grad_()
-    found = distillation(student, teacher.float() * scale, labels, distill, 3.0)
+    found = distillation(student, teacher.float() * scale, labels, distill, temperature=3.0)
     (pull,) = torch.autograd.grad(found, student)
     assert found.isfinite()
     assert pull.isfinite().all()

@@ -1,7 +1,6 @@
 """The training loop: a killed run equals an unbroken one, and the schedules are as described."""
 
 import math
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,24 +14,30 @@ from moist.data.augment import Batch
 from moist.data.random import seeded
 from moist.env import Env, autocast
 from moist.errors import StageError
+from moist.measure.accuracy import accuracy, classify
 from moist.nets.routers import CNNRouter
 from moist.store import checkpoint
 from moist.store.artifacts import Dataset, Row, Split
-from moist.training.loop import Loss, fit, passes, schedule_factor
+from moist.training.job import Job, Loss, schedule_factor
 
 CPU = torch.device("cpu")
 IMAGES, SIZE = 12, 4
 STEPS = IMAGES // SIZE
 
 
-def batches(epoch: int) -> Iterator[Batch]:
-    for step in range(STEPS):
-        generator = torch.Generator().manual_seed(100 * epoch + step)
-        x_BCHW = torch.randn(SIZE, 3, 8, 8, generator=generator)
-        labels_B = torch.randint(3, (SIZE,), generator=generator)
-        yield Batch(
-            torch.arange(SIZE), x_BCHW.contiguous(memory_format=torch.channels_last), labels_B
-        )
+def dataset(val: int = 0) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+
+    def split(n: int) -> Split:
+        pixels = torch.randint(256, (n, 8, 8, 3), dtype=torch.uint8, generator=generator)
+        return Split(pixels, torch.randint(3, (n,), generator=generator))
+
+    train, held_out = split(IMAGES), split(val)
+    return Dataset("tiny", ("a", "b", "c"), (0.5,) * 3, (0.3,) * 3, train, held_out, split(0))
+
+
+def job(env: Env, val: int = 0, seed: int = 0) -> Job:
+    return Job(env, dataset(val), augment=AugmentConfig(), precision="float32", seed=seed)
 
 
 def network() -> nn.Module:
@@ -60,10 +65,7 @@ def trained(
         return F.cross_entropy(net(batch.images_BCHW), batch.labels_B)
 
     env = Env(device=CPU, stage=stage, checkpoints=folder)
-    rows = fit(
-        env, net, batches, loss, images=IMAGES, training=training, precision="float32", seed=seed
-    )
-    return net, rows
+    return net, job(env, seed=seed).fit(net, loss, training)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -77,11 +79,19 @@ def told(rows: tuple[Row, ...]) -> list[dict[str, float]]:
 
 
 UPDATES = [
-    TrainingConfig(epochs=4, lr=0.01, optimizer="adamw", schedule="one_cycle"),
+    TrainingConfig(epochs=4, batch_size=SIZE, lr=0.01, optimizer="adamw", schedule="one_cycle"),
     TrainingConfig(
-        epochs=4, lr=0.1, optimizer="sgd", momentum=0.9, nesterov=True, schedule="cosine"
+        epochs=4,
+        batch_size=SIZE,
+        lr=0.1,
+        optimizer="sgd",
+        momentum=0.9,
+        nesterov=True,
+        schedule="cosine",
     ),
-    TrainingConfig(epochs=4, lr=0.1, optimizer="sgd", momentum=0.0, schedule="constant"),
+    TrainingConfig(
+        epochs=4, batch_size=SIZE, lr=0.1, optimizer="sgd", momentum=0.0, schedule="constant"
+    ),
 ]
 
 
@@ -133,15 +143,15 @@ def test_fit_leaves_the_global_random_numbers_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    trained(None, TrainingConfig(epochs=1))
+    trained(None, TrainingConfig(epochs=1, batch_size=SIZE))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_global_random_numbers_leave_fit_alone() -> None:
     torch.manual_seed(1)
-    one, _ = trained(None, TrainingConfig(epochs=1))
+    one, _ = trained(None, TrainingConfig(epochs=1, batch_size=SIZE))
     torch.manual_seed(2)
-    assert same(one, trained(None, TrainingConfig(epochs=1))[0])
+    assert same(one, trained(None, TrainingConfig(epochs=1, batch_size=SIZE))[0])
 
 
 def test_a_seeded_stream_depends_on_its_seed_and_name_only() -> None:
@@ -196,10 +206,7 @@ def rates(training: TrainingConfig) -> list[float]:
         places.append(weight.weight.item())
         return weight.weight.sum()
 
-    fit(
-        Env(device=CPU), weight, batches, loss,
-        images=IMAGES, training=training, precision="float32", seed=0,
-    )  # fmt: skip
+    job(Env(device=CPU)).fit(weight, loss, training.model_copy(update={"batch_size": SIZE}))
     places.append(weight.weight.item())
     return [before - after for before, after in pairwise(places)]
 
@@ -232,7 +239,7 @@ def test_a_full_cosine_only_falls_and_a_truncated_one_hardly_moves() -> None:
 
 
 def test_rows_tell_the_last_rate_of_their_epoch() -> None:
-    _, rows = trained(None, TrainingConfig(epochs=2, lr=0.1, schedule="cosine"))
+    _, rows = trained(None, TrainingConfig(epochs=2, batch_size=SIZE, lr=0.1, schedule="cosine"))
     expected = [0.1 * schedule_factor("cosine", (e * STEPS - 1) / (2 * STEPS)) for e in (1, 2)]
     assert [row["lr"] for row in rows] == pytest.approx(expected)
 
@@ -241,15 +248,12 @@ def test_rows_tell_the_last_rate_of_their_epoch() -> None:
 
 
 def fitted(loss: Loss, net: nn.Module, folder: Path | None = None) -> tuple[Row, ...]:
-    training = TrainingConfig(epochs=2, lr=0.125)
+    training = TrainingConfig(epochs=2, batch_size=SIZE, lr=0.125)
     env = Env(device=CPU, stage="route", checkpoints=folder)
-    return fit(
-        env, net, batches, loss, images=IMAGES, training=training, precision="float32", seed=0,
-        validate=lambda: {"val_accuracy": 0.5},
-    )  # fmt: skip
+    return job(env).fit(net, loss, training)
 
 
-def test_a_row_holds_the_mean_loss_of_an_image_and_what_validation_adds() -> None:
+def test_a_row_holds_the_mean_loss_of_an_image_and_its_speed() -> None:
     net = nn.Linear(1, 1)
 
     def loss(batch: Batch) -> torch.Tensor:
@@ -257,10 +261,27 @@ def test_a_row_holds_the_mean_loss_of_an_image_and_what_validation_adds() -> Non
 
     rows = fitted(loss, net)
     for epoch, row in enumerate(rows):
-        expected = torch.cat([batch.images_BCHW for batch in batches(epoch)]).mean()
+        shown = job(Env(device=CPU)).batches(epoch, SIZE)
+        expected = torch.cat([batch.images_BCHW for batch in shown]).mean()
         assert row["loss"] == pytest.approx(float(expected), abs=1e-6)
-        assert row["val_accuracy"] == 0.5
         assert row["images_per_second"] > 0
+
+
+def test_a_row_has_the_accuracy_on_the_validation_split_if_there_is_one_to_measure_it_on() -> None:
+    def rows(val: int, validate: bool = True) -> tuple[nn.Module, tuple[Row, ...]]:
+        net, training = network(), TrainingConfig(epochs=2, batch_size=SIZE)
+        work = job(Env(device=CPU), val)
+        return net, work.fit(
+            net, lambda b: F.cross_entropy(net(b.images_BCHW), b.labels_B), training,
+            validate=validate,
+        )  # fmt: skip
+
+    net, found = rows(val=7)
+    data = dataset(val=7)
+    answers = classify(Env(device=CPU), net, data.val, data, precision="float32")
+    assert found[-1]["val_accuracy"] == accuracy(answers.logits_NC, data.val.labels_N)
+    for row in (*rows(val=0)[1], *rows(val=7, validate=False)[1]):
+        assert "val_accuracy" not in row
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -290,14 +311,15 @@ def test_a_trained_module_is_left_ready_to_evaluate_and_a_frozen_part_is_not_tra
 # passes and precision
 
 
-def test_passes_shows_a_new_view_each_epoch_or_a_few_in_turn() -> None:
+def test_an_epoch_shows_a_new_view_each_time_or_a_few_in_turn() -> None:
     pixels = torch.arange(10 * 64).remainder(251).to(torch.uint8).view(10, 8, 8, 1)
     split = Split(pixels, torch.arange(10) % 2)
     data = Dataset("tiny", ("a", "b"), (0.5,), (0.3,), split, split, split)
     augment = AugmentConfig(flip=True, shift=2)
 
     def shown(epoch: int, views: int | None) -> tuple[list[int], torch.Tensor, int | None]:
-        found = list(passes(Env(device=CPU), data, augment, 4, 0, views)(epoch))
+        work = Job(Env(device=CPU), data, augment=augment, precision="float32", seed=0)
+        found = list(work.batches(epoch, 4, views))
         index = torch.cat([batch.index_B for batch in found])
         images = torch.cat([batch.images_BCHW for batch in found])[index.argsort()]
         return index.tolist(), images, found[0].view
@@ -314,3 +336,24 @@ def test_precision_decides_what_a_product_is_computed_in() -> None:
     for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
         with autocast(CPU, precision):
             assert (x @ x).dtype == dtype
+
+
+# views
+
+
+def test_the_answers_over_views_are_those_of_each_view_in_order_whatever_was_checkpointed(
+    tmp_path: Path,
+) -> None:
+    net = network().eval()
+    whole_VNC = job(Env(device=CPU)).over_views(net, 3)
+    assert whole_VNC.shape == (3, IMAGES, 3) and whole_VNC.dtype == torch.float16
+    for view in range(3):
+        for batch in job(Env(device=CPU)).batches(view, SIZE):
+            with torch.inference_mode():
+                own_BC = net(batch.images_BCHW).half()
+            torch.testing.assert_close(whole_VNC[view, batch.index_B], own_BC)
+    levels = tuple(torch.split(whole_VNC[0], 1, 1))  # as the levels of a teacher were kept once
+    for kept in (whole_VNC[0], levels):
+        checkpoint.save(tmp_path, (kept,), 1)
+        env = Env(device=CPU, checkpoints=tmp_path)
+        assert torch.equal(job(env).over_views(net, 3), whole_VNC)

@@ -1,0 +1,242 @@
+"""What stages do with training images: train a network on them, or run one over their views.
+
+Both are checkpointed, and a killed stage continues from there. V views, N images.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from moist.config import AugmentConfig, TrainingConfig
+from moist.data.augment import Batch, batches, draw, render
+from moist.data.random import seeded
+from moist.env import Env, autocast
+from moist.errors import StageError
+from moist.measure.accuracy import accuracy, classify
+from moist.store import checkpoint
+from moist.store.artifacts import Dataset, Row
+
+Loss = Callable[[Batch], torch.Tensor]
+Answer = Callable[[torch.Tensor], torch.Tensor]
+"""Images (B, C, H, W) to one row an image."""
+
+BATCH = 256
+"""Images that a network is run on at a time, where nothing is trained."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage's work on a data set: where it runs, and what decides its views and arithmetic."""
+
+    env: Env
+    data: Dataset
+    _: KW_ONLY
+    augment: AugmentConfig
+    precision: str
+    seed: int
+
+    def batches(self, epoch: int, batch_size: int, views: int | None = None) -> Iterator[Batch]:
+        """Shuffle an epoch's batches: of a fresh view each epoch, or of `views` in turn."""
+        return batches(
+            self.data.train,
+            mean=self.data.mean,
+            std=self.data.std,
+            augment=self.augment,
+            seed=self.seed,
+            view=epoch % views if views else epoch,
+            order=epoch,
+            batch_size=batch_size,
+            device=self.env.device,
+        )
+
+    def fit(
+        self,
+        net: nn.Module,
+        loss: Loss,
+        training: TrainingConfig,
+        *,
+        views: int | None = None,
+        validate: bool = True,
+    ) -> tuple[Row, ...]:
+        """Train `net` in place; return one row of scalars an epoch.
+
+        With `validate` a row has `val_accuracy`, if there is a validation split. A killed run
+        continues after its last full epoch, and gives what an unbroken one gives: all randomness
+        of an epoch comes from (seed, stage, epoch). Raises StageError when the loss stops being
+        finite.
+        """
+        env, images = self.env, len(self.data.train)
+        optimizer = make_optimizer(net, training)
+        done, rows = _resume(env, net, optimizer)
+        for epoch in range(done, training.epochs):
+            started = time.perf_counter()
+            with seeded(self.seed, env.stage, epoch):
+                mean_loss = self._epoch(
+                    net, loss, optimizer, training=training, epoch=epoch, views=views
+                )
+            if not math.isfinite(mean_loss):
+                raise StageError(
+                    f"`{env.stage}` diverged: the loss is {mean_loss} in epoch {epoch + 1}",
+                    f"lower the learning rate (it is {training.lr})",
+                )
+            row = {
+                "epoch": epoch + 1,
+                "loss": mean_loss,
+                "lr": optimizer.param_groups[0]["lr"],
+                "images_per_second": images / (time.perf_counter() - started),
+                **(self._validation(net) if validate else {}),
+            }
+            rows = (*rows, row)
+            checkpoint.save(env.checkpoints, _state(net, optimizer, rows), epoch + 1)
+            env.advanced(epoch + 1, training.epochs, **row)
+        net.eval()
+        return rows
+
+    def _epoch(
+        self,
+        net: nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        *,
+        training: TrainingConfig,
+        epoch: int,
+        views: int | None,
+    ) -> float:
+        """Take one step a batch; return the mean loss of an image."""
+        net.train()
+        horizon = training.horizon or training.epochs
+        begin, length = epoch / horizon, len(self.data.train) * horizon
+        total = torch.zeros((), device=self.env.device)
+        seen = 0
+        for batch in self.batches(epoch, training.batch_size, views):
+            factor = schedule_factor(training.schedule, begin + seen / length)
+            for group in optimizer.param_groups:
+                group["lr"] = training.lr * factor
+            with autocast(self.env.device, self.precision):
+                value = loss(batch)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += value.detach() * len(batch.labels_B)
+            seen += len(batch.labels_B)
+        return float(total) / max(seen, 1)
+
+    def _validation(self, net: nn.Module) -> Row:
+        """Measure `val_accuracy`; nothing without a validation split."""
+        val = self.data.val
+        if not len(val):
+            return {}
+        answers = classify(self.env, net, val, self.data, precision=self.precision)
+        return {"val_accuracy": accuracy(answers.logits_NC, val.labels_N)}
+
+    def over_views(self, answer: Answer, views: int) -> torch.Tensor:
+        """Run `answer` over `views` views of the training images, in their order.
+
+        Returns float16 (V, N, ...) on the CPU. A killed stage keeps the views it finished. View v
+        of an image is the very tensor that a student sees in epochs v, v + views, ...
+        """
+        env = self.env
+        found = checkpoint.load(env.checkpoints, env.progress.warned)
+        done: list[torch.Tensor] = [_joined(view) for view in found[1]] if found else []
+        for view in range(len(done), views):
+            done.append(self._over_view(answer, view))
+            checkpoint.save(env.checkpoints, tuple(done), view + 1)
+            env.advanced(view + 1, views)
+        return torch.stack(done)
+
+    def _over_view(self, answer: Answer, view: int) -> torch.Tensor:
+        """Run `answer` over one view: float16 (N, ...)."""
+        data, device = self.data, self.env.device
+        shape = data.image_shape[1:]
+        drawn = draw(len(data.train), self.augment, shape, seed=self.seed, view=view).to(device)
+        parts = []
+        with torch.inference_mode(), autocast(device, self.precision):
+            for rows in torch.split(torch.arange(len(data.train)), BATCH):
+                images_BHWC = data.train.images_NHWC[rows].to(device)
+                x_BCHW = render(
+                    images_BHWC, drawn[rows.to(device)], self.augment, mean=data.mean, std=data.std
+                )
+                parts.append(answer(x_BCHW).half().cpu())
+        return torch.cat(parts)
+
+
+def _joined(view: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Read a checkpointed view; `teacher_levels` used to keep its levels apart."""
+    return view if isinstance(view, torch.Tensor) else torch.cat(view, 1)
+
+
+def schedule_factor(schedule: str, progress: float) -> float:
+    """Learning rate over its peak at `progress` in [0, 1] of the horizon.
+
+    `one_cycle` climbs for a quarter of the way and falls along a cosine (Smith 2018).
+    """
+    if schedule == "constant":
+        return 1.0
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    climb = 0.25
+    if progress < climb:
+        return 0.04 + 0.96 * progress / climb
+    return (1 + math.cos(math.pi * (progress - climb) / (1 - climb))) / 2
+
+
+def make_optimizer(net: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    """Make the configured optimizer over the parameters that are not frozen."""
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters, training.lr, weight_decay=training.weight_decay, fused=True
+        )
+    return torch.optim.SGD(
+        parameters,
+        training.lr,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        nesterov=training.nesterov,
+        fused=True,
+    )
+
+
+def _state(net: nn.Module, optimizer: torch.optim.Optimizer, rows: Any) -> dict[str, Any]:
+    slots = optimizer.state_dict()["state"]
+    return {
+        "module": net.state_dict(),
+        "optimizer": {str(index): slot for index, slot in slots.items()},
+        "rows": rows,
+    }
+
+
+def _resume(
+    env: Env, net: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, tuple[Row, ...]]:
+    """Load the newest checkpoint of this stage, if there is one: epochs done, and their rows."""
+    found = checkpoint.load(env.checkpoints, env.progress.warned)
+    if found is None:
+        return 0, ()
+    done, state = found
+    net.load_state_dict(state["module"])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    slots = {
+        int(index): {
+            name: _laid_out(value, parameters[int(index)]) for name, value in slot.items()
+        }
+        for index, slot in state["optimizer"].items()
+    }
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    return done, state["rows"]
+
+
+def _laid_out(value: Any, parameter: torch.Tensor) -> Any:
+    """An optimizer's value, its elements in the memory order of its parameter: fused optimizers
+    walk both in memory order, and a checkpoint stores no channels_last."""
+    if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype).detach().copy_(value)
+    return value
