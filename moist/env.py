@@ -14,6 +14,7 @@ from typing import Protocol
 import psutil
 import torch
 
+from moist.disk import write_atomically
 from moist.errors import ConfigError, first_line
 from moist.results.report import Machine
 
@@ -75,10 +76,9 @@ class Env:
     def advanced(self, done: int, total: int, **metrics: float) -> None:
         self.progress.advanced(self.stage, done, total, metrics)
         if self.checkpoints is not None and self.checkpoints.is_dir():
-            tmp = self.checkpoints / f"{SPENT}.tmp"
-            with suppress(OSError):  # a full disk; only a time on record hangs on it
-                tmp.write_text(repr(self.seconds()))
-                os.replace(tmp, self.checkpoints / SPENT)
+            with suppress(OSError):  # a full disk; only a recorded time depends on it
+                seconds = repr(self.seconds()).encode()
+                write_atomically(self.checkpoints / SPENT, seconds, durable=False)
 
     def machine(self) -> Machine:
         """What a time measured here depends on."""

@@ -25,8 +25,9 @@ from moist.stages.prepare import prepare
 from moist.stages.route import pretrain_router
 from moist.stages.teacher import WeightsFile, load_teacher, train_teacher
 from moist.store.artifacts import Clusters, Dataset, Logits, Mixture, Network, Student
+from moist.store.calls import Backend, Call, Ref
 from moist.store.keys import encoded, key_of
-from moist.store.store import Call, Ref, Store
+from moist.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Taught:
         return {"data": self.data, "logits": self.logits, **self.common}
 
 
-def stages(config: Config, store: Store) -> Outputs:
+def stages(config: Config, store: Backend) -> Outputs:
     """Call every stage of the method. Over a `Plan` nothing is computed, only keys."""
     c = config
     data, weights = prepared(c, store)
@@ -99,7 +100,7 @@ def stages(config: Config, store: Store) -> Outputs:
     return Outputs(data, clusters, models, measured(c, store, data, models), latencies)
 
 
-def prepared(config: Config, store: Store) -> tuple[Ref[Dataset], WeightsFile | None]:
+def prepared(config: Config, store: Backend) -> tuple[Ref[Dataset], WeightsFile | None]:
     """The data, and the teacher's weights if they are given; what can't work is refused here."""
     c = config
     source = locate(c.data, store.home, fetch=store.writes)
@@ -109,7 +110,7 @@ def prepared(config: Config, store: Store) -> tuple[Ref[Dataset], WeightsFile | 
 
 
 def timed(
-    config: Config, store: Store, data: Ref[Dataset], k: int | Ref[Clusters]
+    config: Config, store: Backend, data: Ref[Dataset], k: int | Ref[Clusters]
 ) -> Ref[Latencies]:
     """How long the networks take: known before any is trained, if `known_students` are."""
     c = config
@@ -119,7 +120,9 @@ def timed(
     )  # fmt: skip
 
 
-def teach(config: Config, store: Store, data: Ref[Dataset], weights: WeightsFile | None) -> Taught:
+def teach(
+    config: Config, store: Backend, data: Ref[Dataset], weights: WeightsFile | None
+) -> Taught:
     """The teacher, its logits, and the inputs that every training stage takes."""
     c = config
     common = {"augment": c.augment, "precision": c.precision, "seed": c.seed}
@@ -134,7 +137,7 @@ def teach(config: Config, store: Store, data: Ref[Dataset], weights: WeightsFile
 
 
 def specialized(
-    config: Config, store: Store, taught: Taught, student: Ref[Student]
+    config: Config, store: Backend, taught: Taught, student: Ref[Student]
 ) -> tuple[Ref[Clusters], Ref[Mixture]]:
     """MoIST: the student k times, each on the classes of one cluster, behind a router."""
     c, em = config, config.joint.objective == "em"
@@ -155,7 +158,7 @@ def specialized(
 
 
 def merged(
-    config: Config, store: Store, taught: Taught, student: Ref[Student], mixture: Ref[Mixture]
+    config: Config, store: Backend, taught: Taught, student: Ref[Student], mixture: Ref[Mixture]
 ) -> tuple[Ref[Student], Ref[Student]]:
     """OneS: the mixture's students gathered into one, before and after it is refined."""
     c = config
@@ -172,7 +175,7 @@ def merged(
 
 
 def refiners(
-    config: Config, store: Store, taught: Taught, mixture: Ref[Mixture]
+    config: Config, store: Backend, taught: Taught, mixture: Ref[Mixture]
 ) -> tuple[Ref[Logits], ...]:
     """Whose logits refine the gathered student, by `merge.teacher`."""
     c, who = config, config.merge.teacher
@@ -188,7 +191,7 @@ def refiners(
     return tuple(found)
 
 
-def doubting(config: Config, store: Store, taught: Taught, first: Ref[Any]) -> Ref[Any]:
+def doubting(config: Config, store: Backend, taught: Taught, first: Ref[Any]) -> Ref[Any]:
     """The model with a second opinion where it is in doubt."""
     c, fallback = config, None
     if c.cascade.fallback == "teacher":
@@ -205,7 +208,7 @@ def doubting(config: Config, store: Store, taught: Taught, first: Ref[Any]) -> R
 
 
 def measured(
-    config: Config, store: Store, data: Ref[Dataset], models: dict[str, Ref[Any]]
+    config: Config, store: Backend, data: Ref[Dataset], models: dict[str, Ref[Any]]
 ) -> dict[str, Ref[Evaluation]]:
     """Every model evaluated; and a mixture's students behind a router that is told the class."""
     c = config

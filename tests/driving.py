@@ -21,7 +21,7 @@ import pytest
 import toy
 
 from moist.results.trials import Trial
-from moist.store import runs
+from moist.store.runs import RunRecords
 from moist.study.storage import load
 
 T = TypeVar("T")
@@ -153,7 +153,7 @@ def await_end(processes: Iterable[psutil.Process]) -> None:
 
 def records(home: Path) -> dict[str, str]:
     """When each run was recorded."""
-    return {run.key: run.created for run in runs.all_runs(home)}
+    return {run.key: run.created for run in RunRecords(home).all()}
 
 
 def attempts(home: Path) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ from toy import key_of, report
 
 from moist.config.overrides import build
 from moist.results.objectives import quantities, reported
-from moist.store import runs
-from moist.store.objects import folder_of
+from moist.store.objects import ObjectStore
+from moist.store.runs import RunRecords
 from moist.study.workers import Task
 
 PATIENCE = 60
@@ -57,7 +57,7 @@ class Scripted:
         found = report(config)
         for what, about in (self.script if first else self.again).get(task.number, ()):
             if what == "store":
-                folder_of(self.home, about).mkdir(parents=True)
+                ObjectStore(self.home).folder(about).mkdir(parents=True)
             elif what == "await":
                 (self.home / about).open("rb").read(1)
             elif what == "find":
@@ -70,7 +70,7 @@ class Scripted:
                 return
             if what == "epoch":
                 curves.setdefault(about["stage"], []).append(about["val_accuracy"])
-        runs.save(self.home, command=task.command, config=config, report=found, artifacts={})
+        RunRecords(self.home).save(command=task.command, config=config, report=found, artifacts={})
         said = {"found": quantities(found), "key": key_of(config), "reported": reported(found)}
         send("done", {**said, "curves": curves})
 

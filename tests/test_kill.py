@@ -20,6 +20,7 @@ from moist.env import Env
 from moist.pipeline import stages
 from moist.results.report import Report
 from moist.store.maintenance import entries, verify
+from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
 
 pytestmark = pytest.mark.slow
@@ -107,13 +108,13 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, list[str
 def test_a_run_killed_in_every_stage_reports_what_an_unbroken_one_does(tmp_path, unbroken):
     keys = planned(tmp_path)
     start(tmp_path).kill_once((tmp_path / "partial").is_dir)
-    assert not entries(tmp_path)
+    assert not entries(ObjectStore(tmp_path))
     for stage in LONG:
         key = keys[stage]
         start(tmp_path).kill_once(lambda key=key: bool(checkpoints(tmp_path, key)))
-        assert key not in {entry.key for entry in entries(tmp_path)}
+        assert key not in {entry.key for entry in entries(ObjectStore(tmp_path))}
         assert checkpoints(tmp_path, key)
-        assert verify(tmp_path) == []
+        assert verify(ObjectStore(tmp_path)) == []
     report, computed = start(tmp_path).finish()
     whole, all_stages = unbroken
     assert report.timeless() == whole.timeless()
@@ -125,6 +126,6 @@ def test_two_runs_of_one_config_at_once_compute_each_stage_once(tmp_path, unbrok
     pair = [run.finish() for run in (start(tmp_path), start(tmp_path))]
     whole, all_stages = unbroken
     assert sorted(pair[0][1] + pair[1][1]) == sorted(all_stages)
-    assert sorted(entry.stage for entry in entries(tmp_path)) == sorted(all_stages)
+    assert sorted(entry.stage for entry in entries(ObjectStore(tmp_path))) == sorted(all_stages)
     assert [report.timeless() for report, _ in pair] == [whole.timeless()] * 2
     assert pair[0][0].latency_ms == pair[1][0].latency_ms  # even the clock was read once

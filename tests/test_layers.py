@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "moist"
 FLOORS = (
-    "errors config results env sweepfile store data nets tracking measure training stages systems"
-    " pipeline serving study reporting bench agents cli __init__ __main__"
+    "errors disk config results env sweepfile store data nets tracking measure training stages"
+    " systems pipeline serving study reporting bench agents cli __init__ __main__"
 ).split()
 """Rooms, lowest first: each imports only from rooms that stand before it."""
 FILES = {
@@ -20,7 +20,7 @@ FILES = {
 }
 ANSWERS_AT_ONCE = (
     "config config.overrides errors results results.report results.queries results.aggregate"
-    " sweepfile store.runs store.keys store.maintenance store.objects reporting.terminal"
+    " sweepfile disk store.runs store.keys store.maintenance store.objects reporting.terminal"
     " reporting.run_tables reporting.study_tables study.storage study.ledger"
     " cli.main cli.options cli.store cli.bench cli.sweep cli.study cli.run cli.table cli.upkeep"
     " cli.wandb"

@@ -21,8 +21,10 @@ from moist.reporting.run_tables import name_of, print_report
 from moist.results.objectives import TRAINED_BY
 from moist.results.report import Report
 from moist.serving.predict import predict_images
-from moist.store import maintenance, objects, runs
+from moist.store import maintenance
+from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
+from moist.store.runs import RunRecords
 from moist.store.store import Store
 from moist.tracking.journal import epochs_of
 
@@ -362,7 +364,7 @@ def test_latency_is_measured_on_the_mixture_that_its_objective_trains(home, obje
     overrides = [f"joint.objective={objective}", "joint.mask_students=false"]
     store = Store(home, env())
     out = stages(tiny(*overrides), store)
-    recipe = objects.read(objects.folder_of(home, out.latencies.key)).recipe
+    recipe = ObjectStore(home).manifest(out.latencies.key).recipe
     mixture, arch = out.models["model"].value, recipe["arch"]
     assert (arch["masked"], arch["gated"]) == (mixture.masked, mixture.gated)
     assert dict(arch["options"]) == {"widths": [128, 64], "dropout": 0.2} and recipe["k"] == 2
@@ -407,7 +409,7 @@ def test_only_em_depends_on_the_temperature_in_joint_training(home):
     for objective in ("em", "hierarchical"):
         ran(home, f"joint.objective={objective}")
         key = planned(home, f"joint.objective={objective}")["mixture"]
-        recipe = objects.read(objects.folder_of(home, key)).recipe
+        recipe = ObjectStore(home).manifest(key).recipe
         em = objective == "em"
         assert (recipe["temperature"], recipe["logits"] is None) == (4.0 if em else None, not em)
 
@@ -490,7 +492,9 @@ def test_a_report_adds_up(home):
     assert report.k == len(report.clusters) == len(report.per_cluster_accuracy) == 2
     assert report.silhouette.keys() == {"2"}
     assert report.seconds == sum(report.stage_seconds.values())
-    assert report.stage_seconds.keys() == {entry.stage for entry in maintenance.entries(home)}
+    assert report.stage_seconds.keys() == {
+        entry.stage for entry in maintenance.entries(ObjectStore(home))
+    }
     for row in (report, report.baselines.teacher, report.baselines.student):
         assert 0 <= row.accuracy <= 1 and row.mflops > 0
         assert row.latency_n == {"batch_1": 10, "batch_256": 10}
@@ -527,7 +531,7 @@ def test_a_request_that_can_not_work_computes_nothing(tmp_path, overrides, said)
     for store in (Plan(tmp_path, env()), Store(tmp_path, env())):
         with pytest.raises(ConfigError, match=f"(?s){said}"):
             run(config, store)
-    assert maintenance.entries(tmp_path) == []
+    assert maintenance.entries(ObjectStore(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
@@ -546,7 +550,7 @@ def test_a_folders_images_are_looked_at_before_anything_is_computed(
     data = ["data.name=folder", f"data.root={folder}", overrides]
     with pytest.raises(ConfigError, match=said):
         ran(tmp_path / "home", *data)
-    assert maintenance.entries(tmp_path / "home") == []
+    assert maintenance.entries(ObjectStore(tmp_path / "home")) == []
 
 
 def test_k_auto_needs_three_classes(tmp_path, folder):
@@ -554,20 +558,20 @@ def test_k_auto_needs_three_classes(tmp_path, folder):
         (folder / split / "red").rename(tmp_path / split)
     with pytest.raises(ConfigError, match="`k=auto` needs 3 or more classes, found 2"):
         ran(tmp_path / "home", "data.name=folder", f"data.root={folder}", "k=auto")
-    assert maintenance.entries(tmp_path / "home") == []
+    assert maintenance.entries(ObjectStore(tmp_path / "home")) == []
 
 
 def test_weights_that_are_not_there_are_refused_before_anything_trains(tmp_path):
     with pytest.raises(ConfigError, match=r"can't read teacher.weights `/nowhere.pth`"):
         ran(tmp_path, "teacher.weights=/nowhere.pth")
-    assert {entry.stage for entry in maintenance.entries(tmp_path)} <= {"prepare"}
+    assert {entry.stage for entry in maintenance.entries(ObjectStore(tmp_path))} <= {"prepare"}
 
 
 def test_weights_that_do_not_fit_are_refused_by_tensor(tmp_path):
     save_file({"fc.weight": torch.ones(3, 64)}, tmp_path / "w.safetensors")
     with pytest.raises(ConfigError, match=r"does not fit teacher.arch=resnet8 on 10 classes"):
         ran(tmp_path / "home", f"teacher.weights={tmp_path / 'w.safetensors'}")
-    stored = {entry.stage for entry in maintenance.entries(tmp_path / "home")}
+    stored = {entry.stage for entry in maintenance.entries(ObjectStore(tmp_path / "home"))}
     assert stored == {"prepare", "measure_latency"}
 
 
@@ -588,7 +592,7 @@ def test_a_damaged_output_is_told_computed_again_and_gives_the_same_report(home,
     store = Store(home, env())
     stages(tiny(), store)
     key = {call.stage: call.key for call in store.calls}[stage]
-    path = objects.folder_of(home, key) / FILES[stage]
+    path = ObjectStore(home).folder(key) / FILES[stage]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -714,8 +718,8 @@ def test_a_systems_model_is_stored_told_of_and_classifies_images(home, capsys, f
     config = tiny(*overrides.split())
     report = run(config, store)
     prepared = [call.key for call in store.calls if call.stage == "prepare"]
-    record = runs.save(
-        home, command="", config=config, report=report, artifacts={"prepare": tuple(prepared)}
+    record = RunRecords(home).save(
+        command="", config=config, report=report, artifacts={"prepare": tuple(prepared)}
     )
     paths = sorted(folder.rglob("*.png"))[:3]
     said = predict_images(store, record, paths)
@@ -735,8 +739,8 @@ def test_a_second_opinion_is_asked_only_of_images_in_doubt(home, tmp_path, monke
     store, config = Store(home, env()), tiny(*doubts)
     report = run(config, store)
     prepared = [call.key for call in store.calls if call.stage == "prepare"]
-    record = runs.save(
-        home, command="", config=config, report=report, artifacts={"prepare": tuple(prepared)}
+    record = RunRecords(home).save(
+        command="", config=config, report=report, artifacts={"prepare": tuple(prepared)}
     )
     data = store.load(prepared[0])
     paths = [tmp_path / f"{i}.png" for i in range(30)]
@@ -779,8 +783,8 @@ def test_a_teacher_from_a_file_is_the_teacher_that_was_saved(tmp_path, home):
 
 
 def test_training_that_diverges_is_an_error_and_is_not_stored(home):
-    before = len(maintenance.entries(home))
+    before = len(maintenance.entries(ObjectStore(home)))
     with pytest.raises(StageError, match="`train_teacher` diverged: the loss is nan"):
         ran(home, "teacher.lr=10", "teacher.optimizer=sgd", "teacher.momentum=0.99",
             "teacher.weight_decay=1", "teacher.schedule=constant", "teacher.epochs=3")  # fmt: skip
-    assert len(maintenance.entries(home)) == before
+    assert len(maintenance.entries(ObjectStore(home))) == before

@@ -21,7 +21,7 @@ from moist.config.overrides import build
 from moist.errors import MoistError
 from moist.results.objectives import DEFAULT, quantities, reported
 from moist.results.report import Baselines, Machine, Measures, Report
-from moist.store import runs
+from moist.store.runs import RunRecords
 from moist.study.ref import StudyRef, url_of
 from moist.study.workers import Pool, Slot, Task
 
@@ -82,8 +82,8 @@ class Toy:
         self.note(task, device)
         self.befall(self.fates.get(task.number, ""), device, send)
         found = report(config)
-        runs.save(
-            self.home, command=task.command, config=config, report=found, artifacts={}
+        RunRecords(self.home).save(
+            command=task.command, config=config, report=found, artifacts={}
         )  # all that a killed driver needs is on disk from here on
         send("stage", {**stage, "state": "computed"})
         facts = {"key": found.key, "reported": reported(found), "curves": {}}

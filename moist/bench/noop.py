@@ -11,7 +11,7 @@ from typing import Any
 from moist.config.overrides import build
 from moist.results.objectives import quantities, reported
 from moist.results.report import Report
-from moist.store import runs
+from moist.store.runs import RunRecords
 from moist.study.workers import Kind, Task
 
 
@@ -31,8 +31,8 @@ class NoPipeline:
     ) -> None:
         key = hashlib.sha256(str(task.number).encode()).hexdigest()[:32]
         report = self.report.model_copy(update={"key": key, "val_accuracy": task.number % 97 / 97})
-        runs.save(
-            self.home, command=task.command, config=build(task.config), report=report, artifacts={}
+        RunRecords(self.home).save(
+            command=task.command, config=build(task.config), report=report, artifacts={}
         )
         found = quantities(report) | {"mflops": float(task.config["hidden_width"])}
         send("done", {"found": found, "key": key, "reported": reported(report), "curves": {}})

@@ -31,14 +31,14 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
     config = parse(overrides)
     from moist.pipeline import run as run_pipeline
     from moist.results.objectives import quantities, reported
-    from moist.store import runs
+    from moist.store.runs import RunRecords, reproducing
     from moist.store.store import Store
     from moist.tracking.client import run_of
     from moist.tracking.journal import found
     from moist.tracking.progress import Tracked
     from moist.tracking.tracker import tracker
 
-    home, command = compute.home, runs.reproducing(config)
+    home, command = compute.home, reproducing(config)
     with compute.progress() as progress:
         env = compute.env(progress)
         if crowded := env.crowding():
@@ -49,8 +49,8 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
         ):
             store = Store(home, replace(env, progress=Tracked(progress, journal)))
             report = run_pipeline(config, store)
-            record = runs.save(
-                home, command=command, config=config, report=report, artifacts=store.keys()
+            record = RunRecords(home).save(
+                command=command, config=config, report=report, artifacts=store.keys()
             )
             facts = {"key": report.key, "command": command, "seconds": report.seconds}
             journal.end("complete", found(quantities(report), reported(report), **facts))

@@ -21,9 +21,9 @@ def runs(as_json: bool, home: Path) -> None:
     \b
     moist runs --json
     """
-    from moist.store.runs import all_runs
+    from moist.store.runs import RunRecords
 
-    found = all_runs(home)
+    found = RunRecords(home).all()
     if as_json:
         print_json([run.record() for run in found])
     else:
@@ -40,9 +40,9 @@ def show(run: str, as_json: bool, home: Path) -> None:
     \b
     moist show last
     """
-    from moist.store.runs import find
+    from moist.store.runs import RunRecords
 
-    found = find(home, run)
+    found = RunRecords(home).find(run)
     if as_json:
         print_json([found.record()])
     else:
@@ -64,9 +64,9 @@ def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
     moist curve last
     moist curve last --csv > curve.csv
     """
-    from moist.store.runs import find
+    from moist.store.runs import RunRecords
 
-    found = find(home, run)
+    found = RunRecords(home).find(run)
     if found.report.doubt is None:
         raise ConfigError(
             f"run `{found.key[:SHORT]}` defers no images",
@@ -96,10 +96,10 @@ def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> No
     moist predict last photo.jpg
     """
     from moist.serving.predict import predict_images
-    from moist.store.runs import find
+    from moist.store.runs import RunRecords
 
     with Compute(home, quiet=True).store() as store:
-        predictions = predict_images(store, find(home, run), images)
+        predictions = predict_images(store, RunRecords(home).find(run), images)
     if as_json:
         print_json(predictions)
     else:

@@ -73,8 +73,11 @@ def list_entries(as_json: bool, home: Path) -> None:
     moist cache ls --json
     """
     from moist.store import maintenance
+    from moist.store.objects import ObjectStore
 
-    found = sorted(maintenance.entries(home), key=lambda entry: entry.last_used, reverse=True)
+    found = sorted(
+        maintenance.entries(ObjectStore(home)), key=lambda entry: entry.last_used, reverse=True
+    )
     if as_json:
         print_json([entry.model_dump(mode="json") for entry in found])
         return
@@ -103,14 +106,16 @@ def verify(as_json: bool, home: Path) -> None:
     moist cache verify
     """
     from moist.store import maintenance
+    from moist.store.objects import ObjectStore
 
-    problems = maintenance.verify(home)
+    objects = ObjectStore(home)
+    problems = maintenance.verify(objects)
     if as_json:
         print_json([{"key": key, "problem": problem} for key, problem in problems])
     else:
         for key, problem in problems:
             click.echo(f"{key[: terminal.SHORT]}: {problem}")
-        click.echo(f"{len(maintenance.entries(home))} intact, {len(problems)} damaged")
+        click.echo(f"{len(maintenance.entries(objects))} intact, {len(problems)} damaged")
     if problems:
         raise click.exceptions.Exit(1)
 
@@ -125,8 +130,9 @@ def gc(max_bytes: str, home: Path) -> None:
     moist cache gc --max-bytes 500MB
     """
     from moist.store import maintenance
+    from moist.store.objects import ObjectStore
 
-    freed = maintenance.gc(home, terminal.parse_size(max_bytes))
+    freed = maintenance.gc(ObjectStore(home), terminal.parse_size(max_bytes))
     click.echo(f"freed {terminal.size(freed)}")
 
 
@@ -141,11 +147,12 @@ def clear(stage: str | None, home: Path) -> None:
     moist cache clear --stage teacher_logits --yes
     """
     from moist.store import maintenance
+    from moist.store.objects import ObjectStore
 
-    stages = sorted({entry.stage for entry in maintenance.entries(home)})
+    stages = sorted({entry.stage for entry in maintenance.entries(ObjectStore(home))})
     if stage is not None and stage not in stages:
         raise ConfigError(
             f"no output of a stage `{stage}` is stored",
             f"stored are outputs of: {', '.join(stages) or 'none'}",
         )
-    click.echo(f"freed {terminal.size(maintenance.clear(home, stage))}")
+    click.echo(f"freed {terminal.size(maintenance.clear(ObjectStore(home), stage))}")

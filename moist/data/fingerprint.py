@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from moist.errors import DataError, StoreError
+from moist.disk import write_atomically, writing
+from moist.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,9 @@ def _recall(memo: Path, signature: str) -> str | None:
 
 def _remember(memo: Path, signature: str, content: str) -> None:
     check = sha((signature + content).encode())
-    beside = memo.with_name(f".{uuid.uuid4().hex}")
-    try:
+    with writing(memo.parent):
         memo.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps({"content": content, "check": check}))
-        os.replace(beside, memo)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
-        raise StoreError(f"can't write `{memo}`: {error.strerror}") from None
+        write_atomically(memo, json.dumps({"content": content, "check": check}).encode())
 
 
 def read(path: Path) -> bytes:

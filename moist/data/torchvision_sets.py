@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from moist.data.fingerprint import File, stated
+from moist.disk import UNFINISHED
 from moist.errors import DataError
 
 DIGITS = tuple("0123456789")
-BESIDE = ".downloading-"
-"""How the folder of a download that is not finished begins."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def _download(name: str, root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (
-            tempfile.TemporaryDirectory(prefix=BESIDE, dir=root) as beside,
+            tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=root) as beside,
             redirect_stdout(sys.stderr),
         ):
             for train in (True, False):

@@ -5,21 +5,18 @@ plotly and matplotlib are imported when something is drawn, so that nothing else
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
+from moist.disk import write_atomically
 from moist.errors import ConfigError
 from moist.reporting import matplotlib_figure, page
 from moist.reporting.frontier_plot import COST, Errors, FrontierPlot, frontier_plot
 from moist.results.objectives import Objective
 from moist.results.queries import members
-from moist.store.objects import sync
 from moist.study.ref import StudyRef
 from moist.study.storage import find, load
 
@@ -66,7 +63,12 @@ def save_plot(
         content = page.page(plot, title, command, importances or {}).encode()
     else:
         content = matplotlib_figure.render(plot, title, command, kind)
-    _write(path, content)
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise ConfigError(
+            f"can't write `{path}`: {error.strerror}", "name another file"
+        ) from error
 
 
 def check_plot_path(path: Path | None) -> None:
@@ -88,22 +90,6 @@ def _kind(path: Path) -> str:
             f"can't write `{path}`: there is no folder `{path.parent}`", "create it first"
         )
     return kind[1:]
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a whole file, or leave the old one in place."""
-    tmp = path.with_name(f".{uuid4().hex}.tmp")
-    try:
-        tmp.write_bytes(content)
-        sync(tmp)
-        os.replace(tmp, path)
-    except OSError as error:
-        raise ConfigError(
-            f"can't write `{path}`: {error.strerror}", "name another file"
-        ) from error
-    finally:
-        with suppress(OSError):
-            tmp.unlink()
 
 
 def importances(study: Study, objectives: Sequence[Objective]) -> dict[str, dict[str, float]]:

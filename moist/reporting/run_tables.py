@@ -10,8 +10,8 @@ from moist.reporting.terminal import SHORT, duration, print_table
 from moist.results.report import Doubt, Measures, Report
 
 if TYPE_CHECKING:
+    from moist.store.calls import Call
     from moist.store.runs import Run
-    from moist.store.store import Call
 
 
 def print_runs(runs: Sequence[Run]) -> None:

@@ -13,7 +13,8 @@ from moist.reporting.plots import importances
 from moist.results.objectives import PREFIX, TEST, Objective
 from moist.results.queries import members
 from moist.results.trials import Trial
-from moist.store import objects, runs
+from moist.store.objects import ObjectStore
+from moist.store.runs import RunRecords
 from moist.study.ref import StudyRef
 from moist.study.storage import find, load
 from moist.study.tracking import about_of
@@ -111,11 +112,12 @@ def _log(
 
 
 def _add(models: wandb.Artifact, home: Path, trial: Trial) -> None:
-    found = runs.recorded(home, trial.key) if trial.key else None
+    records, objects = RunRecords(home), ObjectStore(home)
+    found = records.get(trial.key) if trial.key else None
     if found is None:
         return
     folder = f"trial-{trial.number:05d}"
-    models.add_file(str(home / "runs" / f"{found.key}.json"), f"{folder}/run.json")
+    models.add_file(str(records.path(found.key)), f"{folder}/run.json")
     key = found.report.model_key
-    if key and (stored := objects.folder_of(home, key)).is_dir():
-        models.add_dir(str(stored), f"{folder}/model")
+    if key and key in objects:
+        models.add_dir(str(objects.folder(key)), f"{folder}/model")

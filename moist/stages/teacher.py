@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from moist.config import AugmentConfig, TeacherConfig
 from moist.data.random import seeded
+from moist.disk import sha256
 from moist.env import Env
 from moist.errors import ConfigError, first_line
 from moist.nets.build import module
 from moist.nets.cnn import TEACHERS
 from moist.stages import stage
 from moist.store.artifacts import Dataset, Spec, Teacher
-from moist.store.objects import digest
 from moist.training.job import Job
 
 
@@ -29,7 +29,7 @@ class WeightsFile:
 
     def __post_init__(self) -> None:
         try:
-            object.__setattr__(self, "key", digest(self.path))
+            object.__setattr__(self, "key", sha256(self.path))
         except OSError as error:
             raise ConfigError(
                 f"can't read teacher.weights `{self.path}`: {error.strerror}"

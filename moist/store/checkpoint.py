@@ -1,4 +1,4 @@
-"""Values as files: artifacts in their folder, and the checkpoints of a stage not yet finished.
+"""Values as files: artifacts in their folder, and checkpoints of a stage that has not finished.
 
 A checkpoint is one safetensors file; the JSON part of the state lies in the file's metadata. Its
 name carries a checksum of the content, so that a damaged one is never continued from.
@@ -7,7 +7,6 @@ name carries a checksum of the content, so that a damaged one is never continued
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,10 +17,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from moist import disk
 from moist.env import SPENT
 from moist.errors import StoreError, first_line
 from moist.results import report
-from moist.store import objects
 from moist.store.artifacts import pack, unpack
 
 NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.safetensors")
@@ -36,34 +35,35 @@ RECORDS = {
 def save(folder: Path | None, state: Any, step: int) -> None:
     """Store a state of tensors, JSON values, rows and dicts of these, in place of older ones.
 
-    Lists come back as tuples. No folder: nothing is stored. Raises StoreError when the disk
-    refuses; the previous checkpoint is still there then.
+    Lists come back as tuples. Stores nothing if `folder` is None. Raises StoreError when the
+    disk can't be written to; the previous checkpoint is still there then.
     """
     if folder is None:
         return
     tree, tensors = pack(state)
-    with objects.scratch(folder) as tmp:
+    with disk.writing(folder), disk.scratch(folder) as tmp:
+        folder.mkdir(parents=True, exist_ok=True)
         write_tensors(tmp, tensors, {"tree": json.dumps(tree)})
-        objects.sync(tmp)
-        name = f"step-{step:06d}-{objects.digest(tmp)[:16]}.safetensors"
-        os.rename(tmp, folder / name)
-        objects.sync(folder)
+        name = f"step-{step:06d}-{disk.sha256(tmp)[:16]}.safetensors"
+        disk.install(tmp, folder / name)
     for path in folder.iterdir():
         if path.name not in {name, SPENT}:
             path.unlink()
 
 
-def load(folder: Path | None, warned: Callable[[str], None]) -> tuple[int, Any] | None:
-    """The step and state of the newest whole checkpoint; `warned` is told of damaged ones, which
-    are deleted."""
+def load(folder: Path | None, warn: Callable[[str], None]) -> tuple[int, Any] | None:
+    """Return the step and state of the newest intact checkpoint; None if there is none.
+
+    Deletes damaged ones, with a warning for each.
+    """
     if folder is None or not folder.is_dir():
         return None
     found = [match for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
     for match in sorted(found, key=lambda match: int(match[1]), reverse=True):
         path = folder / match[0]
-        if objects.digest(path)[:16] == match[2]:
+        if disk.sha256(path)[:16] == match[2]:
             return int(match[1]), _read(path)
-        warned(f"checkpoint `{path}` is damaged; going on without it")
+        warn(f"checkpoint `{path}` is damaged; continuing without it")
         path.unlink()
     return None
 
@@ -77,37 +77,37 @@ def _read(path: Path) -> Any:
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors; ones that share memory (views, tied weights) each in full."""
+    """Write tensors as safetensors; those that share memory (views, tied weights) each in full."""
     seen: set[int] = set()
-    apart: dict[str, torch.Tensor] = {}
+    separate: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        where = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if where in seen else tensor
-        seen.add(where)
-    save_file(apart, path, metadata)
+        address = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    save_file(separate, path, metadata)
 
 
 def write_artifact(folder: Path, value: Any) -> None:
-    """Write an artifact's two files. Raises TypeError for what could not be read back."""
+    """Write an artifact's two files. Raises TypeError for values that can't be read back."""
     tree, tensors = pack(value)
     try:
         unpack(tree, tensors, RECORDS)
     except KeyError as error:
-        raise TypeError(f"{error} is no artifact") from None
+        raise TypeError(f"{error} is not an artifact") from None
     (folder / "artifact.json").write_text(json.dumps(tree))
     write_tensors(folder / "tensors.safetensors", tensors)
-    # safetensors makes files that only their owner can read
+    # safetensors creates files that only their owner can read
     shutil.copymode(folder / "artifact.json", folder / "tensors.safetensors")
 
 
 def read_artifact(folder: Path) -> Any:
-    """The artifact in a folder; its tensors are mapped, and read once they are used."""
+    """Read the artifact in a folder; its tensors are memory-mapped, and read when used."""
     tree = json.loads((folder / "artifact.json").read_text())
     tensors = load_file(folder / "tensors.safetensors")
     try:
         return unpack(tree, tensors, RECORDS)
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
-            f"`{folder}` was written by a moist with other artifacts: {first_line(error)}",
-            "`moist cache clear` makes room for new ones",
+            f"`{folder}` was written by another version of moist: {first_line(error)}",
+            "`moist cache clear` deletes it, to be computed again",
         ) from error

@@ -1,6 +1,6 @@
-"""What is stored, listed, checked and cleaned up: everything `moist cache` does.
+"""List, check and clean up stage outputs: everything that `moist cache` does.
 
-Knows files only, as `objects.py` does: no torch here, so the commands answer at once.
+Knows files only, as `objects.py` does: no torch here, so that the commands answer at once.
 """
 
 from __future__ import annotations
@@ -10,27 +10,16 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from moist.data.torchvision_sets import BESIDE
+from moist.disk import UNFINISHED, writing
 from moist.results.report import Record
-from moist.store.objects import (
-    MANIFEST,
-    Damaged,
-    check,
-    discard,
-    folder_of,
-    quarantine,
-    read,
-    unless_held,
-    utc,
-    writing,
-)
+from moist.store.objects import MANIFEST, Damaged, ObjectStore, utc
 
 DAY = 86_400.0
-"""Seconds after which what a dead process left is nobody's any more."""
+"""Seconds after which files without a lock are taken to be left by a killed process."""
 
 
 class Entry(Record):
-    """One stored object; times are UTC in ISO format, `seconds` what computing it took."""
+    """One stored object; times are UTC in ISO format, `seconds` the time it took to compute."""
 
     key: str
     stage: str
@@ -40,16 +29,16 @@ class Entry(Record):
     last_used: str
 
 
-def entries(home: Path) -> list[Entry]:
-    """Everything stored, least recently used first; what can't be read has stage `(damaged)`."""
-    keys = sorted(path.name for path in (home / "objects").glob("??/*"))
-    found = [entry for key in keys if (entry := _entry(folder_of(home, key)))]
+def entries(objects: ObjectStore) -> list[Entry]:
+    """List the stored objects, least recently used first; an unreadable one is `(damaged)`."""
+    found = [entry for key in objects.keys() if (entry := _entry(objects, key))]
     return sorted(found, key=lambda entry: entry.last_used)
 
 
-def _entry(folder: Path) -> Entry | None:
+def _entry(objects: ObjectStore, key: str) -> Entry | None:
+    folder = objects.folder(key)
     try:
-        manifest = read(folder)
+        manifest = objects.manifest(key)
     except Damaged:
         manifest = None
     try:
@@ -62,81 +51,81 @@ def _entry(folder: Path) -> Entry | None:
     else:
         stage, seconds, created = manifest.stage, manifest.seconds, manifest.created
     return Entry(
-        key=folder.name, stage=stage, bytes=size, seconds=seconds, created=created,
-        last_used=utc(used_at),
-    )  # fmt: skip
+        key=key, stage=stage, bytes=size, seconds=seconds, created=created, last_used=utc(used_at)
+    )
 
 
-def verify(home: Path) -> list[tuple[str, str]]:
-    """Key and problem of each damaged object, all of which are put into quarantine.
+def verify(objects: ObjectStore) -> list[tuple[str, str]]:
+    """Move each damaged object to quarantine; return their keys and problems.
 
-    What another process is computing is left to it.
+    Skips keys that another process is computing.
     """
     problems: list[tuple[str, str]] = []
-    for entry in entries(home):
-        with unless_held(home, entry.key) as free:
+    for entry in entries(objects):
+        with objects.locked_if_free(entry.key) as free:
             try:
                 if free:
-                    check(home, entry.key)
+                    objects.check(entry.key)
             except Damaged as damage:
-                quarantine(home, entry.key, str(damage))
+                objects.quarantine(entry.key, str(damage))
                 problems.append((entry.key, str(damage)))
     return problems
 
 
-def gc(home: Path, max_bytes: int, pinned: Collection[str] = ()) -> int:
-    """Delete what was used least recently until `max_bytes` are left; returns the bytes freed.
+def gc(objects: ObjectStore, max_bytes: int, pinned: Collection[str] = ()) -> int:
+    """Delete the least recently used until `max_bytes` are left; return the bytes freed.
 
-    Pinned keys, and those being computed, stay. Leftovers of killed processes go after a day.
+    Keeps pinned keys and those being computed. Deletes files of killed processes after a day.
     """
-    stored = entries(home)
+    stored = entries(objects)
     total = sum(entry.bytes for entry in stored)
-    freed = _sweep(home, older_than=DAY)
+    freed = _delete_leftovers(objects, older_than=DAY)
     for entry in stored:
-        if total > max_bytes and entry.key not in pinned and _remove(home, entry.key):
+        if total > max_bytes and entry.key not in pinned and _delete(objects, entry.key):
             total -= entry.bytes
             freed += entry.bytes
     return freed
 
 
-def clear(home: Path, stage: str | None = None) -> int:
-    """Delete what one stage computed, or everything; returns the bytes freed.
+def clear(objects: ObjectStore, stage: str | None = None) -> int:
+    """Delete the outputs of one stage, or everything; return the bytes freed.
 
-    What is being computed stays.
+    Keeps what is being computed.
     """
-    doomed = [entry for entry in entries(home) if stage in (None, entry.stage)]
-    freed = sum(entry.bytes for entry in doomed if _remove(home, entry.key))
-    return freed + (_sweep(home, older_than=0.0) if stage is None else 0)
+    chosen = [entry for entry in entries(objects) if stage in (None, entry.stage)]
+    freed = sum(entry.bytes for entry in chosen if _delete(objects, entry.key))
+    return freed + (_delete_leftovers(objects, older_than=0.0) if stage is None else 0)
 
 
-def _remove(home: Path, key: str) -> bool:
-    with unless_held(home, key) as free, writing(home):
-        if free and (folder := folder_of(home, key)).exists():
-            discard(home, folder)
+def _delete(objects: ObjectStore, key: str) -> bool:
+    """Delete an object; return False if another process has its lock or has deleted it."""
+    with objects.locked_if_free(key) as free, writing(objects.home):
+        if free and key in objects:
+            objects.discard(key)
             return True
     return False
 
 
-def _sweep(home: Path, older_than: float) -> int:
-    """Delete quarantined objects and what killed processes left; returns the bytes freed.
+def _delete_leftovers(objects: ObjectStore, older_than: float) -> int:
+    """Delete quarantined objects and files of killed processes; return the bytes freed.
 
-    What has no lock to ask for belongs to whoever wrote it, for a day.
+    Files that no lock protects may belong to a living process, so they stay for a day.
     """
-    freed = 0
+    home, freed = objects.home, 0
     for folder in home.glob("partial/*"):
-        with unless_held(home, folder.name) as free:
+        with objects.locked_if_free(folder.name) as free:
             freed += _expire(folder, older_than) if free else 0
     freed += sum(_expire(folder, older_than) for folder in home.glob("quarantine/*"))
-    unlocked = [*home.glob("tmp/*"), *home.glob(f"data/downloads/*/{BESIDE}*")]
+    unlocked = [*home.glob("tmp/*"), *home.glob(f"data/downloads/*/{UNFINISHED}*")]
     return freed + sum(_expire(folder, DAY) for folder in unlocked)
 
 
 def _expire(folder: Path, older_than: float) -> int:
-    """Delete a folder that nothing was written to for so many seconds."""
+    """Delete a folder last written to more than `older_than` seconds ago; return its bytes."""
     try:
         last = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
         size = _bytes(folder)
-    except FileNotFoundError:  # its owner is at work
+    except FileNotFoundError:  # its process is writing
         return 0
     if time.time() - last < older_than:
         return 0

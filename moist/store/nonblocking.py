@@ -8,48 +8,48 @@ from typing import Any
 
 from moist.env import Env
 from moist.errors import StoreError
-from moist.store import objects
-from moist.store.store import Call, Job, Store
+from moist.store.calls import Call, StageCall
+from moist.store.store import Store
 
 
-class Left(StoreError):
-    """Something is missing because other processes compute it: `held`, the keys they hold."""
+class Deferred(StoreError):
+    """An output is missing because other processes are computing the keys `locked`."""
 
-    def __init__(self, message: str, held: Sequence[str]) -> None:
+    def __init__(self, message: str, locked: Sequence[str]) -> None:
         super().__init__(message)
-        self.held = held
+        self.locked = locked
 
 
-class Eager(Store):
-    """A Store that never waits: what another process computes, and all that needs it, is left out.
+class NonBlockingStore(Store):
+    """A Store that defers what another process is computing, and all that depends on it.
 
-    So a worker does what it can and makes room. The value of what was left out raises Left.
+    So a worker computes what it can, then frees its slot. `locked` lists the keys that others
+    were computing, `deferred` has these and the keys that depend on them.
     """
 
     def __init__(self, home: Path, env: Env, reuse: bool = True) -> None:
         super().__init__(home, env, reuse)
-        self.held: list[str] = []
-        self.left: set[str] = set()
+        self.locked: list[str] = []
+        self.deferred: set[str] = set()
 
     def check(self) -> None:
-        """Raises Left if anything was left out."""
-        if self.left:
-            raise Left(f"{len(self.left)} outputs were left out for other processes", self.held)
+        """Raise Deferred if anything was deferred."""
+        if self.deferred:
+            raise Deferred(f"{len(self.deferred)} outputs were deferred", self.locked)
 
-    def _settle(self, job: Job) -> Call:
-        if self.left.isdisjoint(job.needs):
-            seconds = self._stored(job)
-            if seconds is not None:
-                return self._reused(job, seconds)
-            with objects.unless_held(self.home, job.key) as free:
+    def resolve(self, request: StageCall) -> Call:
+        if self.deferred.isdisjoint(request.needs):
+            if call := self.reused(request):
+                return call
+            with self.objects.locked_if_free(request.key) as free:
                 if free:
-                    return self._settle_alone(job)
-            self.held.append(job.key)
-        self.left.add(job.key)
-        return job.call(False, None)
+                    return self.computed(request)
+            self.locked.append(request.key)
+        self.deferred.add(request.key)
+        return request.outcome(False, None)
 
-    def _value(self, job: Job) -> Any:
-        if job.key in self.left:
-            what = f"`{job.name}` {job.key[:8]}"
-            raise Left(f"{what} is another process's: it was left out", self.held)
-        return super()._value(job)
+    def value(self, request: StageCall) -> Any:
+        if request.key in self.deferred:
+            output = f"`{request.name}` {request.key[:8]}"
+            raise Deferred(f"{output} was deferred: another process computes it", self.locked)
+        return super().value(request)

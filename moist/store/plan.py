@@ -1,4 +1,4 @@
-"""A store that says what would be computed, and about how long it would take."""
+"""A dry run: which stages would be computed, and about how long that would take."""
 
 from __future__ import annotations
 
@@ -9,34 +9,51 @@ from typing import Any
 
 from moist.env import Env
 from moist.errors import StoreError
-from moist.store import maintenance, objects
-from moist.store.store import Call, Job, Store
+from moist.store.calls import Backend, Call, StageCall
+from moist.store.maintenance import entries
+from moist.store.objects import Damaged
 
 
-class Plan(Store):
-    """Finds the same keys but computes and writes nothing. A value raises StoreError."""
+class Plan(Backend):
+    """Finds the keys that a Store would, but computes and writes nothing.
+
+    With `verify=False` an object counts as stored if its manifest is intact: workers verify the
+    rest when they use it.
+    """
 
     writes = False
 
-    def __init__(self, home: Path, env: Env, reuse: bool = True) -> None:
+    def __init__(self, home: Path, env: Env, reuse: bool = True, *, verify: bool = True) -> None:
         super().__init__(home, env, reuse)
+        self.verify = verify
         self._planned: dict[str, float | None] = {}
 
-    def _settle(self, job: Job) -> Call:
-        reused = job.key in self._planned
-        if not reused:
-            recorded = self._recorded(job)
-            reused = recorded is not None
-            known = self._seconds.get(job.name)
-            expected = statistics.median(known) if known else None
-            self._planned[job.key] = recorded if reused else expected
-        return job.call(reused, self._planned[job.key])
+    def fresh(self) -> Plan:
+        """Return an empty plan that need not read again how long stages took."""
+        plan = Plan(self.home, self.env, self.reuse, verify=self.verify)
+        plan._seconds = self._seconds
+        return plan
 
-    def _recorded(self, job: Job) -> float | None:
-        """What a sound stored output took; None if a Store would compute it."""
+    def resolve(self, request: StageCall) -> Call:
+        reused = request.key in self._planned
+        if not reused:
+            recorded = self._recorded(request.key)
+            reused = recorded is not None
+            times = self._seconds.get(request.name)
+            expected = statistics.median(times) if times else None
+            self._planned[request.key] = recorded if reused else expected
+        return request.outcome(reused, self._planned[request.key])
+
+    def value(self, request: StageCall) -> Any:
+        raise StoreError(f"`{request.name}` {request.key[:8]} is only planned: it has no value")
+
+    def _recorded(self, key: str) -> float | None:
+        """Return the seconds that an intact stored output took; None if a Store would compute."""
+        if not self.reuse:
+            return None
         try:
-            manifest = objects.check(self.home, job.key) if self.reuse else None
-        except objects.Damaged:
+            manifest = self.objects.check(key) if self.verify else self.objects.manifest(key)
+        except Damaged:
             return None
         return manifest.seconds if manifest else None
 
@@ -44,9 +61,6 @@ class Plan(Store):
     def _seconds(self) -> dict[str, list[float]]:
         """Recorded seconds of everything stored, by stage."""
         found: dict[str, list[float]] = {}
-        for entry in maintenance.entries(self.home):
+        for entry in entries(self.objects):
             found.setdefault(entry.stage, []).append(entry.seconds)
         return found
-
-    def _value(self, job: Job) -> Any:
-        raise StoreError(f"`{job.name}` {job.key[:8]} is only planned: it has no value")

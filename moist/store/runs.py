@@ -1,8 +1,7 @@
-"""One JSON record a run, and all of them as one table. No torch here: `moist runs` is instant."""
+"""One JSON record a run, and all of them as a table. No torch here: `moist runs` is instant."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.config import Config, flat
+from moist.disk import write_atomically, writing
 from moist.errors import ConfigError, first_line
 from moist.results.report import Report
-from moist.store.objects import Signed, now, scratch, sync
+from moist.store.objects import ChecksummedRecord, now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,13 +24,13 @@ PER_CLASS = {"per_class_accuracy", "sent", "silhouette"}
 
 
 def reproducing(config: Config) -> str:
-    """The exact command that gives this config: every value that is no default."""
+    """Return the command that reproduces a config: every value that differs from its default."""
     defaults = flat(Config())
     changed = {k: v for k, v in flat(config).items() if v != defaults[k]}
     return shlex.join(["moist", "run", *(f"{k}={v}" for k, v in changed.items())])
 
 
-class Run(Signed):
+class Run(ChecksummedRecord):
     """A finished run: `config` by dotted names, `artifacts` the keys of each stage's outputs."""
 
     key: str
@@ -42,78 +42,80 @@ class Run(Signed):
     artifacts: dict[str, tuple[str, ...]]
 
     def record(self) -> dict[str, Any]:
-        """The report, and beside it what made it, as JSON values."""
-        made = self.model_dump(mode="json", exclude={"report", "checksum"})
-        return {**self.report.model_dump(mode="json"), **made}
+        """Return the report's values and, beside them, what produced it, as JSON values."""
+        origin = self.model_dump(mode="json", exclude={"report"})
+        return {**self.report.model_dump(mode="json"), **origin}
 
 
-def save(
-    home: Path,
-    *,
-    command: str,
-    config: Config,
-    report: Report,
-    artifacts: Mapping[str, tuple[str, ...]],
-) -> Run:
-    """Record a run under its report's key, in place of an earlier one with that key."""
-    run = Run(
-        key=report.key, created=now(), command=command, moist=version(),
-        config=flat(config), report=report, artifacts=dict(artifacts),
-    )  # fmt: skip
-    text, folder = run.text(), home / "runs"
-    with scratch(folder) as tmp:
-        tmp.write_bytes(text)
-        sync(tmp)
-        os.rename(tmp, folder / f"{run.key}.json")
-        sync(folder)
-    return Run.model_validate_json(text)
-
-
-def _say(message: str) -> None:
+def _print(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def all_runs(home: Path, warned: Callable[[str], None] = _say) -> list[Run]:
-    """Every run, newest first; a record that can't be read is skipped, and `warned` told."""
-    paths = (home / "runs").glob("[!.]*.json")
-    found = [run for path in paths if (run := _read(path, warned))]
-    return sorted(found, key=lambda run: run.created, reverse=True)
+class RunRecords:
+    """The records of the runs in one home folder: `HOME/runs/KEY.json`.
 
-
-def _read(path: Path, warned: Callable[[str], None]) -> Run | None:
-    try:
-        text = path.read_bytes()
-        run = Run.model_validate_json(text)
-        if run.key != path.stem:
-            raise ValueError(f"it is the record of run `{run.key}`")
-        if run.text() != text:
-            raise ValueError("its checksum differs")
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        warned(f"skipped run record `{path}`, which can't be read: {reason}")
-        return None
-    return run
-
-
-def recorded(home: Path, key: str, warned: Callable[[str], None] = _say) -> Run | None:
-    """The run of that whole key; None if it has no record, or none that can be read."""
-    path = home / "runs" / f"{key}.json"
-    return _read(path, warned) if path.exists() else None
-
-
-def find(home: Path, prefix: str) -> Run:
-    """The run whose key starts so; `last` or `latest` is the newest.
-
-    Raises ConfigError, listing candidates, unless there is exactly one.
+    `warn` is called with a message for each record that is damaged, which is then skipped.
     """
-    found = {run.key: run for run in all_runs(home)}
-    if prefix in {"last", "latest"} and found:
-        return next(iter(found.values()))
-    return found[pick(prefix, found, "runs")]
+
+    def __init__(self, home: Path, warn: Callable[[str], None] = _print) -> None:
+        self.folder = home / "runs"
+        self.warn = warn
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+    def save(
+        self,
+        *,
+        command: str,
+        config: Config,
+        report: Report,
+        artifacts: Mapping[str, tuple[str, ...]],
+    ) -> Run:
+        """Record a run under its report's key, in place of an earlier one with that key."""
+        run = Run(
+            key=report.key, created=now(), command=command, moist=version(),
+            config=flat(config), report=report, artifacts=dict(artifacts),
+        )  # fmt: skip
+        data = run.to_bytes()
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path(run.key), data)
+        return Run.from_bytes(data)
+
+    def all(self) -> list[Run]:
+        """Return every readable run, newest first."""
+        found = [run for path in self.folder.glob("[!.]*.json") if (run := self._read(path))]
+        return sorted(found, key=lambda run: run.created, reverse=True)
+
+    def get(self, key: str) -> Run | None:
+        """Return the run of a whole key; None if it has no record, or a damaged one."""
+        path = self.path(key)
+        return self._read(path) if path.exists() else None
+
+    def find(self, prefix: str) -> Run:
+        """Return the run whose key starts with `prefix`; `last` and `latest` mean the newest.
+
+        Raises ConfigError, listing candidates, unless there is exactly one.
+        """
+        found = {run.key: run for run in self.all()}
+        if prefix in {"last", "latest"} and found:
+            return next(iter(found.values()))
+        return found[pick(prefix, found, "runs")]
+
+    def _read(self, path: Path) -> Run | None:
+        try:
+            run = Run.from_bytes(path.read_bytes())
+            if run.key != path.stem:
+                raise ValueError(f"it is the record of run `{run.key}`")
+        except (OSError, ValueError) as error:
+            self.warn(f"skipped run record `{path}`, which can't be read: {first_line(error)}")
+            return None
+        return run
 
 
 def pick(prefix: str, keys: Iterable[str], what: str) -> str:
-    """The one key that starts with `prefix`. Raises ConfigError, listing candidates."""
+    """Return the only key that starts with `prefix`. Raises ConfigError, listing candidates."""
     known = list(keys)
     found = [key for key in known if key.startswith(prefix)]
     if len(found) == 1:
@@ -126,10 +128,10 @@ def pick(prefix: str, keys: Iterable[str], what: str) -> str:
 
 
 def frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row a run. Columns: the config's keys, then the report's numbers by dotted names.
+    """Tabulate runs, one a row: the config's keys, then the report's numbers by dotted names.
 
-    `k` is the config's (it may be `auto`), `clusters_k` the number of clusters found. What has
-    one value a class stays in the record.
+    `k` is the config's (it may be `auto`), `clusters_k` the number of clusters found. Values per
+    class are left out.
     """
     import pandas as pd
 
@@ -159,13 +161,13 @@ def version() -> str:
 
 @cache
 def commit() -> str | None:
-    """The commit of the source, `-dirty` if edited since; None outside a checkout."""
+    """Return the commit of the source, `-dirty` if edited since; None outside a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     command = "git --no-optional-locks describe --always --dirty --abbrev=40 --exclude=*"
     try:
-        said = subprocess.run(command.split(), cwd=root, capture_output=True, text=True)
+        git = subprocess.run(command.split(), cwd=root, capture_output=True, text=True)
     except OSError:
         return None
-    return said.stdout.strip() or None
+    return git.stdout.strip() or None

@@ -25,10 +25,10 @@ from moist.pipeline import prepared, timed
 from moist.results.report import Cost, Timing, asking
 from moist.stages.latency import synchronizer
 from moist.store.artifacts import Dataset
-from moist.store.store import Ref, Store
+from moist.store.calls import Backend, Ref
 
 
-def known(config: Config, store: Store, latency: bool) -> dict[str, float]:
+def known(config: Config, store: Backend, latency: bool) -> dict[str, float]:
     """The quantities that training can't change, as the run will report them.
 
     None of them for `k=auto`, where the number of students depends on the teacher, and for second
@@ -73,7 +73,7 @@ def _cost(image_shape: Shape, classes: int, arch: Architecture, k: int) -> Cost:
     return cost(module(blank(arch, image_shape, classes, k)), image_shape)
 
 
-def time_together(configs: Sequence[Config], store: Store) -> list[Timing]:
+def time_together(configs: Sequence[Config], store: Backend) -> list[Timing]:
     """Milliseconds a call with one image, of each config's model, all of them in turn.
 
     For comparing them on a machine that does nothing else: measured anew, never stored.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moist.results.report import Record
 from moist.results.trials import Trial
-from moist.store import runs
+from moist.store.runs import RunRecords
 from moist.study.leases import holder
 from moist.study.ref import StudyRef
 from moist.study.storage import Described, open_storage
@@ -76,7 +76,7 @@ def _records(ref: StudyRef, described: Described, trials: Sequence[Trial]) -> It
                 problem=f"trial {trial.number} failed without a reason",
                 remedy=f"`{ref.command('sweep retry')}` puts it in line again",
             )
-        if trial.state == "complete" and trial.key and not runs.recorded(ref.home, trial.key):
+        if trial.state == "complete" and trial.key and not RunRecords(ref.home).get(trial.key):
             again = ref.locate(described.command)
             if trial.command:
                 again = ref.locate(trial.command, storage=False)

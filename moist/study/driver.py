@@ -14,7 +14,7 @@ from moist.config import Config, flat
 from moist.errors import ConfigError, StageError
 from moist.results.objectives import check_honest, check_measured, quantities, reported
 from moist.results.trials import Trial
-from moist.store import runs
+from moist.store.runs import RunRecords, reproducing
 from moist.study.interrupts import interruptible
 from moist.study.judge import Judge
 from moist.study.ledger import Ledger
@@ -157,7 +157,7 @@ class Driver:
         self._hold_to_limits(number, foreseen.known)
         if reason := self.judge.hopeless(foreseen.known):
             self._tell(number, "screened", self.ledger.prune, reason=reason)
-        elif self.settings.reuse and (run := runs.recorded(self.ref.home, foreseen.key)):
+        elif self.settings.reuse and (run := RunRecords(self.ref.home).get(foreseen.key)):
             found = quantities(run.report) | foreseen.known
             reason = f"told from the run of {run.created[:19]}"
             self._tell(
@@ -165,7 +165,7 @@ class Driver:
                 reported=reported(run.report), command=run.command,
             )  # fmt: skip
         else:
-            command = runs.reproducing(config)
+            command = reproducing(config)
             self.schedule.add(
                 Entry(number, params, flat(config), command, foreseen, list(attempts))
             )
@@ -285,7 +285,7 @@ class Driver:
         self.patience.told(how)
 
     def _annotate(self, number: int, how: str, facts: Mapping[str, Any]) -> None:
-        record = self.ref.home / "runs" / f"{facts.get('key')}.json"
+        record = RunRecords(self.ref.home).path(str(facts.get("key")))
         files = with_content([record, self.pool.log(number)])
         self.ledger.annotate(number, note(how, facts), files)
 

@@ -10,9 +10,10 @@ from functools import cached_property, partial
 from moist.config import Config
 from moist.nets.build import known_students
 from moist.pipeline import run_key, stages
-from moist.store.store import Call, Store
+from moist.store.calls import Backend, Call
+from moist.store.plan import Plan
 from moist.study.costs import known
-from moist.study.schedule import Forecast, Foreseen
+from moist.study.schedule import Foreseen
 
 LATENCY = "measure_latency"
 
@@ -27,7 +28,7 @@ class Foresight:
     `reuse=False`, where every trial computes all its stages.
     """
 
-    store: Store
+    store: Backend
     reuse: bool = True
     quiet: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
 
@@ -47,7 +48,7 @@ class Foresight:
 
     def plan(self, config: Config) -> Foreseen:
         """The same without the quantities: computes nothing."""
-        forecast = self._first.another()
+        forecast = self._first.fresh()
         key = run_key(config, stages(config, forecast))
         calls: dict[str, Call] = {}
         for call in forecast.calls:  # of two calls of one stage the second finds it planned
@@ -55,5 +56,5 @@ class Foresight:
         return Foreseen(key, tuple(calls.values()), {})
 
     @cached_property
-    def _first(self) -> Forecast:
-        return Forecast(self.store.home, self.store.env, self.reuse)
+    def _first(self) -> Plan:
+        return Plan(self.store.home, self.store.env, self.reuse, verify=False)

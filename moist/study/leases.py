@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from moist.disk import ELSEWHERE, writing
 from moist.errors import StoreError
-from moist.store.objects import ELSEWHERE, writing
 from moist.study.ref import StudyRef
 
 if TYPE_CHECKING:

@@ -7,26 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moist.store import objects
-from moist.store.plan import Plan
-from moist.store.store import Call, Job
-
-
-class Forecast(Plan):
-    """A Plan for many configs: what is stored is believed; workers verify what they use."""
-
-    def another(self) -> Forecast:
-        """One for the next config, which need not read again what stages took."""
-        fresh = Forecast(self.home, self.env, self.reuse)
-        fresh._seconds = self._seconds
-        return fresh
-
-    def _recorded(self, job: Job) -> float | None:
-        folder = objects.folder_of(self.home, job.key)
-        try:
-            return objects.read(folder).seconds if self.reuse and folder.is_dir() else None
-        except objects.Damaged:
-            return None
+from moist.store.calls import Call
+from moist.store.objects import ObjectStore
 
 
 @dataclass(frozen=True)
@@ -83,7 +65,7 @@ class Schedule:
     """
 
     def __init__(self, home: Path) -> None:
-        self.home = home
+        self.objects = ObjectStore(home)
         self.waiting: list[Entry] = []
         self.running: dict[int, Entry] = {}
         self.stored: set[str] = set()
@@ -128,6 +110,6 @@ class Schedule:
         return {call.key for call in entry.calls if not self._is_stored(call.key)}
 
     def _is_stored(self, key: str) -> bool:
-        if key not in self.stored and objects.folder_of(self.home, key).is_dir():
+        if key not in self.stored and key in self.objects:
             self.stored.add(key)
         return key in self.stored

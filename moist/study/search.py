@@ -20,8 +20,8 @@ from moist.results.objectives import Objective, check_honest, check_measured
 from moist.results.report import Machine
 from moist.results.trials import Trial
 from moist.store import runs
+from moist.store.calls import Call
 from moist.store.objects import now
-from moist.store.store import Call
 from moist.study.driver import Driver
 from moist.study.ledger import in_memory, opened
 from moist.study.patience import FRUITLESS

@@ -11,9 +11,9 @@ from moist.config.overrides import build
 from moist.env import make_env
 from moist.pipeline import Outputs, report_of, stages
 from moist.results.objectives import quantities, reported
-from moist.store import runs
 from moist.store.artifacts import Cascade
-from moist.store.nonblocking import Eager, Left
+from moist.store.nonblocking import Deferred, NonBlockingStore
+from moist.store.runs import RunRecords
 from moist.store.store import Store
 from moist.study.policy import CURVES
 from moist.study.workers import Kind, Task
@@ -52,19 +52,19 @@ class Trainer:
 
     def __call__(self, send: Send, task: Task, device: str | None, threads: int) -> None:
         env = make_env(Telling(send), device, threads)
-        kind = Store if task.patient or not self.reuse else Eager
+        kind = Store if task.patient or not self.reuse else NonBlockingStore
         store = kind(self.home, env, self.reuse)
         config = build(task.config)
         try:
             out = stages(config, store)
-            if isinstance(store, Eager):
+            if isinstance(store, NonBlockingStore):
                 store.check()
             report, foretold = report_of(config, out, store.calls), curves(out)
-        except Left as left:
-            send("held", {"keys": left.held})
+        except Deferred as deferred:
+            send("held", {"keys": deferred.locked})
             return
-        runs.save(
-            self.home, command=task.command, config=config, report=report, artifacts=store.keys()
+        RunRecords(self.home).save(
+            command=task.command, config=config, report=report, artifacts=store.keys()
         )
         send(
             "done",

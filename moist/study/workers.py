@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from moist.disk import ELSEWHERE, writing
 from moist.errors import StageError
-from moist.store.objects import ELSEWHERE, writing
 from moist.study.worker import STOPPING, Kind, Task, Work, begin
 
 __all__ = ["LEAVE", "PRELOADED", "SLOT_LOSSES", "Kind", "Message", "Pool", "Slot", "Task"]

@@ -28,10 +28,10 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
+from moist.disk import sha256, write_atomically, writing
 from moist.errors import StoreError, first_line
 from moist.results.report import Record
-from moist.store.objects import digest, now, scratch
-from moist.store.objects import sync as flush
+from moist.store.objects import now
 from moist.tracking.completing import complete, is_online
 from moist.tracking.files import OPEN, Logged, Say, is_open, read
 from moist.tracking.journal import STUDY
@@ -129,7 +129,7 @@ class Outbox:
         before = sent.get(self._name(path))
         if before is None:
             return refused or not marker(path).exists()
-        return before.bytes != path.stat().st_size or before.sha256 != digest(path)
+        return before.bytes != path.stat().st_size or before.sha256 != sha256(path)
 
     def _open(self, run: Logged) -> bool:
         """Whether a process is at one of a run's logs: they are sent in order."""
@@ -150,11 +150,8 @@ class Outbox:
     def note(self, logs: Mapping[Path, Sent]) -> None:
         """Note logs as sent: all of them, or none."""
         noted = self.sent() | {self._name(path): one for path, one in logs.items()}
-        with scratch(self.folder) as tmp:
-            tmp.write_bytes(SENT.dump_json(noted, indent=1))
-            flush(tmp)
-            os.rename(tmp, self.folder / MANIFEST)
-            flush(self.folder)
+        with writing(self.folder):
+            write_atomically(self.folder / MANIFEST, SENT.dump_json(noted, indent=1))
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -251,7 +248,7 @@ def _unmark(runs: Iterable[Logged]) -> None:
 
 
 def _as_is(path: Path, place: Place) -> Sent:
-    return Sent(bytes=path.stat().st_size, sha256=digest(path), at=now(), to=str(place))
+    return Sent(bytes=path.stat().st_size, sha256=sha256(path), at=now(), to=str(place))
 
 
 def _batched(runs: Sequence[Logged], count: int) -> list[Sequence[Logged]]:

@@ -19,7 +19,7 @@ from moist.agents.register import document
 from moist.errors import ConfigError
 from moist.results import pareto
 from moist.results.objectives import DEFAULT, losses, quantities
-from moist.store.runs import all_runs
+from moist.store.runs import RunRecords
 
 PATIENCE = 480.0
 GRID = searched("grid", 2, 4, 2, 4, width=[4, 32])
@@ -77,7 +77,7 @@ def point(run: Run) -> tuple[int, int]:
 
 def recorded_frontier(home: Path) -> set[str]:
     """The keys of the frontier of all runs that are on record."""
-    runs = all_runs(home)
+    runs = RunRecords(home).all()
     front = pareto.front([tuple(losses(quantities(run.report), DEFAULT)) for run in runs])
     return {runs[i].key for i in front}
 

@@ -24,7 +24,7 @@ from moist.config import Config, flat
 from moist.config.overrides import parse
 from moist.config.schema import keys
 from moist.results.report import Report
-from moist.store import objects
+from moist.store.objects import ObjectStore
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 TINY = [
@@ -80,7 +80,7 @@ def test_a_run_says_on_stderr_what_was_reused_and_on_stdout_what_it_found(home, 
 def test_quiet_says_nothing_on_stderr_but_warnings(home, capsys):
     assert Said(capsys, "run", *TINY, "--home", home, "--quiet").err == ""
     key = Said(capsys, "runs", "--json", "--home", home).json[0]["artifacts"]["cluster_classes"][0]
-    (objects.folder_of(home, key) / "artifact.json").write_text("{}")
+    (ObjectStore(home).folder(key) / "artifact.json").write_text("{}")
     said = Said(capsys, "run", *TINY, "--home", home, "--quiet")
     assert said.code == 0 and said.err.startswith("warning: `cluster_classes`")
     assert len(said.err.splitlines()) == 1
@@ -342,7 +342,7 @@ def test_the_cache_is_listed_verified_and_emptied(home, tmp_path, capsys):
     subprocess.run(["cp", "-r", str(home), str(copy)], check=True)
     rows = Said(capsys, "cache", "ls", "--json", "--home", copy).json
     assert {row["stage"] for row in rows} >= {"prepare", "train_teacher", "evaluate"}
-    path = objects.folder_of(copy, rows[0]["key"]) / "artifact.json"
+    path = ObjectStore(copy).folder(rows[0]["key"]) / "artifact.json"
     path.write_text(path.read_text() + " ")
     found = Said(capsys, "cache", "verify", "--home", copy)
     assert found.code == 1 and f"{rows[0]['key'][:8]}: artifact.json: " in found.out

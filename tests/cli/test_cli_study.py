@@ -19,7 +19,7 @@ from moist.cli.main import main
 from moist.reporting import study_tables
 from moist.results.objectives import parse_objectives
 from moist.results.trials import Trial
-from moist.store.runs import all_runs
+from moist.store.runs import RunRecords
 from moist.study.search import describe
 from moist.sweepfile import Sweep
 
@@ -114,7 +114,7 @@ def test_a_table_names_what_it_could_show(ask):
 
 
 def test_a_trial_says_what_its_run_record_says(ask, home):
-    records = {run.key: run for run in all_runs(home)}
+    records = {run.key: run for run in RunRecords(home).all()}
     trials = ask("sweep", "status", "four", "--json").json["trials"]
     assert len(trials) == len(records) == 4
     for trial in trials:
@@ -213,7 +213,7 @@ def test_check_finds_nothing_in_a_sound_file_and_all_in_a_bad_one(ask, file, tmp
 
 def test_doctor_finds_a_lost_record_and_nothing_in_a_sound_study(ask, home):
     assert ask("sweep", "doctor", "four").code == 0
-    run = all_runs(home)[0]
+    run = RunRecords(home).all()[0]
     path = home / "runs" / f"{run.key}.json"
     content = path.read_bytes()
     path.unlink()

@@ -11,6 +11,7 @@ from moist.reporting.run_tables import print_models
 from moist.results.report import Baselines, Machine, Measures, Report
 from moist.store import runs
 from moist.store.keys import canonical
+from moist.store.runs import RunRecords
 
 MEASURES = {
     "accuracy": 1 / 3, "val_accuracy": None, "loss": 0.1 + 0.2, "ece": 1e-17,
@@ -33,15 +34,15 @@ def report(key: str, k: int = 2) -> Report:
 
 
 def save(home, key, **config):
-    return runs.save(
-        home, command=f"moist run seed={key}", config=Config(**config), report=report(key),
+    return RunRecords(home).save(
+        command=f"moist run seed={key}", config=Config(**config), report=report(key),
         artifacts={"train_teacher": ("ab12",)},
     )  # fmt: skip
 
 
 def test_a_run_comes_back_as_it_was_saved(tmp_path):
     saved = save(tmp_path, "ab12", k="auto")
-    assert runs.all_runs(tmp_path) == [saved]
+    assert RunRecords(tmp_path).all() == [saved]
     assert saved.config == flat(Config(k="auto"))
     assert saved.report == report("ab12") and saved.moist == runs.version()
     assert saved.created.endswith("+00:00")
@@ -50,33 +51,35 @@ def test_a_run_comes_back_as_it_was_saved(tmp_path):
 
 def test_saving_a_run_again_replaces_its_record(tmp_path):
     first, second = save(tmp_path, "ab"), save(tmp_path, "ab", seed=4)
-    assert runs.all_runs(tmp_path) == [second] != [first]
+    assert RunRecords(tmp_path).all() == [second] != [first]
 
 
 def test_runs_are_listed_newest_first(tmp_path):
     for key in ("b", "a", "c"):
         save(tmp_path, key)
-    assert [run.key for run in runs.all_runs(tmp_path)] == ["c", "a", "b"]
-    assert runs.all_runs(tmp_path / "nowhere") == []
+    assert [run.key for run in RunRecords(tmp_path).all()] == ["c", "a", "b"]
+    assert RunRecords(tmp_path / "nowhere").all() == []
 
 
 def test_a_run_is_found_by_the_start_of_its_key(tmp_path):
     for key in ("ab12", "ab34", "cd56"):
         save(tmp_path, key)
-    assert runs.find(tmp_path, "c").key == "cd56"
-    assert runs.find(tmp_path, "ab1").key == "ab12"
-    assert runs.find(tmp_path, "last").key == runs.find(tmp_path, "latest").key == "cd56"
+    assert RunRecords(tmp_path).find("c").key == "cd56"
+    assert RunRecords(tmp_path).find("ab1").key == "ab12"
+    assert (
+        RunRecords(tmp_path).find("last").key == RunRecords(tmp_path).find("latest").key == "cd56"
+    )
 
 
 def test_an_ambiguous_or_unknown_key_is_an_error_that_lists_candidates(tmp_path):
     with pytest.raises(ConfigError, match="none"):
-        runs.find(tmp_path, "last")
+        RunRecords(tmp_path).find("last")
     for key in ("ab12", "ab34"):
         save(tmp_path, key)
     with pytest.raises(ConfigError, match=r"2 runs start with `ab`.*`ab34`.*`ab12`"):
-        runs.find(tmp_path, "ab")
+        RunRecords(tmp_path).find("ab")
     with pytest.raises(ConfigError, match=r"(?s)no runs .* `x`.*`ab34`"):
-        runs.find(tmp_path, "x")
+        RunRecords(tmp_path).find("x")
 
 
 @pytest.mark.parametrize("damage", ["", "{}", '{"key": 1', "\0\xff"])
@@ -85,9 +88,9 @@ def test_a_damaged_record_is_skipped_and_told(tmp_path, damage, capsys):
     path = tmp_path / "runs" / "ab.json"
     path.write_text(damage, encoding="latin-1")
     told = []
-    assert [run.key for run in runs.all_runs(tmp_path, told.append)] == ["cd"]
+    assert [run.key for run in RunRecords(tmp_path, told.append).all()] == ["cd"]
     assert len(told) == 1 and str(path) in told[0]
-    assert runs.find(tmp_path, "last").key == "cd"
+    assert RunRecords(tmp_path).find("last").key == "cd"
     out, err = capsys.readouterr()
     assert not out and "can't be read" in err
 
@@ -96,7 +99,7 @@ def test_a_record_under_another_name_is_damaged(tmp_path):
     save(tmp_path, "ab")
     (tmp_path / "runs" / "ab.json").rename(tmp_path / "runs" / "cd.json")
     told = []
-    assert runs.all_runs(tmp_path, told.append) == [] and "run `ab`" in told[0]
+    assert RunRecords(tmp_path, told.append).all() == [] and "run `ab`" in told[0]
 
 
 SINCE = ("system", "merge.", "mixture.", "ensemble.", "cascade.")
@@ -112,7 +115,7 @@ def test_a_record_of_before_there_were_other_systems_is_read_and_printed(tmp_pat
     assert not {"doubt", "model_key"} & body["report"].keys()
     signed = body | {"checksum": hashlib.sha256(canonical(body)).hexdigest()}
     path.write_text(json.dumps(signed, sort_keys=True, indent=1))
-    (run,) = runs.all_runs(tmp_path)
+    (run,) = RunRecords(tmp_path).all()
     assert run.report.doubt is None and run.report.model_key is None
     print_models(run.report, run.config)
     assert "MoIST k=2, cnn router" in capsys.readouterr().out
@@ -126,7 +129,7 @@ def test_a_home_that_cannot_be_written_is_an_error(tmp_path):
 
 def test_all_runs_make_one_flat_table(tmp_path):
     save(tmp_path, "ab", k="auto"), save(tmp_path, "cd", k=3)
-    table = runs.frame(runs.all_runs(tmp_path))
+    table = runs.frame(RunRecords(tmp_path).all())
     assert list(table["key"]) == ["cd", "ab"] and list(table["k"]) == [3, "auto"]
     assert set(flat(Config())) <= set(table.columns)
     row = table.iloc[0]

@@ -16,16 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moist.config import ClusterConfig, Config, TeacherConfig
-from moist.data.torchvision_sets import BESIDE
+from moist.disk import UNFINISHED
 from moist.env import Env, Silent
 from moist.errors import StoreError
 from moist.results import report
 from moist.stages import stage
-from moist.store import artifacts, checkpoint, objects
+from moist.store import artifacts, checkpoint
+from moist.store.calls import Backend, Ref, StageCall
 from moist.store.maintenance import clear, entries, gc, verify
-from moist.store.nonblocking import Eager
+from moist.store.nonblocking import NonBlockingStore
+from moist.store.objects import Damaged, Manifest, ObjectStore
 from moist.store.plan import Plan
-from moist.store.store import Job, Ref, Store
+from moist.store.store import Store
 
 SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 120.0
@@ -93,7 +95,7 @@ def files_under(home: Path, *names: str) -> list[Path]:
 
 
 def stored(home: Path, ref: Ref) -> Path:
-    return objects.folder_of(home, ref.key)
+    return ObjectStore(home).folder(ref.key)
 
 
 # keys
@@ -114,7 +116,7 @@ def anything(env: Env, *, a: object = None, b: object = None, c: object = None) 
 def test_the_order_of_inputs_does_not_change_the_key(inputs, random):
     shuffled = list(inputs.items())
     random.shuffle(shuffled)
-    assert Job(anything, inputs).key == Job(anything, dict(shuffled)).key
+    assert StageCall(anything, inputs).key == StageCall(anything, dict(shuffled)).key
 
 
 def changed_leaf(tree, random):
@@ -131,12 +133,12 @@ def changed_leaf(tree, random):
 @given(TREES, st.randoms())
 def test_any_changed_leaf_changes_the_key(tree, random):
     changed = changed_leaf(tree, random)
-    assert Job(anything, {"a": tree}).key != Job(anything, {"a": changed}).key
+    assert StageCall(anything, {"a": tree}).key != StageCall(anything, {"a": changed}).key
 
 
 def test_a_key_is_the_same_in_every_process_and_release():
     inputs = {"a": (1, 2.5), "b": {"x": None}, "c": "é"}
-    assert Job(anything, inputs).key == "a01aa4d85349ea1da401305b98355f7a"
+    assert StageCall(anything, inputs).key == "a01aa4d85349ea1da401305b98355f7a"
 
 
 def test_a_changed_default_version_or_name_changes_the_key():
@@ -144,7 +146,7 @@ def test_a_changed_default_version_or_name_changes_the_key():
         def function(env, *, a=default): ...
 
         function.__name__ = name
-        return Job(stage(version)(function), {}).key
+        return StageCall(stage(version)(function), {}).key
 
     keys = [build("s", 1, 0), build("s", 2, 0), build("t", 1, 0), build("s", 1, 3)]
     assert len(set(keys)) == 4
@@ -153,14 +155,17 @@ def test_a_changed_default_version_or_name_changes_the_key():
 
 def test_what_only_says_where_stays_out_of_the_key(tmp_path):
     here, there = TeacherConfig(weights=tmp_path / "a"), TeacherConfig(weights=tmp_path / "b")
-    assert Job(anything, {"a": here}).key == Job(anything, {"a": there}).key
-    assert Job(anything, {"a": here}).key != Job(anything, {"a": TeacherConfig(epochs=9)}).key
+    assert StageCall(anything, {"a": here}).key == StageCall(anything, {"a": there}).key
+    assert (
+        StageCall(anything, {"a": here}).key
+        != StageCall(anything, {"a": TeacherConfig(epochs=9)}).key
+    )
 
 
 def test_what_only_says_where_stays_out_of_the_key_of_a_nested_section_too(tmp_path):
     here, there = (Config(teacher=TeacherConfig(weights=tmp_path / name)) for name in "ab")
-    assert Job(anything, {"a": here}).key == Job(anything, {"a": there}).key
-    assert Job(anything, {"a": here}).key != Job(anything, {"a": Config(k=9)}).key
+    assert StageCall(anything, {"a": here}).key == StageCall(anything, {"a": there}).key
+    assert StageCall(anything, {"a": here}).key != StageCall(anything, {"a": Config(k=9)}).key
 
 
 def test_sections_records_references_and_keyed_files_enter_the_key():
@@ -168,7 +173,7 @@ def test_sections_records_references_and_keyed_files_enter_the_key():
         key = "0123"
 
     machine = report.Machine(device="cpu", threads=1, torch="2", system="x")
-    recipe = Job(
+    recipe = StageCall(
         anything, {"a": (ClusterConfig(), machine), "b": File(), "c": [Ref("45", "s", int)]}
     )
     assert recipe.recipe == {
@@ -185,7 +190,7 @@ def test_sections_records_references_and_keyed_files_enter_the_key():
 )
 def test_an_input_without_a_json_form_is_refused_by_name(value):
     with pytest.raises(TypeError, match=r"input `a\.0`"):
-        _ = Job(anything, {"a": [value]}).key
+        _ = StageCall(anything, {"a": [value]}).key
 
 
 def test_an_unknown_input_and_an_unmarked_function_are_refused(tmp_path):
@@ -279,7 +284,7 @@ def test_a_plan_predicts_what_a_store_computes_and_writes_nothing(tmp_path):
     assert not home.exists() and not log.exists()
     assert compute() == expected
     assert plan() == compute() and all(reused for *_, reused in plan())
-    victim = objects.folder_of(home, expected[1][1]) / "tensors.safetensors"
+    victim = ObjectStore(home).folder(expected[1][1]) / "tensors.safetensors"
     flip(victim, -1)
     expected = plan()
     assert victim.exists() and not expected[1][2]
@@ -289,7 +294,7 @@ def test_a_plan_predicts_what_a_store_computes_and_writes_nothing(tmp_path):
 
 def test_a_plan_knows_the_cost_of_what_was_computed_before_and_has_no_values(tmp_path):
     Store(tmp_path, env()).call(logits, seed=0)
-    recorded = entries(tmp_path)[0].seconds
+    recorded = entries(ObjectStore(tmp_path))[0].seconds
     plan = Plan(tmp_path, env())
     ref = plan.call(logits, seed=5)
     plan.call(doubled, source=ref)
@@ -299,12 +304,43 @@ def test_a_plan_knows_the_cost_of_what_was_computed_before_and_has_no_values(tmp
         _ = ref.value
 
 
+def reused(backend: Backend) -> list[bool]:
+    backend.call(doubled, source=backend.call(logits, seed=1))
+    backend.call(logits, seed=2)
+    return [call.reused for call in backend.calls]
+
+
+def trusting(home: Path, reuse: bool = True) -> Plan:
+    return Plan(home, env(), reuse, verify=False)
+
+
+def test_a_plan_that_trusts_manifests_says_what_a_plan_says_where_all_is_intact(tmp_path):
+    assert reused(trusting(tmp_path)) == [False] * 3
+    Store(tmp_path, env()).call(logits, seed=1)
+    plan, whole = trusting(tmp_path), Plan(tmp_path, env())
+    assert reused(plan) == reused(whole) == [True, False, False]
+    assert plan.calls == whole.calls
+    fresh = plan.fresh()
+    assert fresh.calls == [] and reused(fresh) == [True, False, False]
+    assert fresh.calls == plan.calls
+    assert reused(trusting(tmp_path, reuse=False)) == [False] * 3
+
+
+def test_a_plan_that_trusts_manifests_reads_no_tensors_and_rejects_a_damaged_manifest(tmp_path):
+    folder = stored(tmp_path, Store(tmp_path, env()).call(logits, seed=1))
+    (folder / "tensors.safetensors").write_bytes(b"")
+    assert reused(Plan(tmp_path, env())) == [False] * 3
+    assert reused(trusting(tmp_path)) == [True, False, False]
+    (folder / "manifest.json").write_bytes(b"{}")
+    assert reused(trusting(tmp_path)) == [False] * 3
+
+
 def test_without_reuse_a_stored_output_is_computed_again_and_replaced(tmp_path):
     log = tmp_path / "log"
     first = Store(tmp_path / "home", env()).call(logits, seed=0, log=str(log))
-    before = entries(tmp_path / "home")
+    before = entries(ObjectStore(tmp_path / "home"))
     again = Store(tmp_path / "home", env(), reuse=False).call(logits, seed=0, log=str(log))
-    after = entries(tmp_path / "home")
+    after = entries(ObjectStore(tmp_path / "home"))
     assert times(log) == 2 and again.key == first.key
     assert [entry.created for entry in after] > [entry.created for entry in before]
     assert torch.equal(first.value.train_VNC, again.value.train_VNC)
@@ -314,7 +350,7 @@ def test_without_reuse_a_stored_output_is_computed_again_and_replaced(tmp_path):
 def test_a_value_deleted_by_another_process_is_computed_again_when_needed(tmp_path):
     log = tmp_path / "log"
     ref = Store(tmp_path / "home", env()).call(logits, seed=0, log=str(log))
-    clear(tmp_path / "home")
+    clear(ObjectStore(tmp_path / "home"))
     assert len(ref.value.train_VNC) == 6
     assert times(log) == 2
 
@@ -395,10 +431,10 @@ def test_every_flipped_byte_of_every_file_is_found(tmp_path):
             for bit in (0x01, 0x80):
                 bad = bytes([good[offset] ^ bit])
                 path.write_bytes(good[:offset] + bad + good[offset + 1 :])
-                with pytest.raises(objects.Damaged, match=path.name):
-                    objects.check(tmp_path, ref.key)
+                with pytest.raises(Damaged, match=path.name):
+                    ObjectStore(tmp_path).check(ref.key)
         path.write_bytes(good)
-    assert objects.check(tmp_path, ref.key) is not None
+    assert ObjectStore(tmp_path).check(ref.key) is not None
 
 
 # failures
@@ -412,14 +448,14 @@ def test_a_stage_that_raises_stores_nothing(tmp_path, error):
 
     with pytest.raises(error):
         Store(tmp_path, env()).call(failing, n=1)
-    assert not entries(tmp_path)
+    assert not entries(ObjectStore(tmp_path))
     assert not files_under(tmp_path, "objects", "tmp")
 
 
 def test_a_value_that_is_no_artifact_is_refused_and_not_stored(tmp_path):
     @stage(version=1)
     def odd(env, *, n):
-        return Told() if n else Job(odd, {})
+        return Told() if n else StageCall(odd, {})
 
     for n in (0, 1):
         with pytest.raises(TypeError):
@@ -532,13 +568,13 @@ def leave(home: Path, key: str, seconds: float) -> Path:
     left = home / "partial" / key / "step-000001-0123456789abcdef.safetensors"
     left.parent.mkdir()
     left.write_bytes(b"state")
-    when = objects.folder_of(home, key).stat().st_mtime - seconds
+    when = ObjectStore(home).folder(key).stat().st_mtime - seconds
     for path in (left, left.parent):
         os.utime(path, (when, when))
     return left
 
 
-@pytest.mark.parametrize("kind", [Store, Eager])
+@pytest.mark.parametrize("kind", [Store, NonBlockingStore])
 def test_checkpoints_that_outlived_their_stored_output_go_once_it_is_found(tmp_path, kind):
     """Their process was killed once the output was stored, before they were deleted."""
     key = Store(tmp_path, env()).call(logits, seed=0).key
@@ -546,7 +582,7 @@ def test_checkpoints_that_outlived_their_stored_output_go_once_it_is_found(tmp_p
     gone = left.with_name("gone")
     gone.touch()
     gone.unlink()  # or while they were deleted
-    with objects.alone(tmp_path, key, waiting=lambda: None):
+    with ObjectStore(tmp_path).locked(key):
         kind(tmp_path, env()).call(logits, seed=0)
         assert left.exists()
     kind(tmp_path, env()).call(logits, seed=0)
@@ -582,7 +618,7 @@ def test_who_waited_for_a_process_deletes_the_checkpoints_that_it_left(tmp_path)
     key = Store(tmp_path / "other", env()).call(logits, **job).key
     store = Store(home, env(told))
     waiter = threading.Thread(target=store.call, args=(logits,), kwargs=job)
-    with objects.alone(home, key, waiting=lambda: None):
+    with ObjectStore(home).locked(key):
         waiter.start()
         assert told.warned_once.wait(PATIENCE)
         shutil.copytree(tmp_path / "other" / "objects", home / "objects", dirs_exist_ok=True)
@@ -595,15 +631,15 @@ def test_who_waited_for_a_process_deletes_the_checkpoints_that_it_left(tmp_path)
 def test_an_output_that_is_cleared_while_it_is_checked_is_computed_again(tmp_path, monkeypatch):
     """Between the reading of its manifest and the listing of its files."""
     Store(tmp_path, env()).call(logits, seed=0)
-    read = objects.read
+    read = ObjectStore.manifest
 
-    def read_and_lose(folder: Path) -> objects.Manifest:
-        manifest = read(folder)
+    def read_and_lose(objects: ObjectStore, key: str) -> Manifest | None:
+        manifest = read(objects, key)
         monkeypatch.undo()
-        clear(tmp_path)
+        clear(ObjectStore(tmp_path))
         return manifest
 
-    monkeypatch.setattr(objects, "read", read_and_lose)
+    monkeypatch.setattr(ObjectStore, "manifest", read_and_lose)
     store = Store(tmp_path, env())
     store.call(logits, seed=0)
     assert [call.reused for call in store.calls] == [False]
@@ -612,11 +648,11 @@ def test_an_output_that_is_cleared_while_it_is_checked_is_computed_again(tmp_pat
 def test_who_waits_for_another_process_is_told_once(tmp_path):
     told, log = Told(), tmp_path / "log"
     store = Store(tmp_path / "home", env(told))
-    key = Job(logits, {"seed": 0, "log": str(log)}).key
+    key = StageCall(logits, {"seed": 0, "log": str(log)}).key
     waiter = threading.Thread(
         target=store.call, args=(logits,), kwargs={"seed": 0, "log": str(log)}
     )
-    with objects.alone(tmp_path / "home", key, waiting=lambda: None):
+    with ObjectStore(tmp_path / "home").locked(key):
         waiter.start()
         assert told.warned_once.wait(PATIENCE)
         assert times(log) == 0
@@ -633,34 +669,34 @@ def filled(home: Path, n: int = 4) -> list[str]:
     store = Store(home, env())
     keys = [store.call(logits, seed=seed).key for seed in range(n)]
     for age, key in enumerate(keys):
-        os.utime(objects.folder_of(home, key) / "manifest.json", (1e9 + age, 1e9 + age))
+        os.utime(ObjectStore(home).folder(key) / "manifest.json", (1e9 + age, 1e9 + age))
     return keys
 
 
 def test_entries_list_what_is_stored_least_recently_used_first(tmp_path):
     keys = filled(tmp_path)
     Store(tmp_path, env()).call(logits, seed=0)
-    listed = entries(tmp_path)
+    listed = entries(ObjectStore(tmp_path))
     assert [entry.key for entry in listed] == [*keys[1:], keys[0]]
     assert all(entry.stage == "logits" and entry.bytes > 100 for entry in listed)
-    assert entries(tmp_path / "nowhere") == []
+    assert entries(ObjectStore(tmp_path / "nowhere")) == []
 
 
 def test_gc_drops_the_least_recently_used_and_spares_pinned_and_locked(tmp_path):
     keys = filled(tmp_path)
-    before = {entry.key: entry.bytes for entry in entries(tmp_path)}
+    before = {entry.key: entry.bytes for entry in entries(ObjectStore(tmp_path))}
     room = before[keys[0]] + before[keys[1]] + before[keys[3]]
-    with objects.alone(tmp_path, keys[1], waiting=lambda: None):
-        freed = gc(tmp_path, room, pinned={keys[0]})
+    with ObjectStore(tmp_path).locked(keys[1]):
+        freed = gc(ObjectStore(tmp_path), room, pinned={keys[0]})
     assert freed == before[keys[2]]
-    assert {entry.key for entry in entries(tmp_path)} == {keys[0], keys[1], keys[3]}
-    gc(tmp_path, 0, pinned={keys[0]})
-    assert [entry.key for entry in entries(tmp_path)] == [keys[0]]
+    assert {entry.key for entry in entries(ObjectStore(tmp_path))} == {keys[0], keys[1], keys[3]}
+    gc(ObjectStore(tmp_path), 0, pinned={keys[0]})
+    assert [entry.key for entry in entries(ObjectStore(tmp_path))] == [keys[0]]
 
 
 def test_gc_sweeps_what_dead_processes_left_but_not_what_is_fresh_or_locked(tmp_path):
     Store(tmp_path, env())
-    download = f"data/downloads/cifar10/{BESIDE}"
+    download = f"data/downloads/cifar10/{UNFINISHED}"
     for name in (
         "tmp/old", "tmp/new", "partial/old", "partial/new", "partial/held",
         f"{download}old/raw", f"{download}new/raw",
@@ -670,8 +706,8 @@ def test_gc_sweeps_what_dead_processes_left_but_not_what_is_fresh_or_locked(tmp_
         if "new" not in name:
             for path in (tmp_path / name / "x", tmp_path / name, (tmp_path / name).parent):
                 os.utime(path, (1e9, 1e9))
-    with objects.alone(tmp_path, "held", waiting=lambda: None):
-        assert gc(tmp_path, 10**9) == 15
+    with ObjectStore(tmp_path).locked("held"):
+        assert gc(ObjectStore(tmp_path), 10**9) == 15
     left = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("x")}
     assert left == {"tmp/new", "partial/new", "partial/held", f"{download}new/raw"}
 
@@ -680,29 +716,29 @@ def test_clear_deletes_one_stage_or_everything(tmp_path):
     store = Store(tmp_path, env())
     store.call(doubled, source=store.call(logits, seed=0))
     (tmp_path / "quarantine" / "x").mkdir(parents=True)
-    size = {entry.stage: entry.bytes for entry in entries(tmp_path)}
-    assert clear(tmp_path, "doubled") == size["doubled"]
-    assert [entry.stage for entry in entries(tmp_path)] == ["logits"]
-    assert clear(tmp_path) == size["logits"]
-    assert not entries(tmp_path)
+    size = {entry.stage: entry.bytes for entry in entries(ObjectStore(tmp_path))}
+    assert clear(ObjectStore(tmp_path), "doubled") == size["doubled"]
+    assert [entry.stage for entry in entries(ObjectStore(tmp_path))] == ["logits"]
+    assert clear(ObjectStore(tmp_path)) == size["logits"]
+    assert not entries(ObjectStore(tmp_path))
     assert not files_under(tmp_path, "quarantine", "tmp", "partial")
-    assert clear(tmp_path / "nowhere") == 0
+    assert clear(ObjectStore(tmp_path / "nowhere")) == 0
 
 
 def test_verify_names_damaged_objects_and_puts_them_away(tmp_path):
     keys = filled(tmp_path)
-    assert verify(tmp_path) == []
-    flip(objects.folder_of(tmp_path, keys[1]) / "tensors.safetensors", -1)
-    (objects.folder_of(tmp_path, keys[2]) / "manifest.json").unlink()
-    assert [entry.stage for entry in entries(tmp_path)].count("(damaged)") == 1
-    assert sorted(verify(tmp_path)) == sorted(
+    assert verify(ObjectStore(tmp_path)) == []
+    flip(ObjectStore(tmp_path).folder(keys[1]) / "tensors.safetensors", -1)
+    (ObjectStore(tmp_path).folder(keys[2]) / "manifest.json").unlink()
+    assert [entry.stage for entry in entries(ObjectStore(tmp_path))].count("(damaged)") == 1
+    assert sorted(verify(ObjectStore(tmp_path))) == sorted(
         [
             (keys[1], "tensors.safetensors: checksum differs"),
             (keys[2], "manifest.json: missing"),
         ]
     )
-    assert {entry.key for entry in entries(tmp_path)} == {keys[0], keys[3]}
-    assert verify(tmp_path) == []
+    assert {entry.key for entry in entries(ObjectStore(tmp_path))} == {keys[0], keys[3]}
+    assert verify(ObjectStore(tmp_path)) == []
 
 
 def test_a_manifest_says_how_its_object_came_about(tmp_path):

@@ -15,7 +15,7 @@ from moist.config import Config
 from moist.errors import ConfigError, StageError
 from moist.results.objectives import DEFAULT, parse_limits
 from moist.results.trials import Trial
-from moist.store.store import Call
+from moist.store.calls import Call
 from moist.study.driver import Driver
 from moist.study.ledger import in_memory
 from moist.study.patience import FRUITLESS

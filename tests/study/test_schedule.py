@@ -6,23 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moist.env import Env
-from moist.stages import stage
-from moist.store import artifacts, objects
-from moist.store.plan import Plan
-from moist.store.store import Call, Store
-from moist.study.schedule import Entry, Forecast, Foreseen, Schedule
+from moist.store.calls import Call
+from moist.store.objects import ObjectStore
+from moist.study.schedule import Entry, Foreseen, Schedule
 
 Trials = list[list[Call]]
 
 
 @dataclass
 class Worker:
-    """Goes through a trial's stages as `Eager` does, or as `Store` if it is patient."""
+    """Goes through a trial's stages as `NonBlockingStore` does, or as `Store` if it is patient."""
 
     entry: Entry
     patient: bool
@@ -75,7 +71,7 @@ class World:
     # what is so
 
     def stored(self, key: str) -> bool:
-        return objects.folder_of(self.home, key).is_dir()
+        return ObjectStore(self.home).folder(key).is_dir()
 
     def held(self, key: str) -> bool:
         return key in self.strangers or any(one.computing == key for one in self.busy)
@@ -131,7 +127,7 @@ class World:
     # what happens
 
     def store(self, key: str) -> None:
-        objects.folder_of(self.home, key).mkdir(parents=True)
+        ObjectStore(self.home).folder(key).mkdir(parents=True)
         self.computed[key] += 1
 
     def step(self, worker: Worker) -> None:
@@ -259,7 +255,7 @@ def test_nobody_waits_for_what_a_trial_held_that_was_given_up(tmp_path):
     assert first is not None and second is not None
     second.held = {"00"}
     schedule.add(second)
-    objects.folder_of(tmp_path, "01").mkdir(parents=True)
+    ObjectStore(tmp_path).folder("01").mkdir(parents=True)
     assert schedule.pick() is None
     schedule.drop(first.number)
     assert schedule.pick() is second
@@ -272,54 +268,12 @@ def test_what_a_stranger_holds_is_waited_for_until_it_is_stored_or_nothing_else_
         entry.held = {"00"}
         schedule.add(entry)
     assert schedule.pick() is None
-    objects.folder_of(tmp_path, "00").mkdir(parents=True)
+    ObjectStore(tmp_path).folder("00").mkdir(parents=True)
     assert [numbers(schedule.pick()) for _ in range(3)] == [0, 1, None]
 
 
 def test_a_trial_all_of_whose_stages_are_stored_can_start_beside_any_other(tmp_path):
-    objects.folder_of(tmp_path, "00").mkdir(parents=True)
+    ObjectStore(tmp_path).folder("00").mkdir(parents=True)
     schedule = scheduled(tmp_path, [call(0, set()), call(1, {0})], [call(0, set())])
     assert [numbers(schedule.pick()) for _ in range(3)] == [0, 1, None]
     assert len(schedule) == 2 and schedule.waiting == []
-
-
-# what is foreseen
-
-
-@stage(version=1)
-def drawn(env: Env, *, seed: int) -> artifacts.Logits:
-    return artifacts.Logits(torch.full((4,), float(seed)))
-
-
-@stage(version=1)
-def doubled(env: Env, *, source: artifacts.Logits) -> artifacts.Logits:
-    return artifacts.Logits(source.train_VNC * 2)
-
-
-def calls(store: Store) -> list[bool]:
-    store.call(doubled, source=store.call(drawn, seed=1))
-    store.call(drawn, seed=2)
-    return [one.reused for one in store.calls]
-
-
-def opened(kind: type[Store], home: Path, reuse: bool = True) -> Store:
-    return kind(home, Env(torch.device("cpu")), reuse)
-
-
-def test_a_forecast_says_what_a_plan_says_where_all_is_sound(tmp_path):
-    assert calls(opened(Forecast, tmp_path)) == [False] * 3
-    opened(Store, tmp_path).call(drawn, seed=1)
-    forecast, plan = opened(Forecast, tmp_path), opened(Plan, tmp_path)
-    assert calls(forecast) == calls(plan) == [True, False, False]
-    assert forecast.calls == plan.calls
-    assert calls(opened(Forecast, tmp_path, reuse=False)) == [False] * 3
-
-
-def test_a_forecast_reads_no_tensors_and_believes_no_damaged_manifest(tmp_path):
-    ref = opened(Store, tmp_path).call(drawn, seed=1)
-    folder = objects.folder_of(tmp_path, ref.key)
-    (folder / "tensors.safetensors").write_bytes(b"")
-    assert calls(opened(Plan, tmp_path)) == [False] * 3
-    assert calls(opened(Forecast, tmp_path)) == [True, False, False]
-    (folder / objects.MANIFEST).write_bytes(b"{}")
-    assert calls(opened(Forecast, tmp_path)) == [False] * 3

@@ -18,8 +18,10 @@ from moist.env import Env
 from moist.errors import ConfigError
 from moist.pipeline import run, stages
 from moist.results.objectives import DEFAULT, QUANTITIES, TRAINED, parse_objectives, quantities
-from moist.store import maintenance, runs
+from moist.store import maintenance
+from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
+from moist.store.runs import RunRecords
 from moist.store.store import Store
 from moist.study.foresight import Foresight
 from moist.study.ledger import opened
@@ -116,7 +118,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
     for trials in (1, 4):
         rehearsals.append(study.rehearse(trials))
         outcomes.append(study.search(trials))
-        objects.append(len(maintenance.entries(study.home)))
+        objects.append(len(maintenance.entries(ObjectStore(study.home))))
     return Searched(study, [*rehearsals, study.rehearse(4)], outcomes, objects)
 
 
@@ -141,7 +143,7 @@ def test_a_rehearsal_says_exactly_what_is_then_computed_and_nothing_is_computed_
 def test_trials_share_what_their_configs_share(searched):
     """One teacher; a student a temperature; latency, clusters and router a number of students."""
     found: dict[str, int] = {}
-    for entry in maintenance.entries(searched.study.home):
+    for entry in maintenance.entries(ObjectStore(searched.study.home)):
         found[entry.stage] = found.get(entry.stage, 0) + 1
     assert found == {
         "prepare": 1, "train_teacher": 1, "teacher_logits": 1, "distill_student": 2,
@@ -151,7 +153,7 @@ def test_trials_share_what_their_configs_share(searched):
 
 
 def test_the_tally_adds_up_to_what_is_stored(searched):
-    stored = sum(entry.seconds for entry in maintenance.entries(searched.study.home))
+    stored = sum(entry.seconds for entry in maintenance.entries(ObjectStore(searched.study.home)))
     assert sum(one.tally.seconds for one in searched.outcomes) == pytest.approx(stored)
     for outcome in searched.outcomes:
         assert set(outcome.tally.told) == {"trained"}
@@ -166,7 +168,7 @@ def test_a_trial_found_what_a_run_alone_finds(searched, tmp_path):
     trial = searched.outcomes[-1].trials[3]
     config = config_of(searched.study.sweep, trial.params)
     alone = run(config, Store(tmp_path, Env(torch.device("cpu"))))
-    shared = runs.recorded(searched.study.home, str(trial.key))
+    shared = RunRecords(searched.study.home).get(str(trial.key))
     assert shared is not None and shared.report.timeless() == alone.timeless()
     assert trial.quantities == quantities(shared.report)
     assert trial.values == {name: trial.quantities[name] for name in ("accuracy", "mflops")}
@@ -266,7 +268,7 @@ class Quiet:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        self.stored.append({entry.stage for entry in maintenance.entries(self.home)})
+        self.stored.append({entry.stage for entry in maintenance.entries(ObjectStore(self.home))})
         yield
 
 
@@ -292,9 +294,9 @@ def test_what_can_be_counted_is_known_before_anything_is_timed(tmp_path):
     foresee, quiet = foresight(tmp_path)
     found = foresee(tiny("k=2"))
     assert found.known.keys() == QUANTITIES.keys() - TRAINED - {"latency_ms"}
-    assert quiet.stored == [] and {one.stage for one in maintenance.entries(tmp_path)} == {
-        "prepare"
-    }
+    assert quiet.stored == [] and {
+        one.stage for one in maintenance.entries(ObjectStore(tmp_path))
+    } == {"prepare"}
 
 
 def test_nobody_is_kept_still_for_a_time_that_the_trial_takes(tmp_path):
@@ -308,7 +310,7 @@ def test_nobody_is_kept_still_for_a_time_that_the_trial_takes(tmp_path):
 def test_what_is_foreseen_is_the_runs_key_and_each_of_its_stages_once(home, tmp_path):
     config = tiny("k=2", "router=oracle")
     new = foresight(tmp_path)[0].plan(config)
-    assert new.known == {} and maintenance.entries(tmp_path) == []
+    assert new.known == {} and maintenance.entries(ObjectStore(tmp_path)) == []
     store = Store(home, Env(torch.device("cpu")))
     assert new.key == run(config, store).key
     keys = dict.fromkeys(call.key for call in store.calls)

@@ -16,6 +16,7 @@ from moist.pipeline import run, stages
 from moist.results.objectives import QUANTITIES, TRAINED, quantities
 from moist.store import maintenance
 from moist.store.artifacts import Cascade, Ensemble, Mixture, Student
+from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
 from moist.store.store import Store
 from moist.study import costs
@@ -91,9 +92,9 @@ def test_what_is_known_before_training_is_what_the_run_reports(home, overrides):
 
 def test_only_data_and_latency_are_computed_to_know_it_and_latency_only_if_asked(tmp_path):
     counted = known(tiny(), opened(tmp_path), latency=False)
-    assert {entry.stage for entry in maintenance.entries(tmp_path)} == {"prepare"}
+    assert {entry.stage for entry in maintenance.entries(ObjectStore(tmp_path))} == {"prepare"}
     timed = known(tiny(), opened(tmp_path), latency=True)
-    assert {entry.stage for entry in maintenance.entries(tmp_path)} == {
+    assert {entry.stage for entry in maintenance.entries(ObjectStore(tmp_path))} == {
         "prepare",
         "measure_latency",
     }
@@ -114,7 +115,7 @@ def test_what_only_training_tells_is_not_known(tmp_path, overrides):
     take can be measured before."""
     assert known(tiny(overrides), opened(tmp_path), latency=True) == {}
     timed = set() if overrides == "k=auto" else {"prepare", "measure_latency"}
-    assert {entry.stage for entry in maintenance.entries(tmp_path)} == timed
+    assert {entry.stage for entry in maintenance.entries(ObjectStore(tmp_path))} == timed
 
 
 def test_how_many_students_there_are_matters_only_where_they_are_the_model(home):

@@ -17,8 +17,8 @@ from optuna.samplers import RandomSampler
 from shell import searched
 from toy import Start, moist, ref, search
 
-from moist.store import objects
-from moist.store.maintenance import verify
+from moist.store.maintenance import entries, verify
+from moist.store.objects import ObjectStore
 from moist.study.doctor import examine
 from moist.study.ledger import opened
 from moist.study.samplers import suggest
@@ -63,8 +63,7 @@ def unsettled(home: Path, study: str = "toy") -> list[str]:
 
 def stored(home: Path) -> dict[str, str]:
     """When each stage's output was stored."""
-    folders = (home / "objects").glob("*/*")
-    return {folder.name: objects.read(folder).created for folder in folders}
+    return {entry.key: entry.created for entry in entries(ObjectStore(home))}
 
 
 def amid(driving: Driving, keys: set[str]) -> psutil.Process | None:
@@ -240,18 +239,18 @@ def test_a_sweep_of_the_command_line_killed_and_interrupted_goes_on_with_what_is
         return driving, worker
 
     midway(0)[0].kill()
-    assert verify(home) == []
+    assert verify(ObjectStore(home)) == []
     stamps |= stored(home)
     interrupted, _ = midway(len(stamps) + 2)
     os.killpg(interrupted.process.pid, signal.SIGINT)
     assert interrupted.finish() == 130
     assert interrupted.text.endswith(f"continue with\n  moist {' '.join(words)}\n")
-    assert verify(home) == []
+    assert verify(ObjectStore(home)) == []
     stamps |= stored(home)
     resumed, worker = midway(len(stamps) + 2)
     worker.kill()
     assert resumed.finish() == 0, resumed.text
-    assert verify(home) == [] and not list((home / "partial").iterdir())
+    assert verify(ObjectStore(home)) == [] and not list((home / "partial").iterdir())
     assert stamps.items() <= stored(home).items()
     found = trials(home, "small")
     assert [trial.state for trial in found] == ["complete"] * 3

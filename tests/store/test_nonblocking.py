@@ -13,18 +13,20 @@ import torch
 from moist.env import Env, Silent
 from moist.errors import StageError, StoreError
 from moist.stages import stage
-from moist.store import artifacts, objects
+from moist.store import artifacts
+from moist.store.calls import Ref
 from moist.store.maintenance import clear
-from moist.store.nonblocking import Eager, Left
+from moist.store.nonblocking import Deferred, NonBlockingStore
+from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
-from moist.store.store import Ref, Store
+from moist.store.store import Store
 
 PATIENCE = 120.0
 HOLDER = """
 import sys
 from pathlib import Path
-from moist.store import objects
-with objects.alone(Path(sys.argv[1]), sys.argv[2], lambda: None):
+from moist.store.objects import ObjectStore
+with ObjectStore(Path(sys.argv[1])).locked(sys.argv[2]):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -60,7 +62,7 @@ class Told(Silent):
         self.warnings.append(message)
 
 
-def opened(home: Path, kind: type[Store] = Eager) -> Store:
+def opened(home: Path, kind: type[Store] = NonBlockingStore) -> Store:
     return kind(home, Env(torch.device("cpu"), Told()))
 
 
@@ -103,7 +105,7 @@ def test_what_another_holds_is_left_and_all_that_needs_it_and_nothing_else(tmp_p
     store = opened(tmp_path)
     with held(tmp_path, graph(opened(tmp_path, Plan))[one].key):
         found = graph(store)
-    assert names(store, store.held) == one and names(store, store.left) == left
+    assert names(store, store.locked) == one and names(store, store.deferred) == left
     assert computed(store) == "".join(sorted(set("abcde") - set(left)))
     for name in "abcde":
         if name in left:
@@ -122,7 +124,7 @@ def test_once_it_is_free_the_rest_is_computed_and_nothing_twice(tmp_path):
     assert float(graph(second)["e"].value.train_VNC[0]) == 1 + 2 * 2 + 1
     assert (computed(first), computed(second)) == ("bd", "ace")
     graph(third)
-    assert computed(third) == "" and third.left == set() and third.held == []
+    assert computed(third) == "" and third.deferred == set() and third.locked == []
     assert len((tmp_path / "log").read_text().splitlines()) == 5
 
 
@@ -131,32 +133,32 @@ def test_what_is_stored_is_reused_whoever_holds_it(tmp_path):
     store = opened(tmp_path)
     with held(tmp_path, keys["a"]):
         graph(store)
-    assert store.left == set() and all(call.reused for call in store.calls)
+    assert store.deferred == set() and all(call.reused for call in store.calls)
 
 
 def test_what_was_there_and_is_cleared_while_another_computes_it_is_left(tmp_path):
     store = opened(tmp_path)
     found = graph(store)
-    clear(tmp_path)
+    clear(ObjectStore(tmp_path))
     with held(tmp_path, found["c"].key):
-        with pytest.raises(Left, match="another process") as caught:
+        with pytest.raises(Deferred, match="another process") as caught:
             _ = found["c"].value
-        assert caught.value.held == [found["c"].key]
-        with pytest.raises(Left):
+        assert caught.value.locked == [found["c"].key]
+        with pytest.raises(Deferred):
             store.check()
     opened(tmp_path).check()
 
 
 def test_a_damaged_output_is_computed_again_unless_another_does(tmp_path):
     keys = {name: ref.key for name, ref in graph(opened(tmp_path)).items()}
-    (objects.folder_of(tmp_path, keys["c"]) / "tensors.safetensors").write_bytes(b"")
+    (ObjectStore(tmp_path).folder(keys["c"]) / "tensors.safetensors").write_bytes(b"")
     beside, after = opened(tmp_path), opened(tmp_path)
     with held(tmp_path, keys["c"]):
         graph(beside)
-    assert names(beside, beside.left) == "ce" and computed(beside) == ""
+    assert names(beside, beside.deferred) == "ce" and computed(beside) == ""
     assert not (tmp_path / "quarantine").exists()
     graph(after)
-    assert computed(after) == "c" and after.left == set()
+    assert computed(after) == "c" and after.deferred == set()
     assert len(list((tmp_path / "quarantine").iterdir())) == 1
 
 
@@ -175,13 +177,13 @@ def test_two_workers_at_once_share_the_work_and_never_wait(tmp_path):
     assert BEGUN.wait(PATIENCE)
     of_it = second.call(added, some=(slow(second),), log=log)
     other = second.call(drawn, seed=5, log=log)
-    assert second.left == {*second.held, of_it.key} and len(second.held) == 1
+    assert second.deferred == {*second.locked, of_it.key} and len(second.locked) == 1
     assert float(other.value.train_VNC[0]) == 5
     GO.set()
     thread.join(PATIENCE)
     third = opened(tmp_path)
     value = third.call(added, some=(slow(third),), log=log).value
-    assert float(value.train_VNC[0]) == 1 and third.left == set()
+    assert float(value.train_VNC[0]) == 1 and third.deferred == set()
     lines = ["drawn 1", "added 1", "drawn 5", "added 1"]
     assert (tmp_path / "log").read_text().splitlines() == lines
 
