@@ -16,9 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
-from moist.disk import ELSEWHERE, writing
+from moist.disk import ELSEWHERE, locked, locked_if_free, writing
 from moist.errors import StoreError
 from moist.study.ref import StudyRef
 
@@ -52,13 +50,8 @@ def holder(ref: StudyRef) -> str | None:
     path = lock_file(ref)
     if not path.exists():
         return None
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return _owner(path)
-    lock.release()
-    return None
+    with locked_if_free(path) as free:
+        return None if free else _owner(path)
 
 
 def lock_file(ref: StudyRef) -> Path:
@@ -76,33 +69,20 @@ def turn(ref: StudyRef) -> Iterator[None]:
     if ref.is_postgres:
         with _advisory(database, wait=True):
             yield
-        return
-    path = lock_file(database)
-    with writing(path.parent, ELSEWHERE):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    else:
+        with locked(lock_file(database)):
+            yield
 
 
 @contextmanager
 def _locked(ref: StudyRef) -> Iterator[None]:
     path = lock_file(ref)
-    lock = FileLock(path)
-    with writing(path.parent, ELSEWHERE):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=PATIENCE)
-        except Timeout:
-            raise _held(ref, _owner(path)) from None
-        path.with_suffix(".owner").write_text(me())
-    try:
+    with locked_if_free(path, timeout=PATIENCE) as free:
+        if not free:
+            raise _held(ref, _owner(path))
+        with writing(path.parent, ELSEWHERE):
+            path.with_suffix(".owner").write_text(me())
         yield
-    finally:
-        lock.release()
 
 
 def _owner(path: Path) -> str:

@@ -17,13 +17,13 @@ import math
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
+from moist.disk import locked
 from moist.errors import StoreError
 from moist.results.report import Record
 
@@ -64,11 +64,12 @@ class Logged(Record):
     paths: tuple[Path, ...]
 
 
-def hold(folder: Path) -> FileLock:
-    """Say that the run of a folder is being written: until release, or this process's end."""
-    lock = FileLock(folder / OPEN)
-    lock.acquire()
-    return lock
+@contextmanager
+def marked_open(folder: Path) -> Iterator[None]:
+    """Mark the run of a folder as being written, until the process ends or is killed."""
+    with locked(folder / OPEN):
+        yield
+    (folder / OPEN).unlink(missing_ok=True)  # where it stays, the run was interrupted
 
 
 def is_open(folder: Path) -> bool:

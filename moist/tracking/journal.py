@@ -14,17 +14,16 @@ or reused: a run that is killed and continued gives its rows the same steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from moist.config import Config
 from moist.errors import brief
 from moist.results.objectives import PREFIX, TEST, TRAINED_BY
-from moist.tracking.files import hold
+from moist.tracking.files import marked_open
 
 if TYPE_CHECKING:
     import wandb
@@ -80,7 +79,7 @@ class Journal:
         self.ended = False
         self.open = False
         """Whether wandb has it open; known behind only."""
-        self._lock: FileLock | None = None
+        self._mark = ExitStack()
         do(self._open)
 
     def __enter__(self) -> Journal:
@@ -98,7 +97,8 @@ class Journal:
     def _open(self) -> None:
         self._run = self._opened()
         self.open = True
-        self._lock = hold(Path(self._run.dir).parent)  # nobody sends it half
+        # `moist sync` leaves it until it has ended
+        self._mark.enter_context(marked_open(Path(self._run.dir).parent))
         for stage in self._before:
             self._run.define_metric(f"{stage}/epoch", hidden=True)
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/epoch")
@@ -143,9 +143,7 @@ class Journal:
         if self._run:
             self._run.finish(exit_code=exit_code)
             self.open = False
-        if self._lock:
-            self._lock.release()
-            Path(self._lock.lock_file).unlink(missing_ok=True)  # one that stays was broken off
+        self._mark.close()
 
 
 def found(

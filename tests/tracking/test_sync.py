@@ -18,7 +18,7 @@ from wandb_standin import Client, Server
 from wandb_standin.records import Refused
 
 from moist.errors import StoreError
-from moist.tracking.files import OPEN, hold, is_open, read
+from moist.tracking.files import OPEN, is_open, marked_open, read
 from moist.tracking.refusals import reason
 from moist.tracking.sync import LOCK, MANIFEST, Outbox, Place, Told, marker
 
@@ -273,9 +273,8 @@ def test_many_may_look_at_once_whether_a_run_is_being_written(tmp_path):
     with (tmp_path / OPEN).open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_SH)
         assert not is_open(tmp_path)
-    with hold(tmp_path):
+    with marked_open(tmp_path):
         assert is_open(tmp_path)
-    (tmp_path / OPEN).unlink(missing_ok=True)
     assert not is_open(tmp_path) and not (tmp_path / OPEN).exists()
 
 
