@@ -1,1 +1,1 @@
-"""W&B sweeps: registered from the files in sweeps/, and run by W&B's own agents here."""
+"""W&B sweeps: registered from sweep files, and run by W&B's own agents on this machine."""

@@ -1,4 +1,4 @@
-"""A sweep file as W&B's server gets it."""
+"""Registers a sweep file on W&B's server."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from moist.tracking.client import PROJECT
 from moist.tracking.mode import decide
 
 ENGINE = Path(__file__).with_name("engine.py")
-"""What W&B's Optuna scheduler is told to search with."""
+"""The file that W&B's Optuna scheduler searches with."""
 
 
 @dataclass(frozen=True)
-class Registered:
-    """A sweep file with its overrides: what the server gets, and how many runs may start."""
+class Registration:
+    """A sweep file with its overrides: the content for the server, and the number of runs."""
 
     path: Path
     overrides: tuple[str, ...]
@@ -33,12 +33,14 @@ class Registered:
 
     @property
     def scheduled(self) -> bool:
-        """Whether a process here draws the parameters, instead of the server."""
+        """Return whether a process on this machine draws the parameters, not the server."""
         return bool(self.content.get("scheduler"))
 
 
-def document(path: Path, overrides: Iterable[str] = (), count: int | None = None) -> Registered:
-    """A file as W&B is told of it. Raises ConfigError for what W&B could not search."""
+def registration(
+    path: Path, overrides: Iterable[str] = (), count: int | None = None
+) -> Registration:
+    """Read a file for W&B's server. Raises ConfigError for what W&B could not search."""
     overrides = tuple(overrides)
     search = read_sweep(path, overrides)
     content: dict[str, Any] = yaml.safe_load(path.read_text())
@@ -48,8 +50,8 @@ def document(path: Path, overrides: Iterable[str] = (), count: int | None = None
     conditional = [name for name, entry in parameters.items() if "when" in entry]
     if conditional and engine != "optuna":
         raise ConfigError(
-            f"`{path}`: W&B's own search does not know the `when` of `{conditional[0]}`",
-            "search with Optuna: `moist sweep optuna`, or here with `method: custom` and"
+            f"`{path}`: W&B's own search does not support the `when` of `{conditional[0]}`",
+            "search with Optuna: use `moist sweep optuna`, or write `method: custom` and"
             " `scheduler: {engine: optuna}`",
         )
     if engine == "optuna":
@@ -60,33 +62,33 @@ def document(path: Path, overrides: Iterable[str] = (), count: int | None = None
         for name, entry in parameters.items()
     }
     budget = min(requested(search, count), size(search) or sys.maxsize)
-    return Registered(path, overrides, content, budget)
+    return Registration(path, overrides, content, budget)
 
 
 def check_online(path: Path | None) -> None:
-    """Raise ConfigError, at once, where there is no server to sweep with."""
+    """Raise ConfigError if W&B's server can't be used."""
     try:
         mode = decide()
-        why = "" if mode.name == "online" else f"runs stay here: {mode.why}"
+        why = "" if mode.name == "online" else f"runs are kept in files: {mode.why}"
     except ConfigError as error:
         why = str(error.args[0])
     if why:
         raise ConfigError(
             f"W&B sweeps need its server, but {why}",
-            f"Optuna searches the same file without one: `moist sweep optuna {path or 'FILE'}`",
+            f"search the same file without one: `moist sweep optuna {path or 'FILE'}`",
         )
 
 
-def register(asked: Registered, entity: str | None, project: str | None) -> str:
-    """Make a sweep on the server; its path, `ENTITY/PROJECT/ID`. Raises StoreError if refused."""
+def register(sweep: Registration, entity: str | None, project: str | None) -> str:
+    """Create a sweep on the server; return its path, `ENTITY/PROJECT/ID`. Raises StoreError."""
     import wandb
     from wandb.errors import CommError, UsageError
 
-    project = project or asked.content.get("project") or PROJECT
+    project = project or sweep.content.get("project") or PROJECT
     try:
-        entity = entity or asked.content.get("entity") or wandb.Api().default_entity
+        entity = entity or sweep.content.get("entity") or wandb.Api().default_entity
         with redirect_stdout(sys.stderr):
-            made = wandb.sweep(dict(asked.content), entity=entity, project=project)
+            sweep_id = wandb.sweep(dict(sweep.content), entity=entity, project=project)
     except (CommError, UsageError, ValueError) as error:
-        raise StoreError(f"W&B refused the sweep: {error}") from error
-    return f"{entity}/{project}/{made}"
+        raise StoreError(f"W&B rejected the sweep: {error}") from error
+    return f"{entity}/{project}/{sweep_id}"

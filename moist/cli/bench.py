@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from moist.cli.options import (
+    FILE,
     JSON,
     OVERRIDES,
     THREADS,
@@ -16,8 +17,6 @@ from moist.cli.options import (
     print_json,
 )
 from moist.config.overrides import parse
-
-FILE = click.argument("file", type=click.Path(path_type=Path))
 
 
 def _trials(default: int, least: int = 1) -> Decorator:

@@ -10,14 +10,13 @@ import sys
 import click
 
 from moist import config as configs
-from moist.cli.agents import wandb_sweep
 from moist.cli.bench import bench
+from moist.cli.pareto import pareto
 from moist.cli.run import config, plan, run
 from moist.cli.runs import curve, predict, runs, show
 from moist.cli.store import cache, data
-from moist.cli.study import best, dashboard, pareto
+from moist.cli.study import best, dashboard, table
 from moist.cli.sweep import sweep
-from moist.cli.table import table
 from moist.cli.wandb import browse, sync, wandb
 from moist.errors import MoistError
 from moist.reporting import terminal
@@ -46,7 +45,6 @@ for command in (
     show, sweep, sync, table, wandb,
 ):  # fmt: skip
     cli.add_command(command)
-sweep.add_command(wandb_sweep)
 
 
 def main() -> None:

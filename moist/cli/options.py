@@ -41,6 +41,7 @@ STORAGE = click.option(
     help="Database of studies, e.g. postgresql://...; default: HOME/studies.db (SQLite).",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, unrounded.")
+FILE = click.argument("file", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | @FILE]...")
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print no progress, only warnings.")
 THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads.")
@@ -104,8 +105,19 @@ def computing(command: Command) -> Command:
     return HOME(DEVICE(THREADS(QUIET(wrapped))))
 
 
+def of_study(command: Command) -> Command:
+    """Add STUDY, --storage and --home to a command, which gets them as its argument `ref`."""
+
+    @wraps(command)
+    def wrapped(*, study: str, storage: str | None, home: Path, **others: Any) -> None:
+        command(ref=study_ref(study, storage, home), **others)
+
+    decorated: Command = click.argument("study")(STORAGE(HOME(wrapped)))
+    return decorated
+
+
 def study_ref(name: str, storage: str | None, home: Path) -> StudyRef:
-    """Find a study as the options of the command that runs say. Raises ConfigError."""
+    """Refer to a study as the running command's options say. Raises ConfigError."""
     from moist.study.ref import StudyRef, url_of
 
     given = {} if click.get_current_context(silent=True) is None else _given()

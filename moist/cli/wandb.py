@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,8 +15,7 @@ from moist.cli.options import HOME, JSON, QUIET, print_json
 from moist.errors import ConfigError, StoreError
 from moist.reporting import terminal
 from moist.results import queries
-from moist.results.objectives import DEFAULT, Objective
-from moist.results.trials import Trial
+from moist.results.objectives import DEFAULT
 
 if TYPE_CHECKING:
     from moist.tracking.files import Logged
@@ -217,39 +215,3 @@ def workspace(place: str, group: str | None, as_json: bool) -> None:
         print_json({"url": url, "study": name, "frontier": [t.number for t in front]})
     else:
         click.echo(f"{url}\n{len(front)} runs are tagged `pareto` ({changed} changed)")
-
-
-class Asked(NamedTuple):
-    """What a question is put to: a study here, or one that W&B was told."""
-
-    name: str
-    objectives: tuple[Objective, ...]
-    trials: list[Trial]
-
-
-def from_wandb(sources: Sequence[str], groups: Sequence[str]) -> list[Asked]:
-    """The studies of some sources (see `moist.tracking.results`). Raises ConfigError."""
-    if len(groups) not in {0, len(sources)}:
-        raise ConfigError(
-            f"found {len(sources)} `--wandb` and {len(groups)} `--group`", "give one for each"
-        )
-    if not sources:
-        return []
-    from moist.tracking.results import load
-
-    warned = terminal.Watcher().warned
-    chosen = zip(sources, groups or [""] * len(sources), strict=True)
-    loaded = [load(source, group or None, DEFAULT, warned) for source, group in chosen]
-    return [Asked(name, DEFAULT, trials) for name, trials in loaded]
-
-
-def draw_runs(path: Path, asked: Asked, axes: Sequence[Objective], source: str) -> None:
-    """Write a frontier as a page, a PNG or an SVG. Raises ConfigError."""
-    from moist.reporting.frontier_plot import COST, frontier_plot
-    from moist.reporting.plots import save_plot
-
-    y, x = (*axes, COST)[:2]
-    plot = frontier_plot(asked.trials, queries.members(asked.trials, axes), x, y)
-    group = [] if asked.name == source else ["--group", asked.name]
-    command = shlex.join(["moist", "pareto", "--wandb", source, *group])
-    save_plot(path, plot, f"Pareto frontier of {asked.name}", command)

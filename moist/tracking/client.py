@@ -123,6 +123,11 @@ def sweep() -> str | None:
     return os.environ.get("WANDB_SWEEP_ID")
 
 
+def independent_environment() -> dict[str, str]:
+    """Return the environment of a process with a wandb service of its own: ours ends with us."""
+    return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+
+
 def forget() -> None:
     """Free the ids of runs that the server refused. Ends what is open."""
     import wandb

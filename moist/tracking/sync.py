@@ -32,6 +32,7 @@ from moist.disk import sha256, write_atomically, writing
 from moist.errors import StoreError, first_line
 from moist.results.report import Record
 from moist.store.objects import now
+from moist.tracking.client import independent_environment
 from moist.tracking.completing import complete, is_online
 from moist.tracking.files import OPEN, Logged, Say, is_open, read
 from moist.tracking.journal import STUDY
@@ -262,10 +263,10 @@ def _wandb_sync(paths: Sequence[Path], place: Place, output: Path, lock: int) ->
     """
     flags = ["--include-online", "--include-synced", *place.flags]
     command = [sys.executable, "-m", "wandb", "sync", *flags, *map(str, paths)]
-    own = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}  # none that outlives it
+    env = {**BOUNDS, **independent_environment(), "WANDB_MODE": "online"}
     with output.open("wb") as file:
         subprocess.run(
-            command, env={**BOUNDS, **own, "WANDB_MODE": "online"}, pass_fds=[lock],
+            command, env=env, pass_fds=[lock],
             stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
     return output.read_text(errors="replace")

@@ -14,8 +14,8 @@ import yaml
 from shell import MAIN, searched
 from wandb_standin import Run, Server
 
-from moist.agents.pool import BOUND, shares
-from moist.agents.register import document
+from moist.agents.pool import LAUNCHER, shares
+from moist.agents.register import registration
 from moist.errors import ConfigError
 from moist.results import pareto
 from moist.results.objectives import DEFAULT, losses, quantities
@@ -164,7 +164,7 @@ def test_without_a_server_a_sweep_is_refused_at_once_with_what_to_do(machine):
     with machine.server.down():
         said = machine.moist("sweep", "wandb", machine.file(GRID), WANDB_MODE="")
     assert said.returncode == 2
-    assert "W&B sweeps need its server, but runs stay here: 127.0.0.1" in said.stderr
+    assert "W&B sweeps need its server, but runs are kept in files: 127.0.0.1" in said.stderr
     assert "moist sweep optuna" in said.stderr
     said = machine.moist("sweep", "wandb", machine.file(GRID), WANDB_MODE="offline")
     assert said.returncode == 2 and "WANDB_MODE" in said.stderr
@@ -189,9 +189,9 @@ def test_a_sweep_can_be_registered_alone_and_joined_later(machine):
 def test_what_is_registered_is_the_file_with_overrides_and_without_conditions(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(GRID)
-    plain = document(path)
+    plain = registration(path)
     assert plain.content == yaml.safe_load(GRID) and plain.budget == 4 and not plain.scheduled
-    fixed = document(path, ["k=3", "seed=7"], count=9)
+    fixed = registration(path, ["k=3", "seed=7"], count=9)
     assert fixed.content["parameters"]["k"] == {"value": 3}
     assert fixed.content["parameters"]["seed"] == {"value": 7}
     assert fixed.budget == 2  # all that is left to try
@@ -200,8 +200,8 @@ def test_what_is_registered_is_the_file_with_overrides_and_without_conditions(tm
 def test_conditions_are_refused_where_w_and_b_itself_would_search(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(GRID + "  routing.widths: {values: ['16', '8'], when: {k: 3}}\n")
-    with pytest.raises(ConfigError, match=r"does not know the `when` of `routing\.widths`"):
-        document(path)
+    with pytest.raises(ConfigError, match=r"does not support the `when` of `routing\.widths`"):
+        registration(path)
 
 
 @pytest.mark.parametrize("count", range(1, 9))
@@ -212,13 +212,15 @@ def test_agents_share_all_runs_and_none_gets_two_more_than_another(count, worker
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere agents are not bound")
-def test_an_agent_whose_crew_is_gone_before_it_starts_does_not_start():
+def test_an_agent_whose_parent_is_gone_before_it_starts_does_not_start():
     alive, gone = (
         subprocess.run(
-            [sys.executable, "-c", BOUND, str(crew), "--version"], capture_output=True, text=True
+            [sys.executable, "-c", LAUNCHER, str(parent), "--version"],
+            capture_output=True,
+            text=True,
         )
-        for crew in (os.getpid(), 0)
-    )
+        for parent in (os.getpid(), 0)
+    )  # fmt: skip
     assert alive.returncode == 0 and "wandb, version" in alive.stdout
     assert (gone.returncode, gone.stdout) == (1, "") and "is gone" in gone.stderr
 

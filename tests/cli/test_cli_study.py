@@ -288,7 +288,9 @@ def test_a_sweep_says_in_one_line_what_of_its_file_only_wandb_heeds(file, tmp_pa
                     "metric: {name: objective/params, goal: minimize}\n")  # fmt: skip
     words = ["--dry-run", "--threads", "1", "--home", tmp_path]
     said = Said(capsys, "sweep", "optuna", asks, *words)
-    line = "for W&B only: `metric` (here: `--objective`), `early_terminate` (here: `--prune`)\n"
+    line = (
+        "ignored, for W&B only: `metric` (use `--objective`), `early_terminate` (use `--prune`)\n"
+    )
     assert said.code == 0 and said.err == f"{asks}: {line}"
     given = Said(capsys, "sweep", "optuna", asks, *words, "--objective", "params")
     assert "`metric`" not in given.err and "`early_terminate`" in given.err
