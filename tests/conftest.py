@@ -5,7 +5,9 @@ the machine's user reaches a test, and runs are not logged unless a test wants i
 """
 
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +19,15 @@ for name in [name for name in os.environ if name.startswith("WANDB_") and name !
     del os.environ[name]
 os.environ["WANDB_MODE"] = "disabled"
 
+import forked  # noqa: E402
 import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+from tiny import STUDY, TINY  # noqa: E402
 from wandb_standin import Server, checked  # noqa: E402
+
+# Workers inherit it; a path of a socket is short.
+os.environ.setdefault(forked.SERVER, f"{tempfile.gettempdir()}/moist-tests-{os.getpid()}")
 
 FEW_FILES = 3
 """So many files are run by the process that was started: workers import everything again."""
@@ -85,6 +93,47 @@ class ClosingLine:
 @pytest.fixture(scope="session", autouse=True)
 def _no_home_of_a_user(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["MOIST_HOME"] = str(tmp_path_factory.mktemp("moist"))
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a user without an account, trained once for all workers; only to be read.
+
+    The home folder `moist` in it has a run of `TINY` and the finished study `four`.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            train(folder.with_name("training"))
+            folder.with_name("training").rename(folder)
+    return folder
+
+
+def train(folder: Path) -> None:
+    (folder / "files").mkdir(parents=True)
+    file = folder / "files" / "four.yaml"
+    file.write_text(STUDY)
+    for words in (["run", *TINY], ["sweep", "optuna", file, "--workers", "2"]):
+        done = forked.moist(*words, "--threads", 1, "--quiet", env=of_nobody(folder))
+        assert done.returncode == 0, done.stderr
+
+
+def of_nobody(folder: Path) -> dict[str, str]:
+    """Return the environment of a user without an account, whose home folders lie there."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("WANDB")}
+    return {**kept, "HOME": str(folder), "MOIST_HOME": str(folder / "moist")}
+
+
+@pytest.fixture(scope="session")
+def trained(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Copies of the home folder that was trained once, each with a run and a study of four."""
+
+    def copy() -> Path:
+        home = tmp_path_factory.mktemp("copy") / "home"
+        return Path(shutil.copytree(trained_once / "moist", home, symlinks=True))
+
+    return copy
 
 
 @pytest.fixture

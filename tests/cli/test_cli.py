@@ -10,48 +10,39 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import click
+import forked
 import numpy as np
 import pytest
+from forked import MOIST, Forked
 from PIL import Image
-from shell import MAIN, Said
+from shell import Said
+from tiny import TINY
 
-from moist.cli.main import cli, main
+from moist.cli.main import cli
 from moist.config import Config, flat
 from moist.config.overrides import parse
 from moist.config.schema import keys
 from moist.results.report import Report
 from moist.store.objects import ObjectStore
 
-SWEEPS = Path(__file__).parents[2] / "sweeps"
-TINY = [
-    f"@{SWEEPS / 'tiny.yaml'}",
-    *(f"{section}.epochs=1" for section in ("teacher", "distill", "routing", "joint")),
-    "distill.views=1", "latency.repeats=10", "latency.seconds=0.01",
-]  # fmt: skip
 PATIENCE = 240.0
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with one run in it."""
-    home = tmp_path_factory.mktemp("home")
-    sys.argv = ["moist", "run", *TINY, "--home", str(home), "--quiet", "--threads", "1"]
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert not exit_.value.code
+def home(trained) -> Path:
+    """A home in which the last run is one of the tiny recipe."""
+    home = trained()
+    done = command("run", *TINY, "--quiet", "--threads", "1", MOIST_HOME=str(home))
+    assert done.returncode == 0, done.stderr
     return home
 
 
 def command(*words: str, **environment: str) -> subprocess.CompletedProcess:
     """A process of its own, as a shell would start it."""
-    return subprocess.run(
-        [*MAIN, *words], capture_output=True, text=True, timeout=PATIENCE,
-        env={**os.environ, **environment},
-    )  # fmt: skip
+    return forked.moist(*words, env={**os.environ, **environment})
 
 
 # run
@@ -123,7 +114,7 @@ def test_on_a_terminal_a_run_shows_bars_and_no_color_is_honored(
     os.close(screen)
     shown = b"".join(text)
     assert said.code == 0 and Report.model_validate_json(said.out)
-    assert b"distill_student" in shown and b"1/1" in shown and b"computed in" in shown
+    assert b"distill_student" in shown and b"2/2" in shown and b"computed in" in shown
     assert bool(re.search(rb"\x1b\[3\dm", shown)) == bool(colored)
 
 
@@ -140,18 +131,14 @@ def read_all(screen: int, text: list[bytes]) -> None:
 @pytest.mark.slow
 def test_an_interrupted_run_exits_130_and_the_next_one_continues(tmp_path, capsys):
     words = ["run", *TINY, "distill.epochs=2000", "--home", str(tmp_path), "--threads", "1"]
-    process = subprocess.Popen([*MAIN, *words], stdout=-1, stderr=-1, text=True)
-    deadline = time.monotonic() + PATIENCE
-    while not list(tmp_path.glob("partial/*/step-*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130 and out == ""
-    said, command = err.splitlines()[-2:]
+    with Forked([*MOIST, *words]) as process:
+        process.until(lambda: list(tmp_path.glob("partial/*/step-*")))
+        process.signal(signal.SIGINT)
+        assert process.wait() == 130 and process.out == ""
+    said, command = process.err.splitlines()[-2:]
     assert said == "error: interrupted; what is finished is kept, continue with"
     assert shlex.split(command) == ["moist", *words]
-    assert "Traceback" not in err
+    assert "Traceback" not in process.err
     again = Said(capsys, "run", *TINY, "--home", tmp_path)
     assert again.code == 0 and again.err.startswith("prepare ")
     assert " reused, " in again.err.splitlines()[0]
@@ -360,9 +347,7 @@ def test_the_cache_is_listed_verified_and_emptied(home, tmp_path, capsys):
 
 
 def test_emptying_the_cache_asks_first(home):
-    done = subprocess.run(
-        [*MAIN, "cache", "clear", "--home", str(home)], input="n\n", capture_output=True, text=True
-    )
+    done = forked.moist("cache", "clear", "--home", home, stdin="n\n")
     assert done.returncode == 1 and "nothing was changed" in done.stderr
     assert any((home / "objects").iterdir())
 
@@ -386,22 +371,19 @@ def test_every_command_explains_itself_and_has_an_example(capsys, path):
     assert found.out.startswith("Usage: ") and f"\n  moist {' '.join(path)}" in found.out
 
 
+UNTORCHED = """
+import sys
+from moist.cli.main import main
+for words in (
+    ["--help"], ["run", "--help"], ["runs"], ["show", "last"], ["config"], ["cache", "ls"]
+):
+    sys.argv = ["moist", *words]
+    try: main()
+    except SystemExit as end: assert not end.code
+    assert "torch" not in sys.modules, words
+"""
+
+
 def test_help_and_lists_need_no_torch(home):
-    for words in (
-        ["--help"],
-        ["run", "--help"],
-        ["runs"],
-        ["show", "last"],
-        ["config"],
-        ["cache", "ls"],
-    ):
-        code = (
-            "import sys\nfrom moist.cli.main import main\n"
-            "try: main()\nexcept SystemExit as e: pass\n"
-        )
-        check = "sys.exit('torch' in sys.modules)"
-        done = subprocess.run(
-            [sys.executable, "-c", code + check, *words], capture_output=True,
-            env={**os.environ, "MOIST_HOME": str(home)},
-        )  # fmt: skip
-        assert done.returncode == 0, words
+    environment = {**os.environ, "MOIST_HOME": str(home)}
+    assert subprocess.run([sys.executable, "-c", UNTORCHED], env=environment).returncode == 0
