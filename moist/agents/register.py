@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from moist.config.overrides import given, read
+from moist.config.files import included
+from moist.config.overrides import given
 from moist.errors import ConfigError, StoreError
 from moist.study.search import requested
 from moist.sweepfile import read_sweep, size
@@ -40,12 +41,23 @@ class Registration:
 def registration(
     path: Path, overrides: Iterable[str] = (), count: int | None = None
 ) -> Registration:
-    """Read a file for W&B's server. Raises ConfigError for what W&B could not search."""
+    """Read a file for W&B's server, with the values of its recipes among its parameters.
+
+    So every agent can run it, whether or not it has the files of this machine. Raises ConfigError
+    for a file that W&B could not search.
+    """
     overrides = tuple(overrides)
     search = read_sweep(path, overrides)
+    path = search.path
     content: dict[str, Any] = yaml.safe_load(path.read_text())
-    fixed = {key: read(key, value) for key, value in given(overrides).items()}
-    parameters = content["parameters"] | {key: {"value": value} for key, value in fixed.items()}
+    overridden = given(overrides)
+    parameters = content["parameters"] | {
+        key: {"value": value}
+        for key, value in search.fixed.items()
+        if key in overridden or key not in content["parameters"]
+    }
+    words = included(content)
+    content["command"] = [word for word in content["command"] if word not in words]
     engine = content.get("scheduler", {}).get("engine")
     conditional = [name for name, entry in parameters.items() if "when" in entry]
     if conditional and engine != "optuna":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import click
 from moist.cli.options import FILE, JSON, of_study, print_json
 from moist.cli.sweep_optuna import optuna
 from moist.cli.sweep_wandb import wandb
-from moist.reporting import study_tables
+from moist.reporting import study_tables, terminal
 
 if TYPE_CHECKING:
     from moist.study.ref import StudyRef
@@ -133,3 +134,25 @@ def doctor(ref: StudyRef, fix: bool, as_json: bool) -> None:
         click.echo(f"{ref.name}: {len(trials)} trials, {len(found)} findings")
     if found:
         raise click.exceptions.Exit(1)
+
+
+@sweep.command("list")
+@JSON
+def list_files(as_json: bool) -> None:
+    """List the sweep files that come with moist: what each asks, its cost and what to expect.
+
+    A name stands for the file wherever a sweep file or an @FILE is expected.
+
+    \b
+    moist sweep list
+    moist sweep optuna quickstart
+    moist run @short data.name=folder data.root=IMAGES teacher.weights=FILE
+    """
+    from moist.sweepfile import catalog
+
+    found = catalog()
+    if as_json:
+        print_json([asdict(one) for one in found])
+        return
+    rows = [[one.name, one.question, one.cost, one.expect] for one in found]
+    terminal.print_table("", ["name", "question", "cost", "expected"], rows)

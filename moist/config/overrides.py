@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError, create_model
 
 from moist.config import Config, Section, flat, sections
+from moist.config.files import document, included, locate
 from moist.config.schema import bounds, keys
 from moist.errors import ConfigError, unknown
 
@@ -25,12 +25,15 @@ def parse(overrides: Iterable[str]) -> Config:
     return build(given(overrides))
 
 
-def given(overrides: Iterable[str]) -> dict[str, Any]:
-    """The values of `KEY=VALUE` and `@FILE` arguments as they are written, later ones winning."""
+def given(overrides: Iterable[str], inside: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the values of `KEY=VALUE` and `@FILE` arguments as written; later ones win.
+
+    `inside` are the files that include these arguments in their `command`, the innermost last.
+    """
     values: dict[str, Any] = {}
     for item in overrides:
         if item.startswith("@"):
-            values |= read_values(Path(item[1:]))
+            values |= read_values(locate(item[1:], inside[-1] if inside else None), inside)
         elif "=" in item:
             key, _, value = item.partition("=")
             values[key.strip()] = value.strip()
@@ -39,6 +42,34 @@ def given(overrides: Iterable[str]) -> dict[str, Any]:
                 f"expected KEY=VALUE or @FILE, found `{item}`", "for example: k=3 router=linear"
             )
     return values
+
+
+def read_values(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the values a YAML file fixes: flat `key: value` lines, or a sweep of single values.
+
+    A sweep's `command` may include other files. Raises ConfigError if the file can't be read, if
+    it describes more than one run, or if it includes itself.
+    """
+    inside = (*inside, path.resolve())
+    if inside[-1] in inside[:-1]:
+        listed = " -> ".join(f"`{one.name}`" for one in inside)
+        raise ConfigError(f"`{path}` includes itself: {listed}")
+    content = document(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"`{path}` holds no `key: value` lines")
+    if "parameters" not in content:
+        return content
+    parameters = content["parameters"]
+    if not isinstance(parameters, dict):
+        raise ConfigError(f"`{path}`: `parameters` holds no `key: {{value: ...}}` lines")
+    for name, spec in parameters.items():
+        if not (isinstance(spec, dict) and set(spec) == {"value"}):
+            raise ConfigError(
+                f"`{path}` describes many runs: `{name}` has no single `value`",
+                "a run needs one value a key: `KEY: {value: VALUE}`",
+            )
+    own = {name: spec["value"] for name, spec in parameters.items()}
+    return given(included(content), inside) | own
 
 
 def build(values: Mapping[str, Any]) -> Config:
@@ -102,63 +133,3 @@ def _said(error: Any, values: Mapping[str, Any]) -> str:
     # a section's own check calls its keys `.epochs`; Config's gives them in full
     message: str = error["msg"].removeprefix("Value error, ")
     return re.sub(r"`\.(?=\w)", f"`{'.'.join(place)}.", message)
-
-
-class Word(str):
-    """A scalar as it is written; `seen` is what YAML 1.1, and so W&B, takes it for."""
-
-    seen: Any
-
-
-class _Words(yaml.BaseLoader):
-    """Scalars stay text, and no key is given twice."""
-
-    def construct_scalar(self, node: yaml.ScalarNode) -> Word:
-        word = Word(super().construct_scalar(node))
-        word.seen = str(word) if node.style else yaml.safe_load(node.value)
-        return word
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
-        for number, (key, _) in enumerate(node.value):
-            if key.value in names[:number]:
-                raise yaml.MarkedYAMLError(
-                    None, None, f"`{key.value}` is given twice", key.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def document(path: Path) -> Any:
-    """What a YAML file holds. Its scalars are `Word`s: text, as on the command line.
-
-    YAML would read `1e-4` as text and `no` as False. Raises ConfigError when it can't be read.
-    """
-    try:
-        return yaml.load(path.read_text(), Loader=_Words)
-    except OSError as error:
-        raise ConfigError(f"can't read `{path}`: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        said = " ".join(str(error).replace('in "<unicode string>",', "in").split())
-        raise ConfigError(f"`{path}` is not YAML: {said}") from None
-
-
-def read_values(path: Path) -> dict[str, Any]:
-    """The values a YAML file fixes: flat `key: value` lines, or a sweep of single values.
-
-    Raises ConfigError when the file can't be read, or when it asks for more than one run.
-    """
-    content = document(path)
-    if not isinstance(content, dict):
-        raise ConfigError(f"`{path}` holds no `key: value` lines")
-    if "parameters" not in content:
-        return content
-    parameters = content["parameters"]
-    if not isinstance(parameters, dict):
-        raise ConfigError(f"`{path}`: `parameters` holds no `key: {{value: ...}}` lines")
-    for name, spec in parameters.items():
-        if not (isinstance(spec, dict) and set(spec) == {"value"}):
-            raise ConfigError(
-                f"`{path}` describes many runs: `{name}` has no single `value`",
-                "a run needs one value a key: `KEY: {value: VALUE}`",
-            )
-    return {name: spec["value"] for name, spec in parameters.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from moist.config import Config, flat
 from moist.errors import ConfigError
 from moist.results.report import Machine
 from moist.results.trials import Trial
@@ -33,7 +34,9 @@ def resumed(ref: StudyRef, study: Study, asked: Described) -> Described:
     old = Described.model_validate(known)
     _same_search(ref, old, asked)
     _same_machine(study.study_name, old.facts.machine, asked.facts.machine)
-    facts = old.facts if old.facts.machine else asked.facts
+    facts = old.facts
+    if not facts.machine:
+        facts = asked.facts.model_copy(update={"fixed": facts.fixed})
     return asked.model_copy(
         update={"facts": facts, "created": old.created, "moist": old.moist},
     )
@@ -50,7 +53,7 @@ def earlier(ref: StudyRef, asked: Described) -> list[Trial]:
 
 
 def _same_search(ref: StudyRef, old: Described, new: Described) -> None:
-    before, after = (one.facts.model_dump(mode="json", exclude={"machine"}) for one in (old, new))
+    before, after = _facts(old), _facts(new)
     for field in before:
         if before[field] != after[field]:
             raise ConfigError(
@@ -59,6 +62,12 @@ def _same_search(ref: StudyRef, old: Described, new: Described) -> None:
                 "continue it with the file and the overrides it was made with"
                 f" (`{ref.locate(old.command)}`), or {ANOTHER}",
             )
+
+
+def _facts(described: Described) -> dict[str, Any]:
+    """Return what a search is known by. A key fixed at its default is as good as not fixed."""
+    facts = described.facts.model_dump(mode="json", exclude={"machine"})
+    return facts | {"fixed": flat(Config()) | facts["fixed"]}
 
 
 def _same_machine(name: str, old: Machine | None, new: Machine | None) -> None:

@@ -21,7 +21,8 @@ from typing import Any
 
 import yaml
 
-from moist.config.overrides import Word, place, read
+from moist.config.files import Word
+from moist.config.overrides import place, read
 from moist.config.schema import bounds, keys
 from moist.errors import ConfigError
 from moist.sweepfile.errors import noted, together

@@ -18,10 +18,10 @@ def together() -> Iterator[list[str]]:
 
 
 @contextmanager
-def noted(wrong: list[str]) -> Iterator[None]:
-    """Put the mistakes of a ConfigError that is raised within into the list."""
+def noted(wrong: list[str], where: str = "") -> Iterator[None]:
+    """Put the mistakes of a ConfigError that is raised within into the list, after `where`."""
     try:
         yield
     except ConfigError as error:
-        lines = str(error.args[0]).splitlines()
+        lines = [f"{where}{line}" for line in str(error.args[0]).splitlines()]
         wrong += [f"{line}; {error.hint}" for line in lines] if error.hint else lines

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from moist.config import Config
-from moist.config.overrides import build, document, given, read
+from moist.config.files import document, included, locate
+from moist.config.overrides import build, given, read
 from moist.errors import ConfigError
 from moist.results.objectives import Objective
 from moist.sweepfile.conditions import check_possible, in_order, possible, read_when
@@ -45,11 +46,14 @@ class Sweep:
 
 
 def read_sweep(path: Path, overrides: Iterable[str] = ()) -> Sweep:
-    """A file as a search; `KEY=VALUE` and `@FILE` overrides fix keys, searched ones included.
+    """Read a file as a search; `KEY=VALUE` and `@FILE` overrides fix keys, also searched ones.
 
-    A parameter that can't apply any more, given what is fixed, is dropped. Raises ConfigError
-    that tells all mistakes, a line each: what was asked, what was found and what to write.
+    `path` may name a file that comes with moist, as `quickstart`. The values of a recipe that the
+    file's `command` includes are fixed, unless the file has a parameter of that name. A parameter
+    that can't apply any more, given what is fixed, is dropped. Raises ConfigError with all
+    mistakes, a line each: what was asked, what was found and what to write.
     """
+    path = locate(str(path))
     fixes = {key: read(key, value) for key, value in given(overrides).items()}
     content = document(path)
     if not isinstance(content, dict):
@@ -58,9 +62,11 @@ def read_sweep(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     with noted(wrong):
         check_head(content)
     with noted(wrong):
-        every = _parameters(content)
+        entries = _entries(path, content)
+        every = _parameters(content, entries)
     if not wrong:
-        sweep = _sweep(path, content, every, fixes)
+        constants = [one for one in every if "value" in entries[one] and not every[one].when]
+        sweep = _sweep(path, content, every, constants, fixes)
         wrong = list(_hopeless(sweep))
     if wrong:
         raise ConfigError("\n".join(dict.fromkeys(wrong)), f"correct `{path}`")
@@ -123,10 +129,30 @@ def config_of(sweep: Sweep, params: Mapping[str, Any]) -> Config:
     return build({**sweep.fixed, **params})
 
 
-def _parameters(content: Mapping[str, Any]) -> dict[str, Parameter]:
-    """Every parameter that a file names, its constants included. Raises ConfigError."""
-    entries = content.get("parameters")
-    entries = entries if isinstance(entries, dict) else {}
+def _entries(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the file's entries by key, after those of the recipes that its `command` includes.
+
+    An entry of the file takes the place of a recipe's. Raises ConfigError.
+    """
+    own = content.get("parameters")
+    own = own if isinstance(own, dict) else {}
+    recipe: dict[str, Any] = {}
+    with together() as wrong:
+        for word in included(content):
+            with noted(wrong, f"`{word}`: " if word.startswith("@") else "`command`: "):
+                values = given([word], (path.resolve(),))
+                recipe |= {key: {"value": read(key, value)} for key, value in values.items()}
+        wrong += [
+            f"`{name}`: it has a `when`, and where that does not hold a W&B agent would use the"
+            " value of the included recipe; leave out one of them"
+            for name in recipe
+            if "when" in (own.get(name) or ())
+        ]
+    return {key: entry for key, entry in recipe.items() if key not in own} | own
+
+
+def _parameters(content: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Parameter]:
+    """Return every parameter that the entries name, constants included. Raises ConfigError."""
     every: dict[str, Parameter] = {}
     with together() as wrong:
         for name, entry in entries.items():
@@ -149,16 +175,14 @@ def _parameters(content: Mapping[str, Any]) -> dict[str, Parameter]:
 
 
 def _sweep(
-    path: Path, content: Mapping[str, Any], every: Mapping[str, Parameter], fixes: dict[str, Any]
+    path: Path,
+    content: Mapping[str, Any],
+    every: Mapping[str, Parameter],
+    constants: Collection[str],
+    fixes: dict[str, Any],
 ) -> Sweep:
-    """What is left to search once the constants and `fixes` are fixed."""
-    entries = content["parameters"]
-    constants = {
-        name: one.choices[0]
-        for name, one in every.items()
-        if "value" in entries[name] and not one.when
-    }
-    fixed = {**constants, **fixes}
+    """Return what is left to search once the constants and `fixes` are fixed."""
+    fixed = {**{name: every[name].choices[0] for name in constants}, **fixes}
     searched = [one for one in every.values() if one.name not in fixed]
     return Sweep(
         name=path.stem,

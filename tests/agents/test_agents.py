@@ -197,6 +197,19 @@ def test_what_is_registered_is_the_file_with_overrides_and_without_conditions(tm
     assert fixed.budget == 2  # all that is left to try
 
 
+def test_a_registered_sweep_holds_the_values_of_its_recipe_and_needs_no_file_of_this_machine(
+    tmp_path,
+):
+    recipe, path = tmp_path / "recipe.yaml", tmp_path / "a.yaml"
+    recipe.write_text("teacher.epochs: 7\nk: 5\nseed: 1\n")
+    path.write_text(GRID.replace("moist, run,", 'moist, run, "@recipe.yaml", "seed=2",'))
+    found = registration(path, ["latency.repeats=11"]).content
+    assert found["command"] == yaml.safe_load(GRID)["command"]
+    own = yaml.safe_load(GRID)["parameters"]
+    changed = {"seed": {"value": 2}, "latency.repeats": {"value": 11}}
+    assert found["parameters"] == own | changed  # the file has epochs and k of its own
+
+
 def test_conditions_are_refused_where_w_and_b_itself_would_search(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(GRID + "  routing.widths: {values: ['16', '8'], when: {k: 3}}\n")

@@ -1,5 +1,6 @@
 """Whose study it is: continued by its own search, refused to any other."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ def test_a_study_of_before_machines_were_kept_is_continued_and_keeps_its_machine
     del facts["facts"]["machine"]
     assert Described.model_validate(facts).facts.machine is None
     assert resumed(REF, kept(facts), described(HERE)).facts.machine == HERE
+
+
+def test_a_study_is_resumed_where_a_key_is_now_fixed_at_its_default_and_keeps_its_facts():
+    first = described()
+    sweep = replace(SWEEP, fixed={"system": "moist", "hidden_width": 256})
+    again = describe(sweep, DEFAULT, 0, OWN)
+    assert resumed(REF, kept(first.model_dump(mode="json")), again).facts == first.facts
+    other = describe(replace(SWEEP, fixed={"hidden_width": 128}), DEFAULT, 0, OWN)
+    with pytest.raises(ConfigError, match="`hidden_width` was 256, is 128\n"):
+        resumed(REF, kept(first.model_dump(mode="json")), other)
 
 
 def test_another_search_is_told_what_differs_and_how_the_study_was_made():

@@ -111,14 +111,15 @@ def test_a_parameter_is_to_optuna_what_wandbs_own_converter_makes_of_it(read, en
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*")), ids=lambda path: path.name)
 def test_a_file_in_sweeps_is_the_same_space_to_wandbs_optuna_engine(path):
     found = read_sweep(path)
+    entries = yaml.safe_load(path.read_text())["parameters"]
     constants = {
-        name: optuna.distributions.CategoricalDistribution([value])
-        for name, value in found.fixed.items()
+        name: optuna.distributions.CategoricalDistribution([found.fixed[name]])
+        for name in entries.keys() & found.fixed.keys()
     }
     assert {
         **constants,
         **{parameter.name: distribution(parameter) for parameter in found.parameters},
-    } == search_space_from_sweep_config(yaml.safe_load(path.read_text())["parameters"])
+    } == search_space_from_sweep_config(entries)
 
 
 @pytest.mark.parametrize("entry", MAPPED)
