@@ -20,7 +20,13 @@ from moist.config.overrides import parse
 
 
 def _trials(default: int, least: int = 1) -> Decorator:
-    return click.option("--trials", default=default, show_default=True, type=click.IntRange(least))
+    return click.option(
+        "--trials",
+        default=default,
+        show_default=True,
+        type=click.IntRange(least),
+        help="Number of trials.",
+    )
 
 
 @click.group()
@@ -45,7 +51,9 @@ def bench() -> None:
 def distill(
     overrides: tuple[str, ...], rounds: int, epochs: int, as_json: bool, compute: Compute
 ) -> None:
-    """Compare the time of distillation with training the same student on labels alone.
+    """Time distillation against training on labels.
+
+    Prints how many times longer an epoch of the same student takes.
 
     \b
     moist bench distill @sweeps/paper.yaml data.name=folder data.root=IMAGES
@@ -72,7 +80,9 @@ def distill(
 @JSON
 @computing
 def tracking(overrides: tuple[str, ...], trials: int, as_json: bool, compute: Compute) -> None:
-    """Measure the time of logging a trial to W&B offline, also as a share of its training.
+    """Time offline logging to W&B, per trial.
+
+    Prints milliseconds, and their share of the trial's training.
 
     \b
     moist bench tracking
@@ -97,7 +107,9 @@ def tracking(overrides: tuple[str, ...], trials: int, as_json: bool, compute: Co
 @FILE
 @OVERRIDES
 @_trials(24)
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1), help="Trials in parallel."
+)
 @THREADS
 @JSON
 def bench_sweep(
@@ -108,7 +120,9 @@ def bench_sweep(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Measure the compute that sharing stages saves: the same trials with and without it.
+    """Measure the compute saved by shared stages.
+
+    Runs the same trials with and without sharing.
 
     \b
     moist bench sweep sweeps/quickstart.yaml
@@ -136,7 +150,9 @@ def bench_sweep(
 @_trials(500, least=2)
 @JSON
 def overhead(file: Path, overrides: tuple[str, ...], trials: int, as_json: bool) -> None:
-    """Measure the overhead of a trial in a TPE study, with a pipeline that does nothing.
+    """Time the overhead of a trial in a TPE study.
+
+    The trials' pipeline does nothing.
 
     \b
     moist bench overhead sweeps/quickstart.yaml

@@ -27,7 +27,7 @@ from moist.tracking.client import sweep as agent_sweep
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="moist")
 def cli() -> None:
-    """Mixtures of distilled student experts: train, measure, compare.
+    """Train, measure and compare mixtures of distilled student experts.
 
     \b
     moist run                                   train on digits, in about a minute

@@ -40,11 +40,11 @@ STORAGE = click.option(
     envvar="MOIST_STORAGE",
     help="Database of studies, e.g. postgresql://...; default: HOME/studies.db (SQLite).",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, unrounded.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print unrounded values as JSON.")
 FILE = click.argument("file", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | @FILE]...")
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print no progress, only warnings.")
-THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+THREADS = click.option("--threads", type=click.IntRange(1), help="Number of CPU threads.")
 EACH_THREADS = click.option(
     "--threads",
     type=click.IntRange(1),

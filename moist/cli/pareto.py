@@ -73,7 +73,7 @@ class Results(NamedTuple):
     metavar="FILE.html|.png|.svg",
     help="Write a plot of the frontier among all trials.",
 )
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, unrounded.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print unrounded values as CSV.")
 @click.option("--hypervolume", is_flag=True, help="Print the volume that the frontier dominates.")
 @click.option(
     "--reference",
@@ -90,7 +90,11 @@ class Results(NamedTuple):
     " being on the frontier.",
 )
 @click.option(
-    "--workers", default=1, show_default=True, type=click.IntRange(1), help="For --reseed."
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Trainings in parallel, with --reseed.",
 )
 @EACH_THREADS
 @JSON

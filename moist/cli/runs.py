@@ -51,14 +51,14 @@ def show(run: str, as_json: bool, home: Path) -> None:
 
 @click.command()
 @click.argument("run")
-@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values, unrounded.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print unrounded values as CSV.")
 @JSON
 @HOME
 def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
     """Print a run's accuracy and cost by deferral threshold.
 
-    Nothing is trained: the run's record has the curve. Choose by the validation columns, then set
-    `cascade.defer` (or `mixture.second`) to that deferral rate.
+    Nothing is trained: the run's record has the curve. Choose a threshold by the validation
+    columns, then set `cascade.defer` (or `mixture.second`) to its deferral rate.
 
     \b
     moist curve last

@@ -30,7 +30,9 @@ def data() -> None:
 def prepare_data(
     name: str, overrides: tuple[str, ...], as_json: bool, quiet: bool, home: Path
 ) -> None:
-    """Download, check and decode a data set once; runs then memory-map it.
+    """Download, check and decode a data set.
+
+    This is done once; runs then memory-map the result.
 
     \b
     moist data prepare cifar10
@@ -100,7 +102,9 @@ def list_entries(as_json: bool, home: Path) -> None:
 @JSON
 @HOME
 def verify(as_json: bool, home: Path) -> None:
-    """Verify every stored byte; damaged entries are moved aside and recomputed when needed.
+    """Verify the checksums of all stored outputs.
+
+    Damaged outputs are moved aside and recomputed when needed.
 
     \b
     moist cache verify
@@ -121,10 +125,12 @@ def verify(as_json: bool, home: Path) -> None:
 
 
 @cache.command()
-@click.option("--max-bytes", default="10GB", show_default=True, help="Size to keep at most.")
+@click.option("--max-bytes", default="10GB", show_default=True, help="Maximum size to keep.")
 @HOME
 def gc(max_bytes: str, home: Path) -> None:
-    """Delete the least recently used outputs beyond --max-bytes, and leftovers of killed runs.
+    """Delete the least recently used outputs.
+
+    Also deletes leftovers of killed runs.
 
     \b
     moist cache gc --max-bytes 500MB
@@ -141,7 +147,9 @@ def gc(max_bytes: str, home: Path) -> None:
 @click.confirmation_option(prompt="Delete stored stage outputs? They can be recomputed.")
 @HOME
 def clear(stage: str | None, home: Path) -> None:
-    """Delete all stored stage outputs, or those of one stage. Run records stay.
+    """Delete stored stage outputs.
+
+    Run records are kept.
 
     \b
     moist cache clear --stage teacher_logits --yes

@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--max", "at_most", multiple=True, metavar="NAME=VALUE", help="E.g. mflops=11.")
-@click.option("--min", "at_least", multiple=True, metavar="NAME=VALUE", help="E.g. accuracy=0.85.")
+@click.option(
+    "--max", "at_most", multiple=True, metavar="NAME=VALUE", help="Upper limit, e.g. mflops=11."
+)
+@click.option(
+    "--min",
+    "at_least",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Lower limit, e.g. accuracy=0.85.",
+)
 @click.option("--by", help="Quantity to rank by; default: the study's first objective.")
 @click.option("--knee", is_flag=True, help="Select the frontier's knee point.")
 @JSON
@@ -81,7 +89,7 @@ def best(
     help="Parameters to average over.",
 )
 @click.option(
-    "--csv", "as_csv", is_flag=True, help="Print every complete run as CSV instead, unrounded."
+    "--csv", "as_csv", is_flag=True, help="Print unrounded values of every complete run as CSV."
 )
 @JSON
 @of_study
@@ -93,9 +101,9 @@ def table(
     as_csv: bool,
     as_json: bool,
 ) -> None:
-    """Print mean and deviation over seeds.
+    """Print a study's results, averaged over seeds.
 
-    There is one row for each setting of the parameters that a study searched.
+    Prints mean and standard deviation for each combination of the searched parameters.
 
     \b
     moist table distillers
@@ -128,12 +136,18 @@ def table(
 
 
 @click.command()
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--port",
+    default=8080,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Port on 127.0.0.1.",
+)
 @of_study
 def dashboard(ref: StudyRef, port: int) -> None:
     """Serve a study in optuna-dashboard.
 
-    It listens on this machine only, until Ctrl-C.
+    The server listens on this machine only, until Ctrl-C.
 
     \b
     moist dashboard quickstart

@@ -85,7 +85,9 @@ def status(ref: StudyRef, as_json: bool) -> None:
 
 
 @sweep.command()
-@click.option("--reason", default="", help="Only trials whose failure contains this text.")
+@click.option(
+    "--reason", default="", help="Requeue only trials whose failure message contains this."
+)
 @of_study
 def retry(ref: StudyRef, reason: str) -> None:
     """Requeue failed trials with the same parameters.

@@ -1,4 +1,4 @@
-"""`moist sync`, `browse` and `wandb`: runs logged to W&B are uploaded, viewed and summarized."""
+"""`moist sync`, `browse` and `wandb`: upload, view and summarize runs logged to W&B."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ def sync(
     quiet: bool,
     home: Path,
 ) -> None:
-    """Upload runs that W&B's server lacks.
+    """Upload runs that are missing on W&B's server.
 
     They are read from HOME/wandb; each is uploaded once.
+
     RUN is an id, a unique prefix of one, or `last`; default: all. Runs that are still being
     written are skipped.
 

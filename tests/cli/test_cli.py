@@ -129,17 +129,19 @@ def read_all(screen: int, text: list[bytes]) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_exits_130_and_the_next_one_continues(tmp_path, capsys):
-    words = ["run", *TINY, "distill.epochs=2000", "--home", str(tmp_path), "--threads", "1"]
+def test_an_interrupted_run_exits_130_and_the_next_one_continues(trained, capsys):
+    home = trained()  # so that only one stage is left to train, and that one takes for ever
+    words = ["run", *TINY, "distill.epochs=10000", "--home", str(home), "--threads", "1"]
     with Forked([*MOIST, *words]) as process:
-        process.until(lambda: list(tmp_path.glob("partial/*/step-*")))
+        process.until(lambda: list(home.glob("partial/*/step-*")))
         process.signal(signal.SIGINT)
         assert process.wait() == 130 and process.out == ""
-    said, command = process.err.splitlines()[-2:]
-    assert said == "error: interrupted; what is finished is kept, continue with"
+    assert list(home.glob("partial/*/step-*"))
+    message, command = process.err.splitlines()[-2:]
+    assert message == "error: interrupted; finished work is kept, continue with"
     assert shlex.split(command) == ["moist", *words]
     assert "Traceback" not in process.err
-    again = Said(capsys, "run", *TINY, "--home", tmp_path)
+    again = Said(capsys, "run", *TINY, "--home", home)
     assert again.code == 0 and again.err.startswith("prepare ")
     assert " reused, " in again.err.splitlines()[0]
 
