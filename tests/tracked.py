@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moist.config import Config
-from moist.tracking.client import About
+from moist.tracking.client import RunInfo
 from moist.tracking.files import read
 from moist.tracking.mode import Mode, Name
 from moist.tracking.tracker import Tracker
@@ -27,15 +27,15 @@ import tracked
 with tracked.tracking(Path(sys.argv[1]), sys.argv[3]) as tracker:
     journal = tracked.opened(tracker, sys.argv[2])
     for epoch in range(1, 6):
-        journal.epoch("train_jointly", epoch, {"loss": 1 / epoch})
-    journal.note({"mark": 1})
+        journal.log_epoch("train_jointly", epoch, {"loss": 1 / epoch})
+    journal.update_summary({"mark": 1})
     threading.Event().wait()
 """
 
 
 def _fail(message: str) -> None:
     """Any trouble fails the test; that a busy machine takes its time to send is none."""
-    if not message.startswith("still sending"):
+    if not message.startswith("still uploading"):
         raise AssertionError(message)
 
 
@@ -52,7 +52,7 @@ def offline(home: Path) -> Tracker:
 def opened(
     tracker: Tracker, id: str, group: str | None = "s", job_type: str = "trial", **config: Any
 ) -> Any:
-    about = About(id, f"name of {id}", job_type, config, group=group, tags=("a", "b"))
+    about = RunInfo(id, f"name of {id}", job_type, config, group=group, tags=("a", "b"))
     return tracker.open(about, Config())
 
 
@@ -64,7 +64,7 @@ def log(
     with offline(home) as tracker:
         journal = opened(tracker, id, **about)
         for epoch in epochs:
-            journal.epoch("train_jointly", epoch, {"loss": 1 / epoch, "val_accuracy": 0.5})
+            journal.log_epoch("train_jointly", epoch, {"loss": 1 / epoch, "val_accuracy": 0.5})
         journal.end(state, values or {})
 
 

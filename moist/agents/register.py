@@ -17,7 +17,7 @@ from moist.errors import ConfigError, StoreError
 from moist.study.search import requested
 from moist.sweepfile import read_sweep, size
 from moist.tracking.client import PROJECT
-from moist.tracking.mode import decide
+from moist.tracking.mode import choose_mode
 
 ENGINE = Path(__file__).with_name("engine.py")
 """The file that W&B's Optuna scheduler searches with."""
@@ -80,8 +80,8 @@ def registration(
 def check_online(path: Path | None) -> None:
     """Raise ConfigError if W&B's server can't be used."""
     try:
-        mode = decide()
-        why = "" if mode.name == "online" else f"runs are kept in files: {mode.why}"
+        mode = choose_mode()
+        why = "" if mode.name == "online" else f"runs are kept in files: {mode.reason}"
     except ConfigError as error:
         why = str(error.args[0])
     if why:

@@ -12,8 +12,8 @@ from moist.config import Config
 from moist.errors import StoreError
 from moist.results.report import Report
 from moist.store.store import Store
-from moist.tracking.client import About
-from moist.tracking.journal import epochs_of, found
+from moist.tracking.client import RunInfo
+from moist.tracking.journal import epochs_of, summary_of
 from moist.tracking.mode import Mode
 from moist.tracking.tracker import Tracker
 
@@ -55,12 +55,12 @@ def _seconds(
 
 
 def _tell(tracker: Tracker, config: Config, report: Report, number: int) -> None:
-    about = About(f"bench-{number:05d}", f"bench {number}", "trial", {"trial": number}, "bench")
+    about = RunInfo(f"bench-{number:05d}", f"bench {number}", "trial", {"trial": number}, "bench")
     journal = tracker.open(about, config)
     row = {"loss": 1.0, "lr": 1e-3, "images_per_second": 1e4, "val_accuracy": 0.5}
     for stage, epochs in epochs_of(config).items():
         for epoch in range(1, epochs + 1):
-            journal.epoch(stage, epoch, row)
+            journal.log_epoch(stage, epoch, row)
     for stage, seconds in report.stage_seconds.items():
-        journal.stage(stage, seconds, reused=False)
-    journal.end("complete", found({"accuracy": 0.5, "mflops": 1.0}, {"accuracy": 0.5}))
+        journal.log_stage(stage, seconds, reused=False)
+    journal.end("complete", summary_of({"accuracy": 0.5, "mflops": 1.0}, {"accuracy": 0.5}))

@@ -21,7 +21,7 @@ from moist.cli.wandb import browse, sync, wandb
 from moist.errors import MoistError
 from moist.reporting import terminal
 from moist.study.ref import masked
-from moist.tracking.client import sweep as agent_sweep
+from moist.tracking.client import agent_sweep
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -33,10 +33,10 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
     from moist.results.objectives import quantities, reported
     from moist.store.runs import RunRecords, reproducing
     from moist.store.store import Store
-    from moist.tracking.client import run_of
-    from moist.tracking.journal import found
+    from moist.tracking.client import run_info
+    from moist.tracking.journal import summary_of
     from moist.tracking.progress import Tracked
-    from moist.tracking.tracker import tracker
+    from moist.tracking.tracker import open_tracker
 
     home, command = compute.home, reproducing(config)
     with compute.progress() as progress:
@@ -44,8 +44,8 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
         if crowded := env.crowding():
             progress.said(crowded)
         with (
-            tracker(wandb, home, progress.said, progress.warned) as tracked,
-            tracked.open(run_of(config, home, command), config) as journal,
+            open_tracker(wandb, home, progress.said, progress.warned) as tracked,
+            tracked.open(run_info(config, home, command), config) as journal,
         ):
             store = Store(home, replace(env, progress=Tracked(progress, journal)))
             report = run_pipeline(config, store)
@@ -53,7 +53,7 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
                 command=command, config=config, report=report, artifacts=store.keys()
             )
             facts = {"key": report.key, "command": command, "seconds": report.seconds}
-            journal.end("complete", found(quantities(report), reported(report), **facts))
+            journal.end("complete", summary_of(quantities(report), reported(report), **facts))
             if as_json:
                 print_json(report.model_dump(mode="json"))
             else:

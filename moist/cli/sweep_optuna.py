@@ -218,14 +218,14 @@ def _search(sweep: Sweep, options: SearchOptions) -> None:
     from moist.reporting.wandb_summary import log_summary
     from moist.results.queries import members
     from moist.study.search import search
-    from moist.tracking.tracker import tracker
+    from moist.tracking.tracker import open_tracker
 
     check_plot_path(options.plot)
     slots, ref = options.slots(), options.ref(sweep)
     described, settings = options.describe(sweep, slots), options.settings(sweep)
     plot = options.plot or ref.home / "plots" / f"{ref.name}.html"
     progress = terminal.Watcher(options.quiet)
-    with tracker(options.wandb, ref.home, progress.said, progress.warned) as tracked:
+    with open_tracker(options.wandb, ref.home, progress.said, progress.warned) as tracked:
         outcome = search(
             ref, sweep, described, settings, slots=slots, quiet=options.quiet, tracker=tracked
         )

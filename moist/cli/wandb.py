@@ -18,8 +18,8 @@ from moist.results import queries
 from moist.results.objectives import DEFAULT
 
 if TYPE_CHECKING:
-    from moist.tracking.files import Logged
-    from moist.tracking.sync import Told
+    from moist.tracking.files import LoggedRun
+    from moist.tracking.upload import UploadResult
 
 
 @click.command()
@@ -50,28 +50,28 @@ def sync(
     moist sync --dry-run
     moist sync
     """
-    from moist.tracking.sync import Outbox, Place, told
+    from moist.tracking.upload import Destination, Outbox, UploadResult
 
     progress = terminal.Watcher(quiet)
     outbox = Outbox(home, progress.warned)
     running, due = (_selected(found, runs, home) for found in (outbox.running(), outbox.due()))
-    results: list[Told] = []
+    results: list[UploadResult] = []
 
-    def report(result: Told) -> None:
+    def report(result: UploadResult) -> None:
         results.append(result)
         progress.said(_line(result))
 
     for run in running:
-        report(told(run, "running", "skipped for now"))
+        report(UploadResult.of(run, "running", "skipped for now"))
     if dry_run:
         for run in due:
-            report(told(run, "due"))
+            report(UploadResult.of(run, "due"))
     elif due:
-        outbox.send(due, Place(_host(len(due)), project, entity), report)
+        outbox.upload(due, Destination(_host(len(due)), project, entity), report)
     _print_results(results, as_json)
 
 
-def _selected(found: Sequence[Logged], runs: Sequence[str], home: Path) -> list[Logged]:
+def _selected(found: Sequence[LoggedRun], runs: Sequence[str], home: Path) -> list[LoggedRun]:
     """Return the runs whose ids start with one of `runs`. Raises ConfigError for an unknown id."""
     ids = {_find(home, run) for run in runs}
     return [run for run in found if not runs or run.id in ids]
@@ -79,9 +79,9 @@ def _selected(found: Sequence[Logged], runs: Sequence[str], home: Path) -> list[
 
 def _host(count: int) -> str:
     """Return the server's name. Raises ConfigError if it can't be reached."""
-    from moist.tracking.mode import hindrance, host
+    from moist.tracking.mode import host, why_unreachable
 
-    if why := hindrance():
+    if why := why_unreachable():
         raise ConfigError(
             f"can't upload {count} run{'s'[: count > 1]} to W&B's server: {why}",
             "they are kept here; run `moist sync` once the server can be reached",
@@ -89,12 +89,12 @@ def _host(count: int) -> str:
     return host()
 
 
-def _line(result: Told) -> str:
+def _line(result: UploadResult) -> str:
     reason = f": {result.reason}" if result.reason else ""
     return f"{result.state:<8} {result.id}  {result.name}{reason}"
 
 
-def _print_results(results: Sequence[Told], as_json: bool) -> None:
+def _print_results(results: Sequence[UploadResult], as_json: bool) -> None:
     """Print how each upload ended, or their counts. Raises StoreError if one failed."""
     failed = [result for result in results if result.state == "failed"]
     if as_json:
@@ -204,8 +204,7 @@ def workspace(place: str, group: str | None, as_json: bool) -> None:
     if not entity or not project or "/" in project:
         raise ConfigError(f"`{place}` is not a W&B project", "write ENTITY/PROJECT")
     from moist.tracking.results import load
-    from moist.tracking.workspace import save, tag
-    from moist.tracking.workspace import workspace as build
+    from moist.tracking.workspace import build, save, tag
 
     name, trials = load(place, group, DEFAULT, terminal.Watcher().warned)
     front = queries.members(trials, DEFAULT)

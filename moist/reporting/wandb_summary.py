@@ -35,10 +35,10 @@ def log_summary(tracker: Tracker, ref: StudyRef, page: Path) -> None:
     values = described.facts.fixed | {"objectives": [*map(str, objectives)]}
     about = about_of(ref.name, described, STUDY, STUDY, values, described.command)
     journal = tracker.open(about)
-    journal.show(lambda run: _log(run, ref.home, ref.name, trials, front, drawn, page))
+    journal.submit(lambda run: _log(run, ref.home, ref.name, trials, front, drawn, page))
     counts = Counter(trial.state for trial in trials)
-    journal.note({f"trials/{state}": count for state, count in counts.items()})
-    journal.note({"trials/frontier": len(front)})
+    journal.update_summary({f"trials/{state}": count for state, count in counts.items()})
+    journal.update_summary({"trials/frontier": len(front)})
     journal.end("complete")
 
 

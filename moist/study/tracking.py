@@ -19,8 +19,8 @@ from moist.study.schedule import Entry
 from moist.study.settings import Watch
 from moist.study.storage import Described
 from moist.study.workers import Message
-from moist.tracking.client import About
-from moist.tracking.journal import LIMIT, Journal, found
+from moist.tracking.client import RunInfo
+from moist.tracking.journal import LIMIT, Journal, summary_of
 from moist.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class Told:
         journal, about = self.journals[entry.number], message.about
         if message.kind == "epoch":
             metrics = {k: v for k, v in about.items() if k not in {"stage", "done", "total"}}
-            journal.epoch(about["stage"], about["done"], metrics)
+            journal.log_epoch(about["stage"], about["done"], metrics)
         elif message.kind == "stage" and self._is_news(entry.number, **about):
-            journal.stage(about["stage"], about["seconds"], about["state"] == "reused")
+            journal.log_stage(about["stage"], about["seconds"], about["state"] == "reused")
 
     def _is_news(self, number: int, key: str, state: str, **_: Any) -> bool:
         """Whether a stage's output was had for the first time: attempts have it again."""
@@ -71,8 +71,10 @@ class Told:
             "how": how, "key": trial.key, "reason": trial.reason, "command": trial.command,
             "seconds": trial.seconds, "saved": trial.saved, "attempts": len(trial.attempts),
         }  # fmt: skip
-        journal.note({f"{LIMIT}{name}": excess for name, excess in trial.constraints.items()})
-        journal.end(trial.state, found(trial.quantities, trial.reported, **facts))
+        journal.update_summary(
+            {f"{LIMIT}{name}": excess for name, excess in trial.constraints.items()}
+        )
+        journal.end(trial.state, summary_of(trial.quantities, trial.reported, **facts))
 
     def warned(self, text: str) -> None:
         self.watch.warned(text)
@@ -91,7 +93,7 @@ class Told:
     ) -> Journal:
         shown = {**values, "trial": number, "params": [*params]}
         about = about_of(self.study, self.described, f"{number:05d}", "trial", shown, command)
-        asked = replace(about, stopped=lambda: self.stopped.add(number))
+        asked = replace(about, on_stop=lambda: self.stopped.add(number))
         return self.tracker.open(asked, config)
 
 
@@ -102,7 +104,7 @@ def about_of(
     job_type: str,
     values: Mapping[str, Any],
     notes: str | None,
-) -> About:
+) -> RunInfo:
     """What a trial, or the study itself, is told as: the same again when the study goes on.
 
     Two studies of one name that were made at different times are two to W&B.
@@ -110,7 +112,7 @@ def about_of(
     made = canonical([study, described.created, described.facts.model_dump(mode="json")])
     digest = hashlib.sha256(made).hexdigest()[:8]
     extra = {"study": study, "moist": version(), "commit": commit()}
-    return About(
+    return RunInfo(
         id=f"{digest}-{part}",
         name=f"{study} {part}",
         job_type=job_type,

@@ -1,5 +1,4 @@
-"""wandb's client, as moist uses it: every setting that is not public is named here and nowhere
-else."""
+"""The client of wandb: every private setting or function that moist uses of it is named here."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     import wandb
 
 PROJECT = "moist"
-"""Where runs go on the server, unless WANDB_PROJECT or the sweep file says."""
+"""The project of runs on the server, unless WANDB_PROJECT or the sweep file names one."""
 
 SETTINGS: dict[str, Any] = {
     "console": "off",
@@ -33,17 +32,16 @@ SETTINGS: dict[str, Any] = {
     "x_disable_meta": True,
     "x_disable_machine_info": True,
     "x_save_requirements": False,
-    "x_transaction_log_flush_interval": 1.0,  # a killed process loses no more
-    "x_file_stream_transmit_interval": 5.0,  # of 15 s: hyperband sees short trials too
+    "x_transaction_log_flush_interval": 1.0,  # seconds that a killed process loses
+    "x_file_stream_transmit_interval": 5.0,  # not 15 s: hyperband sees short trials too
     "x_graphql_retry_max": 5,
     "x_file_stream_retry_wait_max_seconds": 20.0,
 }
 
 
 @dataclass(frozen=True)
-class About:
-    """What a run is called and what it belongs to; `stopped` is called when somebody stops it in
-    W&B's dashboard."""
+class RunInfo:
+    """A run's id, names and config; `on_stop` is called when it is stopped from the dashboard."""
 
     id: str
     name: str
@@ -52,7 +50,7 @@ class About:
     group: str | None = None
     tags: tuple[str, ...] = ()
     notes: str | None = None
-    stopped: Callable[[], None] | None = field(default=None, compare=False)
+    on_stop: Callable[[], None] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -64,62 +62,68 @@ class Client:
     project: str | None = None
     entity: str | None = None
 
-    def open(self, about: About) -> wandb.Run:
-        """A run, new or continued. Raises wandb's errors where the server refuses it."""
+    def open(self, info: RunInfo) -> wandb.Run:
+        """Open a run, new or continued. Raises wandb's errors where the server rejects it."""
         import wandb
 
-        os.environ.setdefault("WANDB_DATA_DIR", str(self.home / "wandb"))  # of artifacts
+        os.environ.setdefault("WANDB_DATA_DIR", str(self.home / "wandb"))  # for artifacts
         self.home.mkdir(parents=True, exist_ok=True)
         return wandb.init(
             mode=self.mode.name,  # type: ignore[arg-type]
-            settings=self._settings(about),
-            config=dict(about.config),
-            name=None if sweep() else about.name,  # W&B names a sweep's runs
-            job_type=about.job_type,
-            group=about.group,
-            tags=list(about.tags),
-            notes=about.notes,
+            settings=self._settings(info),
+            config=dict(info.config),
+            name=None if agent_sweep() else info.name,  # W&B names a sweep's runs
+            job_type=info.job_type,
+            group=info.group,
+            tags=list(info.tags),
+            notes=info.notes,
             reinit="create_new",
-            **({} if sweep() else self._place(about)),
+            **({} if agent_sweep() else self._destination(info)),
         )
 
     def offline(self) -> Client:
-        """The same in files here."""
-        return replace(self, mode=Mode("offline", "the server refused a run"))
+        """Return a client that logs to files here."""
+        return replace(self, mode=Mode("offline", "the server rejected a run"))
 
-    def _place(self, about: About) -> dict[str, Any]:
-        """What an agent's run is told by its agent instead."""
+    def _destination(self, info: RunInfo) -> dict[str, Any]:
+        """Return what the agent sets for a run that an agent starts."""
         return {
-            "id": about.id,
+            "id": info.id,
             "project": self.project or os.environ.get("WANDB_PROJECT") or PROJECT,
             "entity": self.entity,
             "resume": "allow",
         }
 
-    def _settings(self, about: About) -> wandb.Settings:
-        """Ours, where the environment has none and this version of wandb knows them."""
+    def _settings(self, info: RunInfo) -> wandb.Settings:
+        """Return those of moist's settings that are not in the environment and wandb knows."""
         import wandb
 
-        own = {"root_dir": str(self.home), "stop_fn": about.stopped}
-        asked = {k: v for k, v in SETTINGS.items() if f"WANDB_{k.upper()}" not in os.environ}
+        own = {"root_dir": str(self.home), "stop_fn": info.on_stop}
+        chosen = {k: v for k, v in SETTINGS.items() if f"WANDB_{k.upper()}" not in os.environ}
         known = wandb.Settings.model_fields
-        return wandb.Settings(**{k: v for k, v in {**asked, **own}.items() if k in known})
+        return wandb.Settings(**{k: v for k, v in {**chosen, **own}.items() if k in known})
 
 
-def run_of(config: Config, home: Path, command: str) -> About:
-    """What a run by itself is told as: the same config here is the same run, when continued."""
+def run_info(config: Config, home: Path, command: str) -> RunInfo:
+    """Describe a single run; the same config in the same home is a continuation of that run."""
     values = {name: value for name, value in flat(config).items() if not is_where(name)}
-    here = [values, platform.node(), str(home.resolve())]
-    digest = hashlib.sha256(canonical(here)).hexdigest()[:16]
+    identity = [values, platform.node(), str(home.resolve())]
+    digest = hashlib.sha256(canonical(identity)).hexdigest()[:16]
     name = " ".join(shlex.split(command)[2:]) or "defaults"
     extra = {"moist": version(), "commit": commit()}
-    return About(
-        digest, name, "run", flat(config) | extra, group=sweep(), tags=("run",), notes=command
+    return RunInfo(
+        digest,
+        name,
+        "run",
+        flat(config) | extra,
+        group=agent_sweep(),
+        tags=("run",),
+        notes=command,
     )
 
 
-def sweep() -> str | None:
-    """The W&B sweep whose agent started this process; None if none did."""
+def agent_sweep() -> str | None:
+    """Return the id of the W&B sweep whose agent started this process; None if none did."""
     return os.environ.get("WANDB_SWEEP_ID")
 
 
@@ -128,29 +132,29 @@ def independent_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
 
 
-def forget() -> None:
-    """Free the ids of runs that the server refused. Ends what is open."""
+def release_ids() -> None:
+    """Release the ids of runs that the server rejected. Ends all open runs."""
     import wandb
 
     wandb.teardown()
 
 
-def service() -> Any:
-    """wandb's own process, which writes and sends all, once a run was opened."""
+def running_service() -> Any:
+    """Return wandb's own process, which writes and uploads everything. Starts it if needed."""
     import wandb
 
     return wandb.setup().ensure_service()
 
 
-def serving(service: Any) -> bool:
-    """Whether it is still there."""
+def is_alive(service: Any) -> bool:
+    """Return whether wandb's own process is running."""
     return service._proc is None or service._proc._process.poll() is None
 
 
-def abandon(service: Any) -> None:
-    """Don't wait for it when this process ends: it ends soon after.
+def abandon_service(service: Any) -> None:
+    """Let this process end without waiting for wandb's own, which ends soon after.
 
-    What a server didn't get is in the run's files.
+    What was not uploaded is in the run's files.
     """
-    if service._cleanup:  # takes wandb's exit hook away
+    if service._cleanup:  # removes wandb's exit hook
         service._cleanup()

@@ -1,9 +1,9 @@
 """Runs read back from the logs that wandb wrote on this machine: one `.wandb` file a process.
 
-    HOME/wandb/offline-run-DATE-ID/run-ID.wandb     of a run that no server was told of
-               run-DATE-ID/run-ID.wandb             of one that a server was told of
-               */open.lock                          locked while its run is being written, and
-                                                    deleted when it has ended well
+    HOME/wandb/offline-run-DATE-ID/run-ID.wandb     of a run that was logged to files only
+               run-DATE-ID/run-ID.wandb             of a run that was logged to a server
+               */open.lock                          locked while the run is being written, and
+                                                    deleted when it has ended properly
 
 A run that was killed and continued has several logs. `wandb leet inspect` reads them; a killed
 process leaves a log without an exit record.
@@ -29,20 +29,21 @@ from moist.results.report import Record
 
 State = Literal["finished", "failed", "killed", "running"]
 Row = dict[str, Any]
-Say = Callable[[str], None]
-Way = Callable[[Path], list[str]]
+Warn = Callable[[str], None]
+Reader = Callable[[Path], list[str]]
+"""Gives the command that prints the records of a log as JSON lines."""
 
 OPEN = "open.lock"
 NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-"""How wandb writes what JSON has no number for."""
+"""Floats that wandb writes as text, as JSON has no such numbers."""
 
 
 class Unreadable(StoreError):
-    """A log is no log, or says nothing of a run."""
+    """A file is not a log of wandb's, or has no record of a run."""
 
 
-class Logged(Record):
-    """One run, from all its logs; `paths` has them in order of start.
+class LoggedRun(Record):
+    """A run, read back from all its logs; `paths` has them in order of start.
 
     `state`: "finished" with exit code 0 and "failed" with another, "killed" without one unless it
     is still "running". Keys of nested summaries are joined by dots.
@@ -73,11 +74,13 @@ def marked_open(folder: Path) -> Iterator[None]:
 
 
 def is_open(folder: Path) -> bool:
-    """Whether a living process writes the run of a folder. Never makes the file: that it is there
-    says that a run was broken off."""
+    """Return whether a living process writes the run of a folder.
+
+    Never creates the lock file, as its presence marks a run as interrupted.
+    """
     try:
         with (folder / OPEN).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # several may look at once
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several may check at once
     except FileNotFoundError:
         return False
     except BlockingIOError:
@@ -86,81 +89,79 @@ def is_open(folder: Path) -> bool:
 
 
 def logs(folder: Path) -> list[Path]:
-    """The logs in a home folder, in its `wandb` folder, or in one run's folder."""
+    """List the logs in a home folder, in its `wandb` folder, or in one run's folder."""
     inner = folder / "wandb" if (folder / "wandb").is_dir() else folder
     return sorted([*inner.glob("run-*.wandb"), *inner.glob("*run-*/run-*.wandb")])
 
 
-def read(folder: Path, warned: Say) -> list[Logged]:
-    """All runs of a folder, in order of start; a log that can't be read is told and skipped."""
-    return read_logs(logs(folder), warned)
-
-
-def read_logs(paths: Iterable[Path], warned: Say) -> list[Logged]:
-    """The same, of given logs."""
+def read(folder: Path, warn: Warn) -> list[LoggedRun]:
+    """Read all runs of a folder, in order of start; skip unreadable logs with a warning."""
     fragments = defaultdict(list)
-    for path, found in _all(list(paths), warned):
+    for path, found in _all(logs(folder), warn):
         fragments[found["id"]].append((found["started"], path, found))
     runs = [_merged(sorted(every, key=lambda one: one[:2])) for every in fragments.values()]
     return sorted(runs, key=lambda run: (run.started, run.id))
 
 
-def history(paths: Iterable[Path], warned: Say) -> list[Row]:
-    """The rows of one run by `_step`, from its logs in order of start: the last one told wins."""
+def history(paths: Iterable[Path], warn: Warn) -> list[Row]:
+    """Return the rows of a run, in order of `_step`, from its logs in order of start.
+
+    Of rows with the same step the last one counts.
+    """
     rows: dict[int, Row] = {}
     for path in paths:
-        for record in records(path, warned):
+        for record in records(path, warn):
             if record["type"] == "history":
                 row = _plain(record["history"]["item"])
                 rows[row["_step"]] = row
     return [rows[step] for step in sorted(rows)]
 
 
-def _all(paths: Sequence[Path], warned: Say) -> list[tuple[Path, Row]]:
-    """What each log says of its run; a program is called for each, several at a time."""
+def _all(paths: Sequence[Path], warn: Warn) -> list[tuple[Path, Row]]:
+    """Read each log, several at a time, by a process each."""
 
     def one(path: Path) -> Row | str:
-        said: list[str] = []
+        warnings: list[str] = []
         try:
-            found = _fragment(records(path, said.append), path)
+            found = _fragment(records(path, warnings.append), path)
         except Unreadable as error:
             return str(error)
-        return {**found, "warnings": said}
+        return {**found, "warnings": warnings}
 
     with ThreadPoolExecutor(4) as pool:
         every = list(zip(paths, pool.map(one, paths), strict=True))
     for path, found in every:
-        for said in [found] if isinstance(found, str) else found["warnings"]:
-            warned(f"{'skipped ' if isinstance(found, str) else ''}`{path}`: {said}")
+        for warning in [found] if isinstance(found, str) else found["warnings"]:
+            warn(f"{'skipped ' if isinstance(found, str) else ''}`{path}`: {warning}")
     return [(path, found) for path, found in every if not isinstance(found, str)]
 
 
 def _fragment(every: Iterable[Row], path: Path) -> Row:
-    """One log's run, what it was told, and its exit code. Raises Unreadable without a run."""
+    """Return the run of one log, its values and its exit code. Raises Unreadable."""
     run: Row = {}
-    told: dict[str, Row] = {"config": {}, "summary": {}}
+    values: dict[str, Row] = {"config": {}, "summary": {}}
     code = None
     for record in every:
-        kind, said = record["type"], record[record["type"]]
+        kind, content = record["type"], record[record["type"]]
         if kind == "run":
-            run |= said
-            _told(told["config"], said.get("config", {}))
-        elif kind in told:
-            _told(told[kind], said)
+            run |= content
+            _update(values["config"], content.get("config", {}))
+        elif kind in values:
+            _update(values[kind], content)
         elif kind == "exit":
-            code = said.get("exit_code", 0)
+            code = content.get("exit_code", 0)
     if "run_id" not in run:
-        raise Unreadable("it says nothing of a run")
+        raise Unreadable("it has no record of a run")
     started = run.get("start_time", "")
     running = code is None and is_open(path.parent)
-    return {"id": run["run_id"], "started": started, "run": run, "code": code, **told,
+    return {"id": run["run_id"], "started": started, "run": run, "code": code, **values,
             "running": running}  # fmt: skip
 
 
-def _told(values: Row, said: Mapping[str, Any]) -> None:
-    """Take in what a record changes."""
-    values |= _plain(said.get("update", {}))
-    for removed in said.get("remove", ()):
+def _update(values: Row, change: Mapping[str, Any]) -> None:
+    """Apply the changes of a record."""
+    values |= _plain(change.get("update", {}))
+    for removed in change.get("remove", ()):
         values.pop(removed.get("key"), None)
 
 
@@ -171,19 +172,19 @@ def _plain(item: Mapping[str, Any]) -> Row:
     }
 
 
-def _merged(fragments: Sequence[tuple[str, Path, Row]]) -> Logged:
-    """One run of its logs in order of start: the later ones say how it is."""
-    told: dict[str, Row] = {"run": {}, "config": {}, "summary": {}}
+def _merged(fragments: Sequence[tuple[str, Path, Row]]) -> LoggedRun:
+    """Merge a run's logs, in order of start: later values replace earlier ones."""
+    values: dict[str, Row] = {"run": {}, "config": {}, "summary": {}}
     for _, _, found in fragments:
-        for kind in told:
-            told[kind] |= found[kind]
-    run, last = told["run"], fragments[-1][2]
-    told["config"].pop("_wandb", None)
-    return Logged(
+        for kind in values:
+            values[kind] |= found[kind]
+    run, last = values["run"], fragments[-1][2]
+    values["config"].pop("_wandb", None)
+    return LoggedRun(
         id=last["id"], name=run.get("display_name", last["id"]), project=run.get("project"),
         entity=run.get("entity") or None,
         group=run.get("run_group"), job_type=run.get("job_type"), sweep=run.get("sweep_id"),
-        tags=tuple(run.get("tags", ())), config=told["config"], summary=told["summary"],
+        tags=tuple(run.get("tags", ())), config=values["config"], summary=values["summary"],
         state=_state(last), exit_code=last["code"], started=fragments[0][0],
         paths=tuple(path for _, path, _ in fragments),
     )  # fmt: skip
@@ -196,7 +197,7 @@ def _state(last: Mapping[str, Any]) -> State:
 
 
 def binary(path: Path) -> list[str]:
-    """wandb's own program: 20 ms, by flags that are nowhere documented."""
+    """Return a command of wandb's own program: 20 ms, by undocumented flags."""
     from wandb.util import get_core_path
 
     flags = ["--no-observability", "--json", "--run-file", str(path), str(path.parents[1])]
@@ -204,22 +205,22 @@ def binary(path: Path) -> list[str]:
 
 
 def command(path: Path) -> list[str]:
-    """The documented command: over a second."""
+    """Return the documented command: over a second."""
     return [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
 
 
-def records(path: Path, warned: Say, ways: Sequence[Way] = (binary, command)) -> list[Row]:
-    """A log's records, in order; `warned` is told of parts that are damaged.
+def records(path: Path, warn: Warn, readers: Sequence[Reader] = (binary, command)) -> list[Row]:
+    """Return a log's records, in order; warn of damaged parts.
 
-    Tries one way after the other. Raises Unreadable when none can read it.
+    Tries one reader after the other. Raises Unreadable if none can read it.
     """
     reason = ""
-    for way in ways:
-        found = subprocess.run(way(path), capture_output=True, text=True)
+    for reader in readers:
+        found = subprocess.run(reader(path), capture_output=True, text=True)
         if found.returncode == 0:
             damage = [line for line in found.stderr.splitlines() if "corrupt" in line]
             for line in damage:
-                warned(line.removeprefix("wandb leet inspect: "))
+                warn(line.removeprefix("wandb leet inspect: "))
             return [json.loads(line) for line in found.stdout.splitlines()]
         reason = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
     raise Unreadable(reason.removeprefix("Error: "))

@@ -1,14 +1,14 @@
-"""One run as W&B shows it: a row an epoch, the stages, and how it ended.
+"""The log of one run in W&B: a row an epoch, the outcome of each stage, and the end state.
 
     train_jointly/loss, /lr, /images_per_second, /val_accuracy   a row an epoch, by /epoch
-    objective/accuracy, objective/mflops, ...                    what is chosen by
-    test/accuracy, ...                                           what is only reported
-    limit/mflops, ...                                            how far beyond a study's limit
+    objective/accuracy, objective/mflops, ...                    used for selection
+    test/accuracy, ...                                           only reported
+    limit/mflops, ...                                            excess over a study's limit
     stages/train_teacher = computed | reused                     and stages/train_teacher/seconds
     trial/state = COMPLETE | PRUNED | FAIL | KILLED              and trial/key, trial/reason, ...
 
-The step of a row is the epochs of all stages before it and its own, whether those were computed
-or reused: a run that is killed and continued gives its rows the same steps.
+The step of a row is the number of epochs so far, of all stages, whether those were computed or
+reused: a run that is killed and continued gives its rows the same steps.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 TRIAL, LIMIT = "trial/", "limit/"
 
 OFFLINE = "-offline"
-"""After the id of a run that its server refused while others were open."""
+"""Suffix of the id of a run that the server rejected while others were open."""
 STUDY = "study"
-"""The job type of the run that tells of a study as a whole."""
+"""Job type of the run of a study as a whole."""
 
 ENDS = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "killed": "KILLED"}
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -63,30 +63,30 @@ def offsets(config: Config) -> dict[str, int]:
 
 
 class Journal:
-    """What is told of one run. Nothing here waits: `do` has it written behind."""
+    """The log of one run. No method waits: `submit` runs callables on a background thread."""
 
     def __init__(
         self,
-        do: Callable[[Callable[[], Any]], None],
-        opened: Callable[[], wandb.Run],
+        submit: Callable[[Callable[[], Any]], None],
+        open_run: Callable[[], wandb.Run],
         config: Config | None,
     ) -> None:
-        self._do, self._opened = do, opened
+        self._submit, self._open_run = submit, open_run
         self._before = offsets(config) if config else {}
         self._last = TRAINED_BY[config.system] if config else None
         self._run: wandb.Run | None = None
-        self._took: dict[str, tuple[bool, float]] = {}
+        self._stages: dict[str, tuple[bool, float]] = {}
         self.ended = False
         self.open = False
-        """Whether wandb has it open; known behind only."""
+        """Whether wandb has it open; only the background thread knows."""
         self._mark = ExitStack()
-        do(self._open)
+        submit(self._open)
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """A run that fails says why; one that is broken off was killed, if not by its agent."""
+        """End the run as failed, with the error; as pruned by its agent; or as killed."""
         if isinstance(error, SystemExit) and not error.code:
             self.end("pruned", {f"{TRIAL}reason": "stopped by its agent"})
         elif isinstance(error, Exception):
@@ -95,7 +95,7 @@ class Journal:
             self.end("killed")
 
     def _open(self) -> None:
-        self._run = self._opened()
+        self._run = self._open_run()
         self.open = True
         # `moist sync` leaves it until it has ended
         self._mark.enter_context(marked_open(Path(self._run.dir).parent))
@@ -103,8 +103,8 @@ class Journal:
             self._run.define_metric(f"{stage}/epoch", hidden=True)
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/epoch")
 
-    def epoch(self, stage: str, done: int, metrics: Mapping[str, float]) -> None:
-        """A row of scalars, after an epoch of a stage that trains."""
+    def log_epoch(self, stage: str, done: int, metrics: Mapping[str, float]) -> None:
+        """Log a row of scalars after an epoch; stages that do not train have none."""
         if stage not in self._before:
             return
         row = {f"{stage}/{name}": value for name, value in metrics.items()}
@@ -112,32 +112,34 @@ class Journal:
         if stage == self._last and "val_accuracy" in metrics:
             row[f"{PREFIX}accuracy"] = metrics["val_accuracy"]
         step = self._before[stage] + done
-        self._do(lambda: self._run and self._run.log(row, step=step, commit=True))
+        self._submit(lambda: self._run and self._run.log(row, step=step, commit=True))
 
-    def stage(self, stage: str, seconds: float, reused: bool) -> None:
-        """What a stage took, or would have taken had it not been stored; of one that is called
-        several times, all together."""
-        every, before = self._took.get(stage, (True, 0.0))
-        every, took = every and reused, before + seconds
-        self._took[stage] = every, took
-        state = "reused" if every else "computed"
-        self.note({f"stages/{stage}": state, f"stages/{stage}/seconds": took})
+    def log_stage(self, stage: str, seconds: float, reused: bool) -> None:
+        """Log a stage and its seconds, as recorded if it was reused.
 
-    def note(self, values: Mapping[str, Any]) -> None:
-        """Values of the run as a whole."""
-        self._do(lambda: self._run and self._run.summary.update(dict(values)))
+        The seconds of a stage that is called several times are summed.
+        """
+        all_reused, before = self._stages.get(stage, (True, 0.0))
+        all_reused, total = all_reused and reused, before + seconds
+        self._stages[stage] = all_reused, total
+        state = "reused" if all_reused else "computed"
+        self.update_summary({f"stages/{stage}": state, f"stages/{stage}/seconds": total})
 
-    def show(self, work: Callable[[wandb.Run], None]) -> None:
-        """Have something logged that is no scalar: tables, figures, artifacts."""
-        self._do(lambda: work(self._run) if self._run else None)
+    def update_summary(self, values: Mapping[str, Any]) -> None:
+        """Set values of the run as a whole."""
+        self._submit(lambda: self._run and self._run.summary.update(dict(values)))
+
+    def submit(self, work: Callable[[wandb.Run], None]) -> None:
+        """Log what is not a scalar: tables, figures, artifacts."""
+        self._submit(lambda: work(self._run) if self._run else None)
 
     def end(self, state: str, values: Mapping[str, Any] = NOTHING) -> None:
-        """How it ended (see ENDS), and what was `found`; a run ends once."""
+        """Log the end state (see ENDS) and a last summary; later calls do nothing."""
         if self.ended:
             return
         self.ended = True
-        self.note({f"{TRIAL}state": ENDS[state], f"{TRIAL}reason": None, **values})
-        self._do(lambda: self._close(EXITS[state]))
+        self.update_summary({f"{TRIAL}state": ENDS[state], f"{TRIAL}reason": None, **values})
+        self._submit(lambda: self._close(EXITS[state]))
 
     def _close(self, exit_code: int) -> None:
         if self._run:
@@ -146,10 +148,10 @@ class Journal:
         self._mark.close()
 
 
-def found(
+def summary_of(
     quantities: Mapping[str, float], reported: Mapping[str, float], **facts: Any
 ) -> dict[str, Any]:
-    """What a run found, as summary values; facts that are None are left out."""
+    """Name the results of a run as summary values; facts that are None are left out."""
     return {
         **{f"{PREFIX}{name}": value for name, value in quantities.items()},
         **{f"{TEST}{name}": value for name, value in reported.items()},

@@ -1,7 +1,8 @@
-"""Whether W&B gets runs on its server, in files here, or not at all: decided once, and said.
+"""Where runs are logged: to W&B's server, to files here, or not at all.
 
-An explicit flag decides; else WANDB_MODE; else runs go to the server if there is an account for
-it and it can be reached, and into files that `moist sync` sends later if not.
+The mode is chosen once and printed. An explicit flag decides; else WANDB_MODE; else runs go to
+the server if there is an account and it can be reached, and if not to files that `moist sync`
+uploads later.
 """
 
 from __future__ import annotations
@@ -18,71 +19,75 @@ from moist.errors import ConfigError, first_line
 
 Name = Literal["online", "offline", "off"]
 FLAGS = ("auto", "online", "offline", "off")
-MEANT: dict[str, Name] = {
+MODES: dict[str, Name] = {
     "online": "online", "run": "online", "shared": "online", "offline": "offline",
     "dryrun": "offline", "disabled": "off", "off": "off",
 }  # fmt: skip
-"""What a flag or WANDB_MODE means."""
+"""The mode by the value of a flag or of WANDB_MODE."""
 
-PATIENCE = 2.0
-"""Seconds in which a server must answer; name servers that are gone take far longer."""
+TIMEOUT = 2.0
+"""Seconds in which a server must answer; a name server that is down takes far longer."""
 
 
 @dataclass(frozen=True)
 class Mode:
-    """Where runs go, and why there."""
+    """Where runs are logged, and the reason."""
 
     name: Name
-    why: str
+    reason: str
 
 
-def decide(flag: str = "auto") -> Mode:
-    """Where this process and all that it starts sends its runs.
+def choose_mode(flag: str = "auto") -> Mode:
+    """Choose where this process, and all that it starts, log their runs.
 
-    Raises ConfigError when the server is asked for and there is no account or no way to it.
+    Raises ConfigError if the server is required and there is no account, or it can't be reached.
     """
-    asked, by = (flag, "--wandb") if flag != "auto" else (_environment(), "WANDB_MODE")
-    if asked in MEANT and MEANT[asked] != "online":
-        return Mode(MEANT[asked], f"as {by} says")
-    why = hindrance()
-    if why is None:
-        return Mode("online", "as " + by + " says" if asked else f"with your account at {host()}")
-    if asked:
+    name, by = (flag, "--wandb") if flag != "auto" else (_environment(), "WANDB_MODE")
+    if name in MODES and MODES[name] != "online":
+        return Mode(MODES[name], f"set by {by}")
+    problem = why_unreachable()
+    if problem is None:
+        return Mode("online", f"set by {by}" if name else f"with your account at {host()}")
+    if name:
         raise ConfigError(
-            f"`{by}={asked}` asks for W&B's server, but {why}",
-            "`--wandb offline` keeps runs here, and `moist sync` sends them later",
+            f"`{by}={name}` needs W&B's server, but {problem}",
+            "`--wandb offline` keeps runs here, and `moist sync` uploads them later",
         )
-    return Mode("offline", why)
+    return Mode("offline", problem)
 
 
 def _environment() -> str:
-    """WANDB_MODE; empty when it leaves the choice open."""
-    asked = os.environ.get("WANDB_MODE", "")
-    if asked and asked not in MEANT:
+    """Return WANDB_MODE; empty if it is not set."""
+    name = os.environ.get("WANDB_MODE", "")
+    if name and name not in MODES:
         raise ConfigError(
-            f"`WANDB_MODE={asked}` is none of W&B's modes", "set online, offline or disabled"
+            f"`WANDB_MODE={name}` is not a mode of W&B", "set online, offline or disabled"
         )
-    if not asked:
-        os.environ.pop("WANDB_MODE", None)  # wandb takes no empty one
-    return asked
+    if not name:
+        os.environ.pop("WANDB_MODE", None)  # wandb rejects an empty one
+    return name
 
 
 def host() -> str:
-    """The server's name, and its port if it is unusual."""
+    """Return the server's name, with its port if it is unusual."""
     return urlsplit(base_url()).netloc
 
 
 def base_url() -> str:
-    """The server that wandb is set to."""
+    """Return the URL of the server that wandb is configured for."""
     import wandb
 
-    url: str = wandb.setup(wandb.Settings(silent=True)).settings.base_url  # errors are ours to say
+    url: str = wandb.setup(
+        wandb.Settings(silent=True)
+    ).settings.base_url  # moist reports its errors
     return url
 
 
-def hindrance() -> str | None:
-    """What keeps runs from the server; None if nothing does. Looks for the account first, which
-    needs no network."""
+def why_unreachable() -> str | None:
+    """Return why runs can't be logged to the server; None if they can.
+
+    Looks for the account first, which needs no network.
+    """
     from wandb.errors import AuthenticationError
     from wandb.sdk.lib.wbauth import authenticate_session
 
@@ -91,28 +96,28 @@ def hindrance() -> str | None:
             host=base_url(), source="moist", prompt=False, update_session=False
         )
     except AuthenticationError as error:
-        return f"its key can't be right: {first_line(error)}"
+        return f"its API key is not valid: {first_line(error)}"
     if account is None:
         return "there is no W&B account on this machine (`wandb login`)"
     return None if reachable(base_url()) else f"{host()} can't be reached"
 
 
-def reachable(url: str, patience: float = PATIENCE) -> bool:
-    """Whether somebody listens at a URL, or at its proxy, found within `patience` seconds."""
+def reachable(url: str, timeout: float = TIMEOUT) -> bool:
+    """Return whether the server of a URL, or its proxy, accepts connections within `timeout` s."""
     found = urlsplit(url)
     proxy = None if proxy_bypass(found.hostname or "") else getproxies().get(found.scheme)
     found = urlsplit(proxy) if proxy else found
     port = found.port or (80 if found.scheme == "http" else 443)
-    answered: list[bool] = []
+    connected: list[bool] = []
 
-    def ask() -> None:
+    def connect() -> None:
         try:
-            socket.create_connection((found.hostname or "", port), timeout=patience).close()
+            socket.create_connection((found.hostname or "", port), timeout=timeout).close()
         except OSError:
             return
-        answered.append(True)
+        connected.append(True)
 
-    asking = Thread(target=ask, daemon=True)  # looking a name up can't be given a limit
-    asking.start()
-    asking.join(patience)
-    return bool(answered)
+    thread = Thread(target=connect, daemon=True)  # a name look-up has no timeout of its own
+    thread.start()
+    thread.join(timeout)
+    return bool(connected)

@@ -22,15 +22,15 @@ class Tracked:
 
     def advanced(self, stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
         self.watcher.advanced(stage, done, total, metrics)
-        self.journal.epoch(stage, done, metrics)
+        self.journal.log_epoch(stage, done, metrics)
 
     def finished(self, stage: str, key: str, seconds: float) -> None:
         self.watcher.finished(stage, key, seconds)
-        self.journal.stage(stage, seconds, reused=False)
+        self.journal.log_stage(stage, seconds, reused=False)
 
     def reused(self, stage: str, key: str, seconds: float) -> None:
         self.watcher.reused(stage, key, seconds)
-        self.journal.stage(stage, seconds, reused=True)
+        self.journal.log_stage(stage, seconds, reused=True)
 
     def warned(self, message: str) -> None:
         self.watcher.warned(message)

@@ -1,7 +1,7 @@
-"""Trials read back from where W&B keeps them: a project or a sweep on its server, or files here.
+"""Trials read back from W&B: from a project or a sweep on its server, or from files here.
 
-The same trials as a study's database gives, for the same queries; only the curves and attempts of
-a trial stay in the database.
+They equal those in the study's database, for the same queries; only the learning curves and
+attempts of a trial are in the database alone.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from moist.errors import ConfigError, did_you_mean, first_line
 from moist.results.objectives import PREFIX, QUANTITIES, TEST, Objective
 from moist.results.report import Baselines
 from moist.results.trials import State, Trial
-from moist.tracking.files import Logged, Say, logs, read
-from moist.tracking.files import State as Logging
+from moist.tracking.files import LoggedRun, Warn, logs, read
+from moist.tracking.files import State as RunState
 from moist.tracking.journal import LIMIT, OFFLINE, STUDY, TRIAL
 
 if TYPE_CHECKING:
     import wandb
 
 REPORTED = ("accuracy", *Baselines.model_fields, "routing")
-"""The order of `moist.results.objectives.reported`: a server has its own."""
-FACTS = {"study", "trial", "params", "moist", "commit"}
-"""In a run's config, and no setting of it."""
+"""In the order of `moist.results.objectives.reported`, which a server does not keep."""
+NOT_SETTINGS = {"study", "trial", "params", "moist", "commit"}
+"""Entries of a run's config that are not settings of moist."""
 
 STATES: dict[str, State] = {
     "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "KILLED": "failed",
@@ -34,45 +34,47 @@ STATES: dict[str, State] = {
 }  # fmt: skip
 """By trial/state, or by the state of a run that has none."""
 
-SERVER: dict[str, Logging] = {"finished": "finished", "running": "running", "pending": "running"}
-"""States on the server; in each other one the run was ended before it was done."""
+SERVER: dict[str, RunState] = {"finished": "finished", "running": "running", "pending": "running"}
+"""By the state on the server; in all others the run ended before it was complete."""
 
 
 def load(
-    source: str, group: str | None, objectives: Sequence[Objective], warned: Say
+    source: str, group: str | None, objectives: Sequence[Objective], warn: Warn
 ) -> tuple[str, list[Trial]]:
-    """The trials of a source, in order of number, and what they are called.
+    """Return the name of a study and its trials, in order of number.
 
     `source` is a folder with runs, or on the server ENTITY/PROJECT or ENTITY/PROJECT/SWEEP.
-    `group` says which study: its name, or what the ids of its runs begin with. Raises ConfigError
-    for a source that isn't there, that has no runs, or those of several studies.
+    `group` selects a study by its name, or by the prefix of its runs' ids. Raises ConfigError for
+    a source that does not exist, has no runs, or has runs of several studies.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        runs, searched = _from_files(folder, warned), list[str]()
+        runs, searched = _from_files(folder, warn), list[str]()
     else:
         runs, searched = _from_server(source)
-    name, chosen = _chosen(runs, group, source)
+    name, chosen = _selected(runs, group, source)
     return name, trials_of(chosen, objectives, searched)
 
 
-def _from_files(folder: Path, warned: Say) -> list[Logged]:
+def _from_files(folder: Path, warn: Warn) -> list[LoggedRun]:
     if not logs(folder):
-        raise ConfigError(f"there are no runs of W&B in `{folder}`", "they lie in HOME/wandb")
-    return read(folder, warned)
+        raise ConfigError(f"there are no runs of W&B in `{folder}`", "they are in HOME/wandb")
+    return read(folder, warn)
 
 
-def _from_server(source: str) -> tuple[list[Logged], list[str]]:
-    """Runs, one query a page, and what a sweep searches."""
+def _from_server(source: str) -> tuple[list[LoggedRun], list[str]]:
+    """Return runs, by one query a page, and the parameters that a sweep searches."""
     import requests
     import wandb
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-    from moist.tracking.mode import hindrance
+    from moist.tracking.mode import why_unreachable
 
     entity, project, sweep = _path(source)
-    if why := hindrance():
-        raise ConfigError(f"can't ask W&B for `{source}`: {why}", "a folder of runs needs none")
+    if problem := why_unreachable():
+        raise ConfigError(
+            f"can't read `{source}` from W&B: {problem}", "a folder of runs needs no server"
+        )
     filters = {"sweep": sweep} if sweep else None
     api = wandb.Api()
     try:
@@ -81,7 +83,9 @@ def _from_server(source: str) -> tuple[list[Logged], list[str]]:
         searched = _searched(_sweep(api, source)) if sweep else []
     except (wandb.Error, WandbApiFailedError, ValueError, requests.RequestException) as error:
         reason = first_line(error)
-        raise ConfigError(f"W&B has no `{source}`: {reason}", "is it spelled right?") from None
+        raise ConfigError(
+            f"W&B has no `{source}`: {reason}", "check its spelling and your access"
+        ) from None
     return sorted(runs, key=lambda run: (run.started, run.id)), searched
 
 
@@ -89,15 +93,15 @@ def _path(source: str) -> tuple[str, str, str | None]:
     parts = source.split("/")
     if len(parts) not in {2, 3} or not all(parts):
         raise ConfigError(
-            f"`--wandb {source}` is no folder, and no project of W&B",
+            f"`--wandb {source}` is neither a folder nor a project of W&B",
             "give a folder of runs, ENTITY/PROJECT or ENTITY/PROJECT/SWEEP",
         )
     return parts[0], parts[1], parts[2] if len(parts) == 3 else None
 
 
-def _logged(run: wandb.apis.public.Run) -> Logged:
-    """A run of the server's as one that was read from files."""
-    return Logged(
+def _logged(run: wandb.apis.public.Run) -> LoggedRun:
+    """Convert a run on the server to the form of those read from files."""
+    return LoggedRun(
         id=run.id, name=run.name, project=run.project, entity=run.entity, group=run.group,
         job_type=run.job_type,
         sweep=run.sweep_name, tags=tuple(run.tags or ()), config=dict(run.config),
@@ -112,13 +116,15 @@ def _sweep(api: Any, path: str) -> dict[str, Any]:
 
 
 def _searched(config: Mapping[str, Any]) -> list[str]:
-    """The parameters of a W&B sweep that vary."""
+    """List the parameters of a W&B sweep that vary."""
     parameters = config.get("parameters", {})
     return [name for name, one in parameters.items() if "value" not in one]
 
 
-def _chosen(runs: Sequence[Logged], group: str | None, source: str) -> tuple[str, list[Logged]]:
-    """The runs of one study, or all where there is no study. Raises ConfigError."""
+def _selected(
+    runs: Sequence[LoggedRun], group: str | None, source: str
+) -> tuple[str, list[LoggedRun]]:
+    """Select the runs of one study, or all if there is no study. Raises ConfigError."""
     trials = [run for run in runs if run.job_type != STUDY]
     groups = sorted({name for run in trials if (name := run.group or run.sweep)})
     listed = ", ".join(f"`{name}`" for name in groups) or "none"
@@ -130,32 +136,35 @@ def _chosen(runs: Sequence[Logged], group: str | None, source: str) -> tuple[str
     name = group or (groups[0] if groups else None)
     chosen = [run for run in trials if name in {None, run.group, run.sweep, _digest(run)}]
     if not chosen:
-        asked = f" of `{name}`" if name else ""
+        of = f" of `{name}`" if name else ""
         raise ConfigError(
-            f"`{source}` has no runs{asked}",
+            f"`{source}` has no runs{of}",
             did_you_mean(name or "", groups, f"studies there: {listed}"),
         )
     return name or source, chosen
 
 
 def trials_of(
-    runs: Sequence[Logged], objectives: Sequence[Objective], searched: Sequence[str] = ()
+    runs: Sequence[LoggedRun], objectives: Sequence[Objective], searched: Sequence[str] = ()
 ) -> list[Trial]:
-    """Runs as trials, in order of number. Those without one are numbered in the given order.
+    """Convert runs to trials, in order of number, which defaults to the position.
 
-    Their parameters are those that the run says were searched, else `searched`, else what
-    differs between the runs. Raises ConfigError where two runs are the same trial.
+    A trial's parameters are those that its run lists as searched, else `searched`, else those
+    that differ between the runs. Raises ConfigError if two runs are the same trial.
     """
-    runs = _one_of_twins(runs)
-    _check_apart(runs)
+    runs = _without_duplicates(runs)
+    _check_distinct(runs)
     names = searched or _differing([run.config for run in runs])
     trials = [_trial(run, index, names, objectives) for index, run in enumerate(runs)]
     return sorted(trials, key=lambda trial: trial.number)
 
 
-def _one_of_twins(runs: Sequence[Logged]) -> list[Logged]:
-    """Of a run and what was told of it offline when its server refused it, the one that ended."""
-    found: dict[str, Logged] = {}
+def _without_duplicates(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
+    """Drop duplicates of runs that the server rejected and that were then logged to files.
+
+    Keeps the complete one.
+    """
+    found: dict[str, LoggedRun] = {}
     for run in runs:
         id = run.id.removesuffix(OFFLINE)
         if id not in found or _state(run) == "complete":
@@ -163,37 +172,39 @@ def _one_of_twins(runs: Sequence[Logged]) -> list[Logged]:
     return [*found.values()]
 
 
-def _digest(run: Logged) -> str:
-    """What the ids of a study's runs begin with."""
+def _digest(run: LoggedRun) -> str:
+    """Return the prefix that the ids of a study's runs share."""
     return run.id.partition("-")[0]
 
 
-def _check_apart(runs: Sequence[Logged]) -> None:
-    """Raise ConfigError where two runs are the same trial."""
-    seen: dict[int, Logged] = {}
+def _check_distinct(runs: Sequence[LoggedRun]) -> None:
+    """Raise ConfigError if two runs are the same trial."""
+    seen: dict[int, LoggedRun] = {}
     for run in (run for run in runs if "trial" in run.config):
         other = seen.setdefault(run.config["trial"], run)
         if other is not run:
             raise ConfigError(
-                f"trial {run.config['trial']} is there twice: `{other.id}` and `{run.id}`",
-                "studies of one name: choose one with `--group` and what its ids begin with",
+                f"two runs are trial {run.config['trial']}: `{other.id}` and `{run.id}`",
+                "two studies have this name: choose one with `--group` and the prefix of its ids",
             )
 
 
 def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings that are not the same in all runs, in order of appearance."""
-    names = dict.fromkeys(name for config in configs for name in config if name not in FACTS)
+    """List the settings that differ between runs, in order of appearance."""
+    names = dict.fromkeys(
+        name for config in configs for name in config if name not in NOT_SETTINGS
+    )
     texts = {name: {json.dumps(config.get(name)) for config in configs} for name in names}
     return [name for name, different in texts.items() if len(different) > 1]
 
 
 def _trial(
-    run: Logged, index: int, names: Iterable[str], objectives: Sequence[Objective]
+    run: LoggedRun, index: int, names: Iterable[str], objectives: Sequence[Objective]
 ) -> Trial:
     summary, config = run.summary, run.config
     state = _state(run)
-    done = summary if state == "complete" else {}
-    quantities = _numbers(done, PREFIX, QUANTITIES)
+    results = summary if state == "complete" else {}
+    quantities = _numbers(results, PREFIX, QUANTITIES)
     killed = "killed" if summary.get(f"{TRIAL}state", run.state.upper()) == "KILLED" else None
     return Trial(
         number=config.get("trial", index),
@@ -201,7 +212,7 @@ def _trial(
         params={name: config[name] for name in config.get("params", names) if name in config},
         values={o.name: quantities[o.name] for o in objectives if o.name in quantities},
         quantities=quantities,
-        reported=_numbers(done, TEST, REPORTED),
+        reported=_numbers(results, TEST, REPORTED),
         constraints=_numbers(summary, LIMIT, QUANTITIES),
         key=summary.get(f"{TRIAL}key"),
         reason=summary.get(f"{TRIAL}reason") or killed,
@@ -211,15 +222,15 @@ def _trial(
     )
 
 
-def _state(run: Logged) -> State:
-    """A run that goes on is running, whatever an attempt before it came to."""
+def _state(run: LoggedRun) -> State:
+    """Return the state of a run; one that continues is running, however it ended before."""
     if run.state == "running":
         return "running"
     return STATES.get(str(run.summary.get(f"{TRIAL}state")), STATES[run.state])
 
 
 def _numbers(summary: Mapping[str, Any], prefix: str, names: Iterable[str]) -> dict[str, float]:
-    """The numbers behind a prefix, in the order of their names; NaN is none."""
+    """Return the finite numbers of a summary under a prefix, in the order of `names`."""
     found = {name: summary.get(f"{prefix}{name}") for name in names}
     return {
         name: float(value)

@@ -1,4 +1,4 @@
-"""A workspace of W&B's dashboard, made for the questions that a sweep is run to answer."""
+"""A workspace in W&B's dashboard for the questions that a sweep is run to answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
 
 MEMBER = "pareto"
-"""The tag of a frontier's runs."""
+"""Tag of the runs on the frontier."""
 
 ACCURACY, COSTS = f"{PREFIX}accuracy", ("mflops", "latency_ms", "params")
 SEARCHED = {"k": False, "hidden_width": True, "router": False, "temperature": True}
@@ -27,10 +27,10 @@ TITLES = {
 }
 
 
-def workspace(entity: str, project: str, group: str | None) -> Workspace:
-    """Panels over a project's runs, or over those of one study or sweep; not saved yet.
+def build(entity: str, project: str, group: str | None) -> Workspace:
+    """Build panels over a project's runs, or over those of one study or sweep; don't save them.
 
-    Raises ConfigError where wandb-workspaces is missing.
+    Raises ConfigError if wandb-workspaces is not installed.
     """
     try:
         from wandb_workspaces import workspaces as ws
@@ -49,10 +49,10 @@ def workspace(entity: str, project: str, group: str | None) -> Workspace:
 
 
 def _sections(ws: Any) -> list[Section]:
-    """What is found, what it was found with, how it was learnt, and the study's own figures."""
+    """Build the sections: results, hyperparameters, learning curves, the study's own figures."""
     from wandb_workspaces.reports import v2
 
-    wr: Any = v2  # it names nothing that mypy finds
+    wr: Any = v2  # mypy finds no names in it
     accuracy = wr.SummaryMetric(ACCURACY)
     scatters = [
         wr.ScatterPlot(
@@ -74,7 +74,7 @@ def _sections(ws: Any) -> list[Section]:
         for what in ("val_accuracy", "loss")
     ]
     return [
-        ws.Section("Accuracy and what it costs", scatters, is_open=True),
+        ws.Section("Accuracy over cost", scatters, is_open=True),
         ws.Section(
             "Hyperparameters",
             [
@@ -90,19 +90,19 @@ def _sections(ws: Any) -> list[Section]:
     ]
 
 
-def save(made: Workspace) -> str:
-    """Save a workspace; its address. Raises StoreError if the server refuses."""
+def save(workspace: Workspace) -> str:
+    """Save a workspace, and return its URL. Raises StoreError if the server rejects it."""
     from wandb.errors import CommError
 
     try:
-        made.save()  # type: ignore[no-untyped-call]
+        workspace.save()  # type: ignore[no-untyped-call]
     except (CommError, ValueError) as error:
-        raise StoreError(f"W&B refused the workspace: {error}") from error
-    return str(made.url)
+        raise StoreError(f"W&B rejected the workspace: {error}") from error
+    return str(workspace.url)
 
 
 def tag(project: str, group: str | None, keys: Collection[str]) -> int:
-    """Tag the runs that found one of `keys` as the frontier's, and no others; how many changed.
+    """Tag the runs with one of `keys` as on the frontier, and no others; return how many changed.
 
     `project` is `ENTITY/PROJECT`.
     """

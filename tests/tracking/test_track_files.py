@@ -10,14 +10,14 @@ import wandb
 from tracked import FIRST, log, offline, opened, writing
 
 from moist.tracking import files
-from moist.tracking.files import Logged, Unreadable, history, is_open, logs, read, records
+from moist.tracking.files import LoggedRun, Unreadable, history, is_open, logs, read, records
 
 
 def fail(message: str) -> None:
     raise AssertionError(message)
 
 
-def only(home: Path) -> Logged:
+def only(home: Path) -> LoggedRun:
     (run,) = read(home, fail)
     return run
 
@@ -87,11 +87,11 @@ def test_runs_come_in_order_of_start_from_a_home_its_folder_or_one_run(tmp_path)
 def test_values_that_change_or_go_are_as_the_last_word_has_them(tmp_path):
     with offline(tmp_path) as tracker:
         journal = opened(tracker, "one", k=3)
-        journal.note({"gone": 1, "kept": 1, "no": math.nan, "much": math.inf})
-        journal.note({"kept": 2})
-        journal.show(lambda run: run.summary.__delitem__("gone"))
-        journal.show(lambda run: run.config.update({"k": 4}, allow_val_change=True))
-        journal.show(lambda run: run.log({"row": math.nan}, step=9, commit=True))
+        journal.update_summary({"gone": 1, "kept": 1, "no": math.nan, "much": math.inf})
+        journal.update_summary({"kept": 2})
+        journal.submit(lambda run: run.summary.__delitem__("gone"))
+        journal.submit(lambda run: run.config.update({"k": 4}, allow_val_change=True))
+        journal.submit(lambda run: run.log({"row": math.nan}, step=9, commit=True))
         journal.end("complete")
     run = only(tmp_path)
     assert run.config == {"k": 4} and run.summary["kept"] == 2 and "gone" not in run.summary
@@ -113,9 +113,9 @@ def test_the_documented_command_reads_what_the_fast_one_reads(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda _text: b"", "it says nothing of a run"),
+        (lambda _text: b"", "it has no record of a run"),
         (lambda _text: b"x" * 40_000, "bad header"),
-        (lambda text: text[:20], "it says nothing of a run"),
+        (lambda text: text[:20], "it has no record of a run"),
     ],
     ids=["empty", "no log", "cut short"],
 )

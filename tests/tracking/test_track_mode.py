@@ -10,8 +10,8 @@ import wandb
 from wandb_standin import Server
 
 from moist.errors import ConfigError
-from moist.tracking.background import Behind
-from moist.tracking.mode import Mode, decide, reachable
+from moist.tracking.mode import Mode, choose_mode, reachable
+from moist.tracking.tracker import BackgroundThread
 
 KEY = "0123456789" * 4
 
@@ -50,22 +50,24 @@ def listening(monkeypatch: pytest.MonkeyPatch, wandb_server: Server) -> Server:
 
 
 def test_without_an_account_runs_stay_here(listening):
-    assert decide() == Mode("offline", "there is no W&B account on this machine (`wandb login`)")
+    assert choose_mode() == Mode(
+        "offline", "there is no W&B account on this machine (`wandb login`)"
+    )
 
 
 def test_with_an_account_and_a_server_they_go_there(account, listening):
-    assert decide().name == "online"
+    assert choose_mode().name == "online"
     assert listening.operations == []  # to listen is enough: nobody was asked
 
 
 def test_with_an_account_and_no_server_they_stay_here(account, silence):
-    assert decide() == Mode("offline", f"{silence} can't be reached")
+    assert choose_mode() == Mode("offline", f"{silence} can't be reached")
 
 
 def test_a_key_that_can_not_be_one_keeps_them_here(monkeypatch, listening):
     monkeypatch.setenv("WANDB_API_KEY", "short")
-    assert decide().name == "offline" and "key" in decide().why
-    assert "short" not in decide().why
+    assert choose_mode().name == "offline" and "key" in choose_mode().reason
+    assert "short" not in choose_mode().reason
 
 
 @pytest.mark.parametrize(
@@ -74,62 +76,62 @@ def test_a_key_that_can_not_be_one_keeps_them_here(monkeypatch, listening):
 )
 def test_the_environment_decides_before_the_account(monkeypatch, account, listening, mode, name):
     monkeypatch.setenv("WANDB_MODE", mode)
-    assert decide() == Mode(name, "as WANDB_MODE says")
+    assert choose_mode() == Mode(name, "set by WANDB_MODE")
 
 
 @pytest.mark.parametrize("flag", ["online", "offline", "off"])
 def test_the_flag_decides_before_the_environment(monkeypatch, account, listening, flag):
     monkeypatch.setenv("WANDB_MODE", "disabled" if flag == "online" else "online")
-    assert decide(flag) == Mode(flag, "as --wandb says")
+    assert choose_mode(flag) == Mode(flag, "set by --wandb")
 
 
 def test_a_mode_that_wandb_has_not_is_refused(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "onlin")
     with pytest.raises(ConfigError, match="`WANDB_MODE=onlin`"):
-        decide()
+        choose_mode()
 
 
 def test_who_asks_for_the_server_is_not_sent_elsewhere(monkeypatch, silence):
-    with pytest.raises(ConfigError, match="asks for W&B's server, but there is no W&B account"):
-        decide("online")
+    with pytest.raises(ConfigError, match="needs W&B's server, but there is no W&B account"):
+        choose_mode("online")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "online")
     with pytest.raises(ConfigError, match=f"but {silence} can't be reached"):
-        decide()
+        choose_mode()
 
 
 def test_where_nobody_answers_nobody_is_reached():
-    assert not reachable("https://192.0.2.1", patience=0.2)  # kept free for documents: RFC 5737
+    assert not reachable("https://192.0.2.1", timeout=0.2)  # kept free for documents: RFC 5737
 
 
-def test_work_behind_is_done_in_order_and_waited_for():
+def test_work_background_is_done_in_order_and_waited_for():
     done: list[int] = []
-    behind = Behind(lambda error: done.append(-1))
+    background = BackgroundThread(lambda error: done.append(-1))
     for number in range(100):
-        behind.do(lambda number=number: done.append(number))
-    assert behind.close()
+        background.submit(lambda number=number: done.append(number))
+    assert background.close()
     assert done == [*range(100)]
 
 
 def test_work_that_fails_is_told_once_and_nothing_follows():
     done: list[object] = []
-    behind = Behind(done.append)
+    background = BackgroundThread(done.append)
     error = ValueError("full")
 
     def fail() -> None:
         raise error
 
-    behind.do(fail)
-    behind.do(lambda: done.append("after"))
-    behind.do(fail)
-    assert behind.close()
+    background.submit(fail)
+    background.submit(lambda: done.append("after"))
+    background.submit(fail)
+    assert background.close()
     assert done == [error]
 
 
 def test_who_closes_need_not_wait_for_ever():
     going = Event()
-    behind = Behind(print)
-    behind.do(going.wait)
-    assert not behind.close(patience=0.01)
+    background = BackgroundThread(print)
+    background.submit(going.wait)
+    assert not background.close(timeout=0.01)
     going.set()
-    assert behind.close()
+    assert background.close()

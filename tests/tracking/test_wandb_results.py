@@ -18,7 +18,7 @@ from moist.results.objectives import DEFAULT
 from moist.results.trials import Trial
 from moist.study.storage import load as load_study
 from moist.study.tracking import Told, about_of
-from moist.tracking.files import Logged
+from moist.tracking.files import LoggedRun
 from moist.tracking.results import load, trials_of
 
 
@@ -181,8 +181,8 @@ def test_a_run_that_is_not_done_is_in_no_frontier(tmp_path):
     assert asked(tmp_path)[4].state == "failed"
 
 
-def run(number: int, **config: object) -> Logged:
-    return Logged(
+def run(number: int, **config: object) -> LoggedRun:
+    return LoggedRun(
         id=f"r{number}", name="", project=None, entity=None, group=None, job_type="run",
         sweep=None, tags=(),
         config=config, summary={"objective/accuracy": 0.5, "limit/mflops": 2.0}, state="finished",
@@ -204,7 +204,7 @@ def test_a_limit_that_was_not_kept_keeps_a_run_out():
 
 @pytest.mark.parametrize("source", ["nowhere", "a//b", "a/b/c/d"])
 def test_a_source_that_is_none_is_refused(source):
-    with pytest.raises(ConfigError, match=f"`--wandb {source}` is no folder"):
+    with pytest.raises(ConfigError, match=f"`--wandb {source}` is neither a folder"):
         asked(source)
 
 

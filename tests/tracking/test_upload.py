@@ -19,10 +19,17 @@ from wandb_standin.records import Refused
 
 from moist.errors import StoreError
 from moist.tracking.files import OPEN, is_open, marked_open, read
-from moist.tracking.refusals import reason
-from moist.tracking.sync import LOCK, MANIFEST, Outbox, Place, Told, marker
+from moist.tracking.upload import (
+    LOCK,
+    MANIFEST,
+    Destination,
+    Outbox,
+    UploadResult,
+    marker,
+    reason_for,
+)
 
-PLACE = Place("a server")
+PLACE = Destination("a server")
 MOIST = str(Path(sys.executable).with_name("moist"))
 
 
@@ -38,13 +45,13 @@ def due(home: Path) -> list[str]:
     return [run.id for run in outbox(home).due()]
 
 
-def send(home: Path, *waits: float, place: Place = PLACE) -> list[Told]:
-    told: list[Told] = []
-    outbox(home).send(outbox(home).due(), place, told.append, waits)
+def send(home: Path, *waits: float, place: Destination = PLACE) -> list[UploadResult]:
+    told: list[UploadResult] = []
+    outbox(home).upload(outbox(home).due(), place, told.append, waits)
     return told
 
 
-def states(told: list[Told]) -> dict[str, str]:
+def states(told: list[UploadResult]) -> dict[str, str]:
     return {one.id: one.state for one in told}
 
 
@@ -118,7 +125,7 @@ def test_a_part_of_a_run_that_comes_later_is_sent_alone(server, tmp_path):
 
 def test_a_project_can_be_chosen(server, tmp_path):
     log(tmp_path, "one")
-    place = Place("host", "elsewhere", "somebody")
+    place = Destination("host", "elsewhere", "somebody")
     send(tmp_path, place=place)
     assert [*server.runs] == [("somebody", "elsewhere", "one")]
     assert {log.to for log in outbox(tmp_path).sent().values()} == {"host/somebody/elsewhere"}
@@ -187,14 +194,15 @@ class Waiting(Server):
 def killed_while_it_sends(server: Waiting, home: Path) -> None:
     """Killed once `wandb sync` has reached the server, and only back when that is done."""
     code = (
-        "import sys; from pathlib import Path; from moist.tracking.sync import Outbox, Place;"
-        "box = Outbox(Path(sys.argv[1]), print); box.send(box.due(), Place('x'), print)"
+        "import sys; from pathlib import Path;"
+        "from moist.tracking.upload import Destination, Outbox;"
+        "box = Outbox(Path(sys.argv[1]), print); box.upload(box.due(), Destination('x'), print)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(home)])
     assert server.reached.wait(60)
     process.kill()
     process.wait()
-    with pytest.raises(StoreError, match="another process sends the runs"):
+    with pytest.raises(StoreError, match="another process is uploading the runs"):
         send(home)
     server.go.set()
     with (home / "wandb" / LOCK).open() as file:
@@ -251,7 +259,7 @@ def test_killed_while_the_server_refuses_it_still_sends_all_when_only_some_is_as
         server.refuses = False
         log(tmp_path, "two")
         some = [run for run in outbox(tmp_path).due() if run.id == "two"]
-        outbox(tmp_path).send(some, PLACE, lambda _: None)
+        outbox(tmp_path).upload(some, PLACE, lambda _: None)
         assert due(tmp_path) == ["one"]
         send(tmp_path)
         assert epochs(server, "one") == [1, 2, 3] and due(tmp_path) == []
@@ -261,9 +269,9 @@ def test_what_another_process_sent_meanwhile_is_not_sent_again(server, tmp_path)
     log(tmp_path, "one")
     first, second = outbox(tmp_path), outbox(tmp_path)
     seen = first.due(), second.due()
-    said: list[Told] = []
-    first.send(seen[0], PLACE, said.append)
-    second.send(seen[1], PLACE, said.append)
+    said: list[UploadResult] = []
+    first.upload(seen[0], PLACE, said.append)
+    second.upload(seen[1], PLACE, said.append)
     assert [one.state for one in said] == ["sent", "sent"]
     assert epochs(server, "one") == [1, 2, 3]
 
@@ -281,7 +289,7 @@ def test_many_may_look_at_once_whether_a_run_is_being_written(tmp_path):
 def test_a_note_of_what_was_sent_that_cannot_be_read_is_no_licence_to_send(tmp_path):
     log(tmp_path, "one", epochs=range(0))
     (tmp_path / "wandb" / MANIFEST).write_text("{")
-    with pytest.raises(StoreError, match="can't read what was sent"):
+    with pytest.raises(StoreError, match="can't read the record of uploads"):
         due(tmp_path)
 
 
@@ -291,10 +299,10 @@ def test_a_reason_is_the_runs_own_and_never_has_the_key(tmp_path, monkeypatch):
     one, ten = read(tmp_path, fail)
     output = "wandb: Syncing\nwandb: ERROR [p/r-10] ten: secret\nwandb: ERROR for all\n"
     monkeypatch.setenv("WANDB_API_KEY", "secret")
-    assert reason(output, ten) == "[p/r-10] ten: (key)"
-    assert reason("wandb: ERROR run r-1: one\n" + output, one) == "run r-1: one"
+    assert reason_for(output, ten) == "[p/r-10] ten: (key)"
+    assert reason_for("wandb: ERROR run r-1: one\n" + output, one) == "run r-1: one"
     monkeypatch.delenv("WANDB_API_KEY")
-    assert reason("", one) == "wandb gave no reason"
+    assert reason_for("", one) == "wandb gave no reason"
 
 
 def moist(home: Path, client: Client, *words: str) -> subprocess.CompletedProcess[str]:
@@ -327,7 +335,7 @@ def test_a_server_that_cannot_be_had_is_refused_at_once(wandb_server, tmp_path):
     assert [one["state"] for one in json.loads(listed.stdout)] == ["due"]
     with wandb_server.down():
         found = moist(tmp_path, client)
-    assert found.returncode == 2 and "can't send 1 run to W&B's server" in found.stderr
+    assert found.returncode == 2 and "can't upload 1 run to W&B's server" in found.stderr
     assert "can't be reached" in found.stderr and found.stdout == ""
     del client.environment["WANDB_API_KEY"]
     found = moist(tmp_path, client)
