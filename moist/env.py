@@ -1,4 +1,4 @@
-"""Where a stage computes: device, progress, checkpoint folder. Nothing here enters a key."""
+"""The environment of a stage: device, progress, checkpoint folder. No part of it enters a key."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from moist.errors import ConfigError, first_line
 from moist.results.report import Machine
 
 SPENT = "seconds"
-"""The file beside a checkpoint that says how long its stage has taken."""
+"""The file beside a checkpoint with the seconds that its stage has taken."""
 
 
 class Progress(Protocol):
-    """What a run tells whoever watches it: a terminal, a log, a tracker."""
+    """An observer of a run: a terminal, a log, a tracker."""
 
     def started(self, stage: str, key: str) -> None: ...
     def advanced(
@@ -35,7 +35,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Tells nobody."""
+    """A Progress that discards all events."""
 
     def started(self, stage: str, key: str) -> None: ...
     def advanced(
@@ -50,7 +50,7 @@ class Silent:
 class Env:
     """`stage`, `checkpoints` and `began` are set by the store for the stage it computes.
 
-    `began` is the clock's reading when the stage began, less what earlier, killed attempts took.
+    `began` is the clock reading (s) at which the stage began, less the time of killed attempts.
     """
 
     device: torch.device = field(default_factory=lambda: default_device())
@@ -60,17 +60,17 @@ class Env:
     began: float = 0.0
 
     def __post_init__(self) -> None:
-        # `precision=float32` means it: no TensorFloat-32 in convolutions or products.
+        # `precision=float32` excludes TensorFloat-32 in convolutions and matrix products.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
 
     def at(self, stage: str, checkpoints: Path) -> Env:
-        """This environment for one stage; what a killed attempt took is found beside its state."""
-        began = time.perf_counter() - _spent(checkpoints)
+        """Return this environment for one stage, with the recorded time of killed attempts."""
+        began = time.perf_counter() - _recorded_seconds(checkpoints)
         return replace(self, stage=stage, checkpoints=checkpoints, began=began)
 
     def seconds(self) -> float:
-        """What the stage has taken so far, killed attempts included."""
+        """Return the time that the stage has taken so far, killed attempts included."""
         return time.perf_counter() - self.began
 
     def advanced(self, done: int, total: int, **metrics: float) -> None:
@@ -81,7 +81,7 @@ class Env:
                 write_atomically(self.checkpoints / SPENT, seconds, durable=False)
 
     def machine(self) -> Machine:
-        """What a time measured here depends on."""
+        """Describe what a time measured here depends on."""
         on_gpu = self.device.type == "cuda"
         return Machine(
             device=torch.cuda.get_device_name(self.device) if on_gpu else _processor(),
@@ -91,33 +91,33 @@ class Env:
         )
 
     def crowding(self, workers: int = 1) -> str | None:
-        """What to expect if the threads of so many workers find too few free cores; else None.
+        """Return a warning if the threads of `workers` processes have too few free cores.
 
-        Threads wait for each other after each operation, so one that shares its core holds up
-        all; a process of one thread only gets its part. Looks for a tenth of a second.
+        Threads wait for each other after each operation, so one that shares its core slows all
+        of them; a process of one thread only gets its share. Measures the load for 0.1 s.
         """
         threads = torch.get_num_threads()
         if threads == 1 or self.device.type != "cpu":
             return None
-        percents, mine = psutil.cpu_percent(interval=0.1, percpu=True), cores()
-        # some containers number the cores that they show anew
-        busy = sum(percents[core] for core in mine if core < len(percents)) / 100
-        return crowded(threads * workers, busy, len(mine))
+        percents, own = psutil.cpu_percent(interval=0.1, percpu=True), cores()
+        # some containers renumber the cores that they show
+        busy = sum(percents[core] for core in own if core < len(percents)) / 100
+        return crowded(threads * workers, busy, len(own))
 
 
 def crowded(threads: int, busy: float, cores: int) -> str | None:
-    """What to expect of threads on cores of which others keep some busy, if those are too few."""
+    """Return a warning if `threads` and `busy` cores together exceed `cores`; else None."""
     if threads + busy < cores + 0.5:
         return None
     return (
-        f"{threads} threads on {cores} cores, {busy:.1f} of which other work keeps busy: training"
-        " may take several times longer than with `--threads 1`, and latencies are not those of an"
-        " idle machine"
+        f"{threads} threads on {cores} cores, {busy:.1f} of which are busy with other work:"
+        " training may take several times longer than with `--threads 1`, and latencies are not"
+        " those of an idle machine"
     )
 
 
-def _spent(checkpoints: Path) -> float:
-    """What killed attempts took; only a time on record hangs on it, so a damaged one is 0."""
+def _recorded_seconds(checkpoints: Path) -> float:
+    """Return the time of killed attempts; 0 if unreadable, as only a record depends on it."""
     try:
         return float((checkpoints / SPENT).read_text())
     except (OSError, ValueError):
@@ -125,14 +125,14 @@ def _spent(checkpoints: Path) -> float:
 
 
 def cores() -> list[int]:
-    """The numbers of the processor cores that this process may use."""
+    """List the numbers of the processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 where it is safe, float32 elsewhere (`precision=bf16`), or float32 throughout."""
+    """Return a context for `precision`: bf16 where it is safe, or float32 throughout."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -141,7 +141,7 @@ def default_device() -> torch.device:
 
 
 def _processor() -> str:
-    """The processor's name, and its core count: virtual machines hide the model."""
+    """Return the processor's name and its core count: virtual machines hide the model."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -155,7 +155,7 @@ def _processor() -> str:
 
 
 def make_env(progress: Progress, device: str | None = None, threads: int | None = None) -> Env:
-    """The environment that the command line asked for. Raises ConfigError for no such device."""
+    """Create the environment for a command's options. Raises ConfigError for an unknown device."""
     if threads:
         torch.set_num_threads(threads)
     if device is None:
@@ -164,8 +164,8 @@ def make_env(progress: Progress, device: str | None = None, threads: int | None 
         place = torch.device(device)
         torch.zeros(1, device=place)
     except (RuntimeError, AssertionError) as error:
-        said = first_line(error)
         raise ConfigError(
-            f"can't compute on `--device {device}`: {said}", "leave --device out, or use cpu"
+            f"can't compute on `--device {device}`: {first_line(error)}",
+            "leave out `--device`, or use `--device cpu`",
         ) from None
     return Env(place, progress)

@@ -1,4 +1,4 @@
-"""Errors that say what was asked, what was found and what to do."""
+"""Errors, which state what was requested, what was found and what to do."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class MoistError(Exception):
 
 
 class ConfigError(MoistError):
-    """The request can't be right, whatever is computed: a key, a value or a combination."""
+    """A request that is invalid whatever is computed: an unknown key, a bad value, a conflict."""
 
     exit_code = 2
 
 
 class DataError(ConfigError):
-    """A data set can't be read as asked."""
+    """A data set that can't be read as requested."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], otherwise: str = "") -> ConfigError:
@@ -67,19 +67,19 @@ def _similarity(a: str, b: str) -> float:
 
 
 class StageError(MoistError):
-    """A stage could not finish; nothing of it was stored."""
+    """A stage that could not finish; none of its output was stored."""
 
 
 class StoreError(MoistError):
-    """The store can't be read or written."""
+    """Files that can't be read or written."""
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its class if it says nothing."""
+    """Return the first line of an error's message, or its class if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def brief(error: Exception) -> str:
-    """An error's class and the first line of what it says."""
-    name, said = type(error).__name__, first_line(error)
-    return name if said == name else f"{name}: {said}"
+    """Return an error's class and the first line of its message."""
+    name, message = type(error).__name__, first_line(error)
+    return name if message == name else f"{name}: {message}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from moist.config import Config
 from moist.tracking.client import RunInfo
-from moist.tracking.files import read
+from moist.tracking.files import LoggedRun, read
 from moist.tracking.mode import Mode, Name
 from moist.tracking.tracker import Tracker
 
@@ -66,6 +66,8 @@ def log(
         for epoch in epochs:
             journal.log_epoch("train_jointly", epoch, {"loss": 1 / epoch, "val_accuracy": 0.5})
         journal.end(state, values or {})
+    while not _has(home, id, lambda run: run.exit_code is not None):
+        os.sched_yield()  # wandb's own process may still be writing
 
 
 @contextmanager
@@ -85,7 +87,7 @@ def writing(
         process.wait()
 
     try:
-        while not _marked(home, id):
+        while not _has(home, id, lambda run: "mark" in run.summary):
             assert process.poll() is None, "the process ended before it was killed"
             os.sched_yield()
         yield kill
@@ -93,6 +95,6 @@ def writing(
         kill()
 
 
-def _marked(home: Path, id: str) -> bool:
-    found = read(home, lambda _said: None)
-    return any(run.id == id and "mark" in run.summary for run in found)
+def _has(home: Path, id: str, seen: Callable[[LoggedRun], bool]) -> bool:
+    """Return whether the log of a run has come so far."""
+    return any(run.id == id and seen(run) for run in read(home, lambda _warning: None))

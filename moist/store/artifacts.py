@@ -1,4 +1,4 @@
-"""What stages hand on, and how it lies on disk: tensors as safetensors, the rest as JSON.
+"""The outputs of stages, and their form on disk: tensors as safetensors, the rest as JSON.
 
 An artifact is a frozen dataclass of JSON values, tensors, dicts of tensors and other artifacts,
 or a frozen pydantic record. No pickle is written or read.
@@ -19,7 +19,7 @@ Row = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Split:
-    """N images: uint8 (N, H, W, C), and their classes, int64 (N,)."""
+    """N images, uint8 (N, H, W, C), and their classes, int64 (N,)."""
 
     images_NHWC: torch.Tensor
     labels_N: torch.Tensor
@@ -30,9 +30,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images in memory; mean and std (of [0, 1] pixels, a channel each) are the training split's.
+    """Images in memory, with mean and std per channel (of pixels in [0, 1]) of the training split.
 
-    `val` is empty when no validation split was asked for. Only `evaluate` reads `test`.
+    `val` is empty without a validation split. Only `evaluate` reads `test`.
     """
 
     name: str
@@ -45,14 +45,14 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
+        """The shape of one image: (C, H, W)."""
         _, height, width, channels = self.train.images_NHWC.shape
         return channels, height, width
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a network is built from: registry name, image shape (C, H, W), outputs, options."""
+    """The description of a network: registry name, image shape (C, H, W), outputs, options."""
 
     name: str
     image_shape: tuple[int, int, int]
@@ -74,11 +74,11 @@ class Teacher(Network):
 
 
 class Student(Network):
-    """The small network that copies of become experts."""
+    """The small network; copies of it become experts."""
 
 
 class Router(Network):
-    """Image -> cluster logits. The oracle has no weights: it is told the class."""
+    """A network from images to cluster logits. The oracle has no weights: it knows the class."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,16 @@ class Logits:
 
 @dataclass(frozen=True)
 class Levels:
-    """What the teacher sees and says at each of its M levels, and its last linear layer.
+    """The teacher's features and predictions at each of its M levels, and its last linear layer.
 
-    D channels, `widths` of them a level; F inputs of the last layer, C classes.
+    D channels in all, `widths` per level; F inputs of the last layer, C classes.
     """
 
     features_VND: torch.Tensor
     """Pooled outputs of the levels on V views of the N training images: float16."""
     widths: tuple[int, ...]
     tables_MCC: torch.Tensor
-    """Row z, column y: how likely class y is once the level says z; float32."""
+    """Row z, column y: probability of class y given that the level predicts z; float32."""
     weight_CF: torch.Tensor
     bias_C: torch.Tensor
 
@@ -120,7 +120,7 @@ class Clusters:
 class Mixture:
     """A router, k students that share a spec, and the clusters they serve.
 
-    `shared`: all students have the same trunk, and the router reads what it gives.
+    `shared`: all students have the same trunk, and the router reads its output.
     """
 
     router: Router
@@ -143,9 +143,9 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Cascade:
-    """A model, and a second opinion where the first's certainty is below `threshold`.
+    """A model that defers images on which its confidence is below `threshold`.
 
-    `fallback` answers instead; None: the mixture's second expert answers together with its first.
+    They are deferred to `fallback`; if None, to the mixture's first and second expert together.
     """
 
     first: Mixture | Ensemble | Student
@@ -165,8 +165,8 @@ ARTIFACTS: dict[str, type[Any]] = {
 def pack(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """Split an artifact into a JSON tree and named tensors; `unpack` is the inverse.
 
-    Raises TypeError for what would not come back: other values, dict keys that aren't text, and
-    two tensors of one name.
+    Raises TypeError for what could not be read back: other values, dict keys that are not text,
+    and two tensors with the same name.
     """
     tensors: dict[str, torch.Tensor] = {}
 
@@ -182,10 +182,13 @@ def pack(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
             }
             return {"$type": type(value).__name__, **inner}
         if isinstance(value, BaseModel):
-            return {"$type": type(value).__name__, "$json": value.model_dump(mode="json")}
+            return {
+                "$type": type(value).__name__,
+                "$json": value.model_dump(mode="json", by_alias=True),
+            }
         if isinstance(value, Mapping):
             if odd := [key for key in value if not isinstance(key, str)]:
-                raise TypeError(f"{name}: the key {odd[0]!r} is no text")
+                raise TypeError(f"{name}: the key {odd[0]!r} is not text")
             return {key: tree(inner, f"{name}.{key}") for key, inner in value.items()}
         if isinstance(value, tuple | list):
             return [tree(inner, f"{name}.{i}") for i, inner in enumerate(value)]
@@ -199,7 +202,7 @@ def pack(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def unpack(tree: Any, tensors: Mapping[str, torch.Tensor], records: Mapping[str, Any]) -> Any:
-    """Rebuild what `pack` took apart; `records` maps names to pydantic record classes."""
+    """Rebuild what `pack` split; `records` has the pydantic record classes by name."""
     if isinstance(tree, list):
         return tuple(unpack(inner, tensors, records) for inner in tree)
     if not isinstance(tree, dict):

@@ -1,4 +1,4 @@
-"""What decides a stage's output, as JSON, and the key that is its digest."""
+"""The inputs of a stage as JSON, and the key that is their digest."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from moist.config import Section, keyed
 
 
 def canonical(tree: Any) -> bytes:
-    """The one JSON text of a value. Raises ValueError for NaN and infinity."""
+    """Return the canonical JSON text of a value. Raises ValueError for NaN and infinity."""
     return json.dumps(tree, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
 
 
 def key_of(stage: str, version: int, recipe: dict[str, Any]) -> str:
-    """What a stage's output is called: 128 bits of the digest of all that decides it."""
+    """Return the key of a stage's output: 128 bits of the SHA-256 of all that determines it."""
     text = canonical({"stage": stage, "version": version, "inputs": recipe})
     return hashlib.sha256(text).hexdigest()[:32]
 
 
 def encoded(value: Any, name: str) -> Any:
-    """An input as it enters the key. Raises TypeError, naming the input, for what has no JSON."""
+    """Convert an input to the JSON that enters the key; an output of a stage enters by its key.
+
+    Raises TypeError, naming the input, for values that JSON does not have.
+    """
     if isinstance(value, Section):
         return encoded(keyed(value), name)
     if isinstance(key := getattr(value, "key", None), str):
@@ -44,5 +47,5 @@ def encoded(value: Any, name: str) -> Any:
 
 
 def _plain(names: Iterable[Any]) -> bool:
-    """Names JSON keeps apart, and none that reads as a reference to another output."""
+    """Return whether names are distinct in JSON and none reads as a reference to an output."""
     return all(isinstance(name, str) and name != "ref" for name in names)

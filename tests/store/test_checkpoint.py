@@ -122,8 +122,8 @@ ONE = torch.ones(1)
     [
         ({"a.b": ONE, "a": {"b": ONE}}, r"root\.a\.b: two tensors have this name"),
         ({"a.0": ONE, "a": (ONE,)}, r"root\.a\.0: two tensors have this name"),
-        ({"x": {1: ONE}}, r"root\.x: the key 1 is no text"),
-        ({None: 2}, "root: the key None is no text"),
+        ({"x": {1: ONE}}, r"root\.x: the key 1 is not text"),
+        ({None: 2}, "root: the key None is not text"),
         ({"x": {1, 2}}, r"root\.x: set is neither"),
     ],
 )
