@@ -22,6 +22,7 @@ from moist.cli.options import (
 from moist.errors import ConfigError
 from moist.reporting import study_tables, terminal
 from moist.results import queries
+from moist.results.frames import trial_frame
 from moist.results.objectives import DEFAULT, Objective, known, parse_values
 from moist.results.trials import Trial
 
@@ -213,7 +214,7 @@ def _print_frontier(
     if as_json:
         print_json([trial.model_dump(mode="json") for trial in front])
     elif as_csv:
-        click.echo(study_tables.as_csv(front), nl=False)
+        click.echo(trial_frame(front).to_csv(index=False), nl=False)
     else:
         study_tables.print_trials(f"Pareto frontier of {results.name}", front, axes)
         complete = sum(trial.state == "complete" for trial in results.trials)

@@ -6,26 +6,34 @@ from pathlib import Path
 
 import click
 
-from moist.cli.options import HOME, JSON, Compute, print_json
+from moist.cli.options import HOME, JSON, Compute, check_together, print_json
 from moist.errors import ConfigError
 from moist.reporting import run_tables
 from moist.reporting.terminal import SHORT
+from moist.results.frames import curve_frame
+
+CSV = click.option("--csv", "as_csv", is_flag=True, help="Print unrounded values as CSV.")
 
 
 @click.command()
+@CSV
 @JSON
 @HOME
-def runs(as_json: bool, home: Path) -> None:
+def runs(as_csv: bool, as_json: bool, home: Path) -> None:
     """List all runs, newest first.
 
     \b
     moist runs --json
+    moist runs --csv > runs.csv
     """
-    from moist.store.runs import RunRecords
+    check_together(apart=[("--csv", "--json")])
+    from moist.store.runs import RunRecords, frame
 
     found = RunRecords(home).all()
     if as_json:
         print_json([run.record() for run in found])
+    elif as_csv:
+        click.echo(frame(found).to_csv(index=False), nl=False)
     else:
         run_tables.print_runs(found)
 
@@ -51,7 +59,7 @@ def show(run: str, as_json: bool, home: Path) -> None:
 
 @click.command()
 @click.argument("run")
-@click.option("--csv", "as_csv", is_flag=True, help="Print unrounded values as CSV.")
+@CSV
 @JSON
 @HOME
 def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
@@ -72,12 +80,11 @@ def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
             f"run `{found.key[:SHORT]}` defers no images",
             "train one with `cascade.fallback=teacher` or `mixture.top=2`",
         )
-    points = [point.model_dump() for point in found.report.doubt.curve]
     if as_json:
-        print_json(points)
+        print_json([point.model_dump() for point in found.report.doubt.curve])
     elif as_csv:
-        lines = [points[0], *(point.values() for point in points)]
-        click.echo("\n".join(",".join(map(str, line)) for line in lines))
+        frame = curve_frame(found.report.doubt.curve)
+        click.echo(frame.to_csv(index=False), nl=False)
     else:
         run_tables.print_curve(found.report.doubt)
 

@@ -13,6 +13,7 @@ from moist.reporting import study_tables
 from moist.reporting.terminal import SHORT
 from moist.results import queries
 from moist.results.aggregate import averaged
+from moist.results.frames import trial_frame
 from moist.results.objectives import TEST, Objective, known, parse_limits
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def table(
     described, trials = load(ref)
     complete = [trial for trial in trials if trial.state == "complete"]
     if as_csv:
-        click.echo(study_tables.as_csv(complete), nl=False)
+        click.echo(trial_frame(complete).to_csv(index=False), nl=False)
         return
     objectives = [one.name for one in described.objectives]
     default = (*(objectives[:1] if across else objectives), f"{TEST}accuracy")

@@ -167,24 +167,6 @@ def format_spread(name: str, spread: Spread) -> str:
     return f"{format_quantity(name, spread.mean)} ± {format_quantity(name, spread.sd)}"
 
 
-def as_csv(trials: Sequence[Trial]) -> str:
-    """Return one line a trial, unrounded: number, quantities, test results, parameters, key."""
-    import pandas as pd
-
-    rows = [
-        {
-            "trial": trial.number,
-            **trial.quantities,
-            **{f"test_{name}": value for name, value in trial.reported.items()},
-            **trial.params,
-            "key": trial.key,
-        }
-        for trial in trials
-    ]
-    text: str = pd.DataFrame(rows).to_csv(index=False)
-    return text
-
-
 def print_status(
     ref: StudyRef, described: Described, trials: Sequence[Trial], driver: str | None
 ) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moist.config import Config, flat
 from moist.disk import write_atomically, writing
 from moist.errors import ConfigError, first_line
+from moist.results import frames
 from moist.results.report import Report
 from moist.store.objects import ChecksummedRecord, now
 
@@ -128,14 +129,13 @@ def pick(prefix: str, keys: Iterable[str], what: str) -> str:
 
 
 def frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """Tabulate runs, one a row: the config's keys, then the report's numbers by dotted names.
+    """Return one row a run as a data frame.
 
-    `k` is the config's (it may be `auto`), `clusters_k` the number of clusters found. Values per
-    class are left out.
+    Columns: `key`, `created`, `command` and the version of `moist`; the config's keys; the
+    report's numbers by dotted names, as `latency_ms.batch_1`; `clusters_k`, the number of clusters
+    found, where `k` is the config's and may be `auto`. Values per class are left out.
     """
-    import pandas as pd
-
-    return pd.DataFrame([_row(run) for run in runs])
+    return frames.frame(_row(run) for run in runs)
 
 
 def _row(run: Run) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The command line as people and programs meet it: what is printed where, and exit codes."""
 
 import contextlib
+import csv
 import json
 import os
 import pty
@@ -250,6 +251,8 @@ def test_a_run_record_holds_report_config_time_and_command(home, capsys):
     assert record.keys() >= {"config", "created", "command", "artifacts", "moist"}
     assert Said(capsys, "show", report["key"][:6], "--json", "--home", home).json == [record]
     assert report["key"][:8] in Said(capsys, "runs", "--home", home).out
+    rows = list(csv.DictReader(Said(capsys, "runs", "--csv", "--home", home).out.splitlines()))
+    assert rows[0]["key"] == report["key"] and float(rows[0]["accuracy"]) == report["accuracy"]
 
 
 def test_an_empty_home_has_no_runs_and_is_not_created(tmp_path, capsys):

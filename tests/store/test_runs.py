@@ -139,6 +139,7 @@ def test_all_runs_make_one_flat_table(tmp_path):
     cells = table.to_dict("list").values()
     assert not any(isinstance(cell, dict | list) for column in cells for cell in column)
     assert runs.frame([]).empty
+    assert table["seed"].dtype == "int64" and table["accuracy"].dtype == "float64"
 
 
 def test_reading_runs_needs_no_torch():
