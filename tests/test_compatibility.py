@@ -10,9 +10,10 @@ from click.testing import CliRunner
 from moist.cli.main import cli
 from moist.config.overrides import parse
 from moist.env import Env
-from moist.pipeline import run_key, stages
+from moist.pipeline import stages
 from moist.results.report import Machine
 from moist.store.plan import Plan
+from moist.systems.outputs import run_key
 
 BEFORE = Path(__file__).with_name("before")
 KEYS = json.loads((BEFORE / "keys.json").read_text())

@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from moist.config import Config, JointConfig, TrainingConfig, flat
+from moist.config import Config, JointConfig, TrainingConfig, flat, systems
 from moist.config.overrides import parse
 from moist.config.schema import choices, keys
+from moist.config.systems import epochs_of
 from moist.data.augment import normalize
 from moist.env import Env, Silent
 from moist.errors import ConfigError, StageError
 from moist.nets.build import module
-from moist.pipeline import run, run_key, stages
+from moist.pipeline import run, stages
 from moist.reporting.run_tables import name_of, print_report
-from moist.results.objectives import TRAINED_BY
 from moist.results.report import Report
 from moist.serving.predict import predict_images
 from moist.store import maintenance
@@ -26,7 +26,7 @@ from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
 from moist.store.runs import RunRecords
 from moist.store.store import Store
-from moist.tracking.journal import epochs_of
+from moist.systems.outputs import run_key
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 TINY = [
@@ -284,7 +284,7 @@ def test_a_system_calls_the_stages_that_it_is_made_of(tmp_path, system):
 
 @pytest.mark.parametrize(
     "system",
-    [*SYSTEMS, *(f"system={name} cascade.fallback=resnet8" for name in TRAINED_BY)],
+    [*SYSTEMS, *(f"system={name} cascade.fallback=resnet8" for name in systems.SYSTEMS)],
 )
 def test_a_stages_steps_come_after_those_of_all_stages_called_before(tmp_path, system):
     """W&B takes no step that is less than one before."""
@@ -292,7 +292,7 @@ def test_a_stages_steps_come_after_those_of_all_stages_called_before(tmp_path, s
     stages(config, plan)
     trains = [call.stage for call in plan.calls if call.stage in epochs_of(config)]
     assert trains == list(epochs_of(config))
-    assert TRAINED_BY[config.system] in trains
+    assert systems.SYSTEMS[config.system].model_stage in trains
 
 
 @pytest.mark.parametrize(("system", "change", "expected"), IN_SYSTEMS)
@@ -365,7 +365,7 @@ def test_latency_is_measured_on_the_mixture_that_its_objective_trains(home, obje
     store = Store(home, env())
     out = stages(tiny(*overrides), store)
     recipe = ObjectStore(home).manifest(out.latencies.key).recipe
-    mixture, arch = out.models["model"].value, recipe["arch"]
+    mixture, arch = out.models.model.value, recipe["arch"]
     assert (arch["masked"], arch["gated"]) == (mixture.masked, mixture.gated)
     assert dict(arch["options"]) == {"widths": [128, 64], "dropout": 0.2} and recipe["k"] == 2
 

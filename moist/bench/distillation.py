@@ -8,9 +8,11 @@ from typing import Any
 
 from moist.config import Config
 from moist.errors import ConfigError
-from moist.pipeline import prepared, teach
+from moist.pipeline import teach
 from moist.stages.distill import distill_student
 from moist.store.store import Store
+from moist.systems.bound import Bound
+from moist.systems.shared import prepared
 
 
 def distillation_cost(config: Config, store: Store, *, rounds: int, epochs: int) -> dict[str, Any]:
@@ -27,22 +29,23 @@ def distillation_cost(config: Config, store: Store, *, rounds: int, epochs: int)
             " `distill.loss=moe_kd` needs more than",
             "use kd, dkd or dist",
         )
+    inputs: dict[str, Any] = {"augment": c.augment, "precision": c.precision, "seed": c.seed}
     data, weights = prepared(c, store)
-    taught = teach(c, store, data, weights)
+    _, logits = teach(Bound(store, data=data, **inputs), c, weights)
     taken: dict[str, list[float]] = {"distilled": [], "on labels": []}
     for _ in range(rounds):
         for name, alpha in (("distilled", c.distill.alpha), ("on labels", 0.0)):
             distill = c.distill.model_copy(update={"alpha": alpha, "epochs": epochs})
             begin = time.perf_counter()
             distill_student(
-                store.env, data=data.value, logits=taught.logits.value, levels=None,
+                store.env, data=data.value, logits=logits.value, levels=None,
                 student=c.student, hidden_width=c.hidden_width, distill=distill,
-                temperature=c.temperature, **taught.common,
+                temperature=c.temperature, **inputs,
             )  # fmt: skip
             taken[name].append((time.perf_counter() - begin) / epochs)
     ratios = [a / b for a, b in zip(*taken.values(), strict=True)]
     median = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    first = next(call.seconds for call in store.calls if call.key == taught.logits.key) or 0.0
+    first = next(call.seconds for call in store.calls if call.key == logits.key) or 0.0
     whole = median["on labels"] * c.distill.epochs
     return {
         "ratio": statistics.median(ratios),

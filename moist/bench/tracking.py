@@ -9,11 +9,12 @@ from typing import Any
 
 from moist import pipeline
 from moist.config import Config
+from moist.config.systems import epochs_of
 from moist.errors import StoreError
 from moist.results.report import Report
 from moist.store.store import Store
 from moist.tracking.client import RunInfo
-from moist.tracking.journal import epochs_of, summary_of
+from moist.tracking.journal import summary_of
 from moist.tracking.mode import Mode
 from moist.tracking.tracker import Tracker
 

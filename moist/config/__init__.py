@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from moist.config.conflicts import misfits
+from moist.config.conflicts import find_conflicts
 from moist.config.fields import Section
 from moist.config.sections import (
     AugmentConfig,
@@ -92,9 +92,9 @@ class Config(Section):
     latency: LatencyConfig = LatencyConfig()
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Config:
-        for misfit in misfits(self):
-            raise ValueError(misfit)
+    def _no_conflicts(self) -> Config:
+        for conflict in find_conflicts(self):
+            raise ValueError(conflict)
         return self
 
 

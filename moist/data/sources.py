@@ -21,17 +21,11 @@ from numpy.typing import NDArray
 from moist import config
 from moist.data.fingerprint import File, fingerprint, read, sha, signed, stated
 from moist.data.torchvision_sets import DIGITS, PUBLIC, public_files
-from moist.errors import ConfigError, DataError
+from moist.errors import DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 LAYOUT = "the layout is `ROOT/train/<class>/*.png` and `ROOT/test/<class>/*.png`"
 SPLITS = ("train", "test")
-SMALLEST = 4
-"""Pixels a side that two 2x2 poolings leave something of."""
-
-
-DEEP = {"resnet8": 4, "resnet20": 4, "shufflenetv2_x0_5": 8, "mobilenetv2_x0_5": 8}
-"""Students that make one pixel of so many a side."""
 
 
 @dataclass(frozen=True)
@@ -97,21 +91,6 @@ def _found(name: str, root: Path, fetch: bool) -> tuple[tuple[str, ...], list[Fi
     return PUBLIC[name].classes, public_files(name, root, fetch)
 
 
-def check(asked: config.Config, source: Source) -> None:
-    """Raise ConfigError for what can't work on these data, before anything is computed."""
-    classes = len(source.classes)
-    clustered = asked.system in {"moist", "ones"}
-    if clustered and asked.k != "auto" and asked.k > classes:
-        raise ConfigError(
-            f"`k={asked.k}` asks for more clusters than `{source.name}` has classes ({classes})",
-            f"set k between 1 and {classes}",
-        )
-    if clustered and asked.k == "auto" and classes < 3:
-        raise ConfigError(f"`k=auto` needs 3 or more classes, found {classes}", "set k=1 or k=2")
-    if source.pixels is not None:
-        fits(asked, source.pixels, clustered)
-
-
 def size_of(path: Path) -> tuple[int, int] | None:
     """Height and width by an image's header; None of a file that decoding will refuse."""
     from PIL import Image
@@ -121,28 +100,6 @@ def size_of(path: Path) -> tuple[int, int] | None:
             return image.height, image.width
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
-
-
-def fits(asked: config.Config, pixels: tuple[int, int], clustered: bool) -> None:
-    """Raise ConfigError for what can't be done with images of so many pixels."""
-    short, long = sorted(pixels)
-    named, shift, arch = f"{pixels[1]}x{pixels[0]} images", asked.augment.shift, asked.student.arch
-    if short < SMALLEST:
-        raise ConfigError(
-            f"two poolings leave nothing of {named}",
-            f"set `data.image_size={SMALLEST}` or more",
-        )
-    if clustered and long <= DEEP.get(arch, 0):
-        raise ConfigError(
-            f"`student.arch={arch}` leaves one pixel of {named},"
-            " and batch norm can't train an expert on a single image of one pixel",
-            f"set `data.image_size={2 * DEEP[arch]}`, or `system=student`",
-        )
-    if shift >= short:
-        raise ConfigError(
-            f"`augment.shift={shift}` is too far for {named}",
-            f"reflection reaches `augment.shift={short - 1}` at most",
-        )
 
 
 def images_in(folder: Path) -> list[os.DirEntry[str]]:

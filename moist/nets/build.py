@@ -5,6 +5,7 @@ C classes, E experts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -14,10 +15,10 @@ from torch import nn
 from moist import config
 from moist.data.random import seeded
 from moist.nets.cascade import ALWAYS, Average, SecondOpinion, views_of
-from moist.nets.cnn import LAST, LEVELS, STUDENTS, TEACHERS, Shape, features, student_options
+from moist.nets.cnn import LAST, STUDENTS, TEACHERS, Shape, features, student_options
 from moist.nets.latent_head import give_head
 from moist.nets.mixture import MoIST, duplicate
-from moist.nets.routers import ROUTERS, router_options
+from moist.nets.routers import ROUTERS
 from moist.store.artifacts import (
     Cascade,
     Clusters,
@@ -62,81 +63,50 @@ class Architecture(config.Section):
     fallback: str = "none"
 
     @property
-    def counts_students(self) -> bool:
-        """Whether the number of students says what it costs."""
-        return self.system in {"moist", "ensemble"}
-
-    @property
-    def doubts(self) -> bool:
-        """Whether it asks for second opinions."""
+    def cascades(self) -> bool:
+        """Whether it defers images that it is uncertain of."""
         return self.top == 2 or self.fallback != "none"
 
 
-def architecture(c: config.Config) -> Architecture:
-    """A config's, without what its training alone decides."""
-    routed: dict[str, Any] = {
-        "router": c.router,
-        "options": tuple(router_options(c.router, c.routing).items()),
-        "masked": c.joint.mask_students,
-        "gated": c.joint.objective == "switch",
-        "top": c.mixture.top,
-    }
-    return Architecture(
-        system="student" if c.system == "ones" else c.system,
-        **sizes(c),
-        latent=latent_form(c),
-        teacher=c.teacher.arch,
-        fallback=c.cascade.fallback,
-        views=c.ensemble.views if c.system == "ensemble" else "same",
-        **(routed if c.system == "moist" else {}),
+def blank(arch: Architecture, image_shape: Shape, classes: int, k: int) -> Model:
+    """Build the model before any training: its cost is known from it.
+
+    Its clusters are not known yet; the classes are dealt to the students in turn.
+    """
+    with seeded(0, "untrained"):
+        spec = student_spec(
+            arch.student, arch.hidden_width, image_shape, classes, latent=arch.latent
+        )
+        first = BLANKS[arch.system](arch, fresh(Student, spec), k)
+        if not arch.cascades:
+            return first
+        return Cascade(first, blank_fallback(arch, image_shape, classes), 0.0)
+
+
+def blank_mixture(arch: Architecture, student: Student, k: int) -> Mixture:
+    """Build k copies of an untrained student behind an untrained router."""
+    spec, shared = student.spec, arch.router == "shared"
+    reads = spec if shared else None
+    router = router_spec(arch.router, dict(arch.options), spec.image_shape, k, reads=reads)
+    return Mixture(
+        fresh(Router, router),
+        duplicate(student, k),
+        Clusters(tuple(c % k for c in range(spec.outputs)), {}),
+        masked=arch.masked,
+        gated=arch.gated,
+        history=(),
+        shared=shared,
     )
 
 
-def sizes(c: config.Config) -> dict[str, Any]:
-    """What a student is built from, as keys: a peer has no sizes to choose, so none count."""
-    if c.student.arch == "cnn":
-        return {"student": c.student, "hidden_width": c.hidden_width}
-    return {"student": config.StudentConfig(arch=c.student.arch), "hidden_width": 1}
-
-
-def known_students(c: config.Config) -> int | None:
-    """How many students a config's model has; None: the clusters will tell (`k=auto`)."""
-    if not architecture(c).counts_students:
-        return 1
-    return None if c.k == "auto" else c.k
-
-
-def latent_form(c: config.Config) -> LatentForm | None:
-    """Form and levels of the head a student deploys instead of its last linear layer, if any."""
-    if c.distill.loss != "moe_kd" or c.distill.gate == "teacher":
-        return None
-    return c.distill.experts, len(LEVELS[c.teacher.arch])
-
-
-def blank(arch: Architecture, image_shape: Shape, classes: int, k: int) -> Model:
-    """The model before any training: what it costs is known from it.
-
-    Who serves which class is not known yet; the classes are dealt to the students in turn.
-    """
-    with seeded(0, "untrained"):
-        spec = student_spec(arch.student, arch.hidden_width, arch.latent, image_shape, classes)
-        student = fresh(Student, spec)
-        first: Mixture | Ensemble | Student = student
-        if arch.system == "moist":
-            reads = spec if arch.router == "shared" else None
-            router = fresh(
-                Router, router_spec(arch.router, dict(arch.options), image_shape, k, reads)
-            )
-            clusters = Clusters(tuple(c % k for c in range(classes)), {})
-            students = duplicate(student, k)
-            first = Mixture(
-                router, students, clusters, arch.masked, arch.gated, (), arch.router == "shared"
-            )
-        if arch.system == "ensemble":
-            first = Ensemble(duplicate(student, k), views_of(arch.views, k), ())
-        if not arch.doubts:
-            return first
-        return Cascade(first, blank_fallback(arch, image_shape, classes), 0.0)
+BLANKS: dict[str, Callable[[Architecture, Student, int], Mixture | Ensemble | Student]] = {
+    "moist": blank_mixture,
+    "ensemble": lambda arch, student, k: Ensemble(
+        duplicate(student, k), views_of(arch.views, k), ()
+    ),
+    "student": lambda arch, student, k: student,
+}
+"""The untrained model of each `Architecture.system`."""
 
 
 def blank_fallback(arch: Architecture, image_shape: Shape, classes: int) -> Network | None:
@@ -152,7 +122,9 @@ def timed_models(arch: Architecture, image_shape: Shape, classes: int, k: int) -
     same when it always asks for one, and the student and the teacher beside them."""
     model = blank(arch, image_shape, classes, k)
     with seeded(0, "untrained", "teacher"):
-        student = student_spec(arch.student, arch.hidden_width, arch.latent, image_shape, classes)
+        student = student_spec(
+            arch.student, arch.hidden_width, image_shape, classes, latent=arch.latent
+        )
         found: dict[str, Model] = {
             "model": model.first if isinstance(model, Cascade) else model,
             "student": fresh(Student, student),
@@ -166,11 +138,12 @@ def timed_models(arch: Architecture, image_shape: Shape, classes: int, k: int) -
 def student_spec(
     student: config.StudentConfig,
     hidden_width: int,
-    latent: LatentForm | None,
     image_shape: Shape,
     classes: int,
+    *,
+    latent: LatentForm | None = None,
 ) -> Spec:
-    """What a student is built from."""
+    """Describe the network of a student, with a `LatentHead` if its form is given."""
     options = student_options(student, hidden_width)
     if latent is not None:
         options["latent"] = latent
@@ -178,11 +151,11 @@ def student_spec(
 
 
 def router_spec(
-    router: str, options: dict[str, Any], image_shape: Shape, k: int, student: Spec | None
+    router: str, options: dict[str, Any], image_shape: Shape, k: int, *, reads: Spec | None = None
 ) -> Spec:
-    """What a router is built from; `shared` reads the feature maps of such a `student`'s trunk."""
-    if student is not None:
-        image_shape = features(image_shape, student.options["channels"])
+    """Describe the network of a router, which may read a student's trunk instead of images."""
+    if reads is not None:
+        image_shape = features(image_shape, reads.options["channels"])
     return Spec(router, image_shape, k, options)
 
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from moist.config.systems import system_of
 from moist.reporting.terminal import SHORT, duration, print_table
 from moist.results.report import Doubt, Measures, Report
 
@@ -130,15 +131,7 @@ def print_curve(doubt: Doubt) -> None:
 
 def name_of(config: Mapping[str, Any], k: int) -> str:
     """Return the printed name of a config's model, without its deferral."""
-    match config.get("system", "moist"):  # records from before other systems lack it
-        case "ones":
-            return f"OneS of k={k}, {config['merge.method']}"
-        case "ensemble":
-            return f"ensemble of {k}, {config['ensemble.views']} views"
-        case "student":
-            return f"single student {config['student.arch']}"
-    bound = " (routed by the true class)" if config["router"] == "oracle" else ""
-    return f"MoIST k={k}, {config['router']} router{bound}"
+    return system_of(config).title(config, k)
 
 
 def models(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
@@ -153,7 +146,7 @@ def models(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
         **({name: beside.first} if beside.first else {}),
         "the mixture merged": beside.mixture,
         "merged, not refined": beside.gathered,
-        "single student": None if config.get("system") == "student" else beside.student,
+        "single student": None if system_of(config).is_student else beside.student,
         f"teacher {config['teacher.arch']}": beside.teacher,
     }
     return {name: row for name, row in found.items() if row is not None}

@@ -31,14 +31,6 @@ QUANTITIES: dict[str, Quantity] = {
 TRAINED = {"accuracy"}
 """What only training tells; everything else is known from the architecture."""
 
-TRAINED_BY = {
-    "moist": "train_jointly",
-    "ones": "integrate",
-    "ensemble": "distill_ensemble",
-    "student": "distill_student",
-}
-"""The stage whose validation accuracy, epoch by epoch, is that of a system's model so far."""
-
 PREFIX = "objective/"
 """Before an objective's name in W&B's summaries, and so in sweep files."""
 TEST = "test/"

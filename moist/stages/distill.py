@@ -41,7 +41,7 @@ def distill_student(
     Epoch e shows view e mod V of each image: the tensor whose logits the teacher gave. `levels`
     are what `moe_kd` learns from beside them; the other losses take None.
     """
-    spec = student_spec(student, hidden_width, None, data.image_shape, len(data.classes))
+    spec = student_spec(student, hidden_width, data.image_shape, len(data.classes))
     with seeded(seed, "student"):
         start = fresh(Student, spec)
     net = module(start, env.device)
@@ -99,7 +99,7 @@ def distill_ensemble(
     One teacher and several students are Chang et al.'s (COLING 2022, abstract only); that each
     learns all classes, and that they train side by side on the sum of their losses, is ours.
     """
-    spec = student_spec(student, hidden_width, None, data.image_shape, len(data.classes))
+    spec = student_spec(student, hidden_width, data.image_shape, len(data.classes))
     with seeded(seed, "ensemble"):
         start = Ensemble(tuple(fresh(Student, spec) for _ in range(k)), views, ())
     net = module(start, env.device)

@@ -36,7 +36,7 @@ def pretrain_router(
     the `shared` router has a `student`: it learns to read that one's trunk, which stays as it is.
     """
     options, reads = router_options(router, routing), None if student is None else student.spec
-    spec = router_spec(router, options, data.image_shape, clusters.k, reads)
+    spec = router_spec(router, options, data.image_shape, clusters.k, reads=reads)
     with seeded(seed, "router"):
         start = fresh(Router, spec)
     if not start.state:

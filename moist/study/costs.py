@@ -8,24 +8,25 @@ from functools import cache, partial
 import torch
 
 from moist.config import Config
+from moist.config.systems import known_students
 from moist.env import autocast
 from moist.measure.latency import time_interleaved
 from moist.measure.multiply_adds import cost
 from moist.nets.build import (
     Architecture,
-    architecture,
     blank,
-    known_students,
     module,
     timed_models,
 )
 from moist.nets.cnn import Shape
 from moist.nets.mixture import MoIST
-from moist.pipeline import prepared, timed
 from moist.results.report import Cost, Timing, asking
 from moist.stages.latency import synchronizer
 from moist.store.artifacts import Dataset
 from moist.store.calls import Backend, Ref
+from moist.systems import architecture
+from moist.systems.bound import Bound
+from moist.systems.shared import prepared, timed
 
 
 def known(config: Config, store: Backend, latency: bool) -> dict[str, float]:
@@ -40,9 +41,11 @@ def known(config: Config, store: Backend, latency: bool) -> dict[str, float]:
     arch, k = architecture(config), known_students(config)
     if k is None:
         return {}
-    data, _ = prepared(config, store)
-    timings = timed(config, store, data, k).value.models["model"] if latency else None
-    if arch.doubts:
+    data, timings = prepared(config, store)[0], None
+    if latency:
+        call = Bound(store, data=data, precision=config.precision)
+        timings = timed(call, config, arch, k).value.models["model"]
+    if arch.cascades:
         return {}
     counted = _cost(*_images(data), arch, k)
     found = {

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 from moist.config import Config
-from moist.nets.build import known_students
-from moist.pipeline import run_key, stages
+from moist.config.systems import known_students
+from moist.pipeline import stages
 from moist.store.calls import Backend, Call
 from moist.store.plan import Plan
 from moist.study.costs import known
 from moist.study.schedule import Foreseen
+from moist.systems.outputs import run_key
 
 LATENCY = "measure_latency"
 

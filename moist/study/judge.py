@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from moist.config.systems import CURVES
 from moist.results.objectives import Objective
 from moist.results.trials import Trial
-from moist.study.policy import CURVES, Gains, dominator, excesses
+from moist.study.policy import Gains, dominator, excesses
 from moist.study.settings import Settings
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from moist.results.objectives import TRAINED_BY, Limit, Objective, losses
+from moist.results.objectives import Limit, Objective, losses
 from moist.results.pareto import dominates
 from moist.results.trials import Trial
 
@@ -21,9 +21,6 @@ Named here and not beside what they make, which is slow to import.
 
 BEST = {"accuracy": 1.0}
 """What no trial can exceed, unless less is declared."""
-
-CURVES = tuple(dict.fromkeys(("distill_student", *TRAINED_BY.values())))
-"""Stages whose validation accuracy, epoch by epoch, foretells the model's."""
 
 ENOUGH = 8
 """Finished trials that must have passed an epoch before gains from it are believed."""

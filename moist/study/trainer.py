@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from moist.config.overrides import build
+from moist.config.systems import CURVES
 from moist.env import make_env
-from moist.pipeline import Outputs, report_of, stages
+from moist.pipeline import stages
 from moist.results.objectives import quantities, reported
 from moist.store.artifacts import Cascade
 from moist.store.nonblocking import Deferred, NonBlockingStore
 from moist.store.runs import RunRecords
 from moist.store.store import Store
-from moist.study.policy import CURVES
 from moist.study.workers import Kind, Task
+from moist.systems.outputs import Outputs, report_of
 
 Send = Callable[[Kind, dict[str, Any]], None]
 
@@ -80,7 +81,9 @@ class Trainer:
 def curves(out: Outputs) -> dict[str, list[float]]:
     """Validation accuracy after each epoch of the stages that foretell the model's; empty
     without a validation split."""
-    trained = {model.stage: model.value for model in out.models.values() if model.stage in CURVES}
+    trained = {
+        model.stage: model.value for model in out.models.named().values() if model.stage in CURVES
+    }
     return {
         stage: [row["val_accuracy"] for row in model.history if "val_accuracy" in row]
         for stage, model in trained.items()

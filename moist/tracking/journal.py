@@ -21,8 +21,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from moist.config import Config
+from moist.config.systems import SYSTEMS, epochs_of
 from moist.errors import brief
-from moist.results.objectives import PREFIX, TEST, TRAINED_BY
+from moist.results.objectives import PREFIX, TEST
 from moist.tracking.files import marked_open
 
 if TYPE_CHECKING:
@@ -38,21 +39,6 @@ STUDY = "study"
 ENDS = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "killed": "KILLED"}
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 EXITS = {"complete": 0, "pruned": 0, "failed": 1, "killed": 130}
-
-
-def epochs_of(config: Config) -> dict[str, int]:
-    """The epochs of each stage that trains, in order."""
-    c = config
-    found = {"train_teacher": c.teacher.epochs, "distill_student": c.distill.epochs}
-    if c.system in {"moist", "ones"}:
-        found |= {"pretrain_router": c.routing.epochs, "train_jointly": c.joint.epochs}
-    if c.system == "ones":
-        found |= {"integrate": c.merge.epochs}
-    if c.system == "ensemble":
-        found |= {"distill_ensemble": c.distill.epochs}
-    if c.cascade.fallback not in {"none", "teacher"}:
-        found |= {"distill_fallback": c.distill.epochs}
-    return found
 
 
 def offsets(config: Config) -> dict[str, int]:
@@ -73,7 +59,7 @@ class Journal:
     ) -> None:
         self._submit, self._open_run = submit, open_run
         self._before = offsets(config) if config else {}
-        self._last = TRAINED_BY[config.system] if config else None
+        self._last = SYSTEMS[config.system].model_stage if config else None
         self._run: wandb.Run | None = None
         self._stages: dict[str, tuple[bool, float]] = {}
         self.ended = False

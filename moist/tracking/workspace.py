@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from moist.config.systems import CURVES
 from moist.errors import ConfigError, StoreError
-from moist.results.objectives import PREFIX, TRAINED_BY
+from moist.results.objectives import PREFIX
 from moist.tracking.journal import TRIAL
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ ACCURACY, COSTS = f"{PREFIX}accuracy", ("mflops", "latency_ms", "params")
 SEARCHED = {"k": False, "hidden_width": True, "router": False, "temperature": True}
 """Columns of the parallel coordinates, and whether their axis is logarithmic."""
 
-CURVES = tuple(dict.fromkeys(("distill_student", *TRAINED_BY.values())))
 TITLES = {
     "mflops": "accuracy over MFLOPs (a multiply-add is one)",
     "latency_ms": "accuracy over latency, ms (batch 1)",

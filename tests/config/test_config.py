@@ -18,11 +18,12 @@ from moist.config import (
     Section,
     StudentConfig,
     TeacherConfig,
+    conflicts,
     flat,
     keyed,
     sections,
+    systems,
 )
-from moist.config.conflicts import misfits
 from moist.config.fields import Peer
 from moist.config.overrides import build, parse
 from moist.config.schema import bounds, choices, keys
@@ -325,8 +326,8 @@ def test_values_that_do_not_go_together_are_answered_by_name(overrides, said):
     assert re.match(said, refusal(*overrides.split()))
 
 
-def test_every_misfit_has_its_example():
-    source = inspect.getsource(inspect.getmodule(misfits))
+def test_every_conflict_has_its_example():
+    source = inspect.getsource(conflicts) + inspect.getsource(systems)
     assert len(re.findall(r"\byield (?!from)", source)) == len(TOGETHER)
 
 

@@ -34,7 +34,7 @@ def student(seed: int = 0, batch_norm: bool = False) -> Student:
     options = StudentConfig(channels=(4, 6), batch_norm=batch_norm)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return fresh(Student, student_spec(options, 8, None, SHAPE, 5))
+        return fresh(Student, student_spec(options, 8, SHAPE, 5))
 
 
 def mixture(batch_norm: bool = False, masked: bool = False) -> Mixture:

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moist.config.systems import CURVES
 from moist.results.objectives import Limit, Objective, parse_limits, parse_objectives
 from moist.results.trials import State, Trial
-from moist.study.policy import BEST, CURVES, ENOUGH, Gains, dominator, excesses
+from moist.study.policy import BEST, ENOUGH, Gains, dominator, excesses
 
 laws = settings(deadline=None, max_examples=150)
 NAMES = ("accuracy", "mflops", "params")

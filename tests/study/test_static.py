@@ -11,7 +11,7 @@ from moist.config import Config
 from moist.config.overrides import parse
 from moist.env import Env
 from moist.errors import ConfigError, StoreError
-from moist.nets.build import Model, architecture, blank, module, timed_models
+from moist.nets.build import Model, blank, module, timed_models
 from moist.pipeline import run, stages
 from moist.results.objectives import QUANTITIES, TRAINED, quantities
 from moist.store import maintenance
@@ -21,6 +21,7 @@ from moist.store.plan import Plan
 from moist.store.store import Store
 from moist.study import costs
 from moist.study.costs import known, time_together
+from moist.systems import architecture
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 TINY = [
@@ -177,7 +178,7 @@ def built(config: Config) -> Model:
 @pytest.mark.parametrize("overrides", BUILT)
 def test_an_untrained_model_is_built_like_the_trained_one(home, overrides):
     config = tiny(overrides)
-    trained, fresh = stages(config, opened(home)).models["model"].value, built(config)
+    trained, fresh = stages(config, opened(home)).models.model.value, built(config)
     shapes = [
         {name: (t.shape, t.dtype) for name, t in module(model).state_dict().items()}
         for model in (fresh, trained)
@@ -221,7 +222,7 @@ def test_who_gives_second_opinions_is_timed_beside_who_gives_the_first(overrides
     config = tiny(overrides)
     timed = timed_models(architecture(config), (1, 8, 8), 10, 2)
     assert list(timed)[:3] == ["model", "student", "teacher"]
-    assert ("asked" in timed) == architecture(config).doubts
+    assert ("asked" in timed) == architecture(config).cascades
     assert not isinstance(timed["model"], Cascade)
     assert isinstance(timed["student"], Student)
     assert [part.spec.name for part in (timed["student"], timed["teacher"])] == ["cnn", "resnet8"]

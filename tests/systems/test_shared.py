@@ -32,7 +32,7 @@ def student(batch_norm: bool = False) -> Student:
     options = config.StudentConfig(channels=(4, 6), batch_norm=batch_norm)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return fresh(Student, student_spec(options, 8, None, SHAPE, 5))
+        return fresh(Student, student_spec(options, 8, SHAPE, 5))
 
 
 def dataset(n: int = 20) -> Dataset:

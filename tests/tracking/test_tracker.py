@@ -16,8 +16,9 @@ from tracked import FIRST
 from wandb_standin import Client, Server
 
 from moist.config import Config
+from moist.config.systems import epochs_of
 from moist.tracking.files import history, read
-from moist.tracking.journal import epochs_of, offsets
+from moist.tracking.journal import offsets
 
 PATIENCE = 300.0
 TINY = [

@@ -1,0 +1,188 @@
+"""Describe each system to the code that neither trains nor builds it; imports no torch.
+
+`moist/systems/NAME.py` trains and builds system NAME. Everything else that must know something of
+a system (tracking, pruning, printing, checks of a config and of its data) reads it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moist.config import Config
+
+Flat = Mapping[str, Any]
+"""A config under its dotted names, as run records have it."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A way to build the model of a run, and its properties that need no model."""
+
+    trains: Mapping[str, str]
+    """The stages that train, in the order of their calls, and the section with their epochs."""
+    title: Callable[[Flat, int], str]
+    """Name the model for people, from its config and its number of students."""
+    conflicts: Callable[[Config], Iterator[str]]
+    """Yield an error message for each choice that this system can not combine with another."""
+    clusters: bool = False
+    """It groups the classes into `k` clusters, a student each."""
+    routes: bool = False
+    """Its model sends each image to one of its students."""
+    many_students: bool = False
+    """Its model has `k` students; else it is one."""
+
+    @property
+    def model_stage(self) -> str:
+        """The stage whose validation accuracy, epoch by epoch, is that of the model so far."""
+        return list(self.trains)[-1]
+
+    @property
+    def is_student(self) -> bool:
+        """Whether the model is the distilled student itself."""
+        return self.model_stage == "distill_student"
+
+
+def _title_of_moist(c: Flat, k: int) -> str:
+    bound = " (routed by the true class)" if c["router"] == "oracle" else ""
+    return f"MoIST k={k}, {c['router']} router{bound}"
+
+
+def _routing(c: Config) -> Iterator[str]:
+    """Find what a router of a mixture can not do."""
+    if c.router == "oracle":
+        if c.joint.objective in {"em", "switch", "noisy_topk"}:
+            yield (
+                f"`router=oracle` has no weights for `joint.objective={c.joint.objective}`;"
+                " use hierarchical or students_only"
+            )
+        if c.joint.z_loss:
+            yield "`router=oracle` has no weights for `joint.z_loss`; set `joint.z_loss=0`"
+        if c.mixture.top == 2:
+            yield "`router=oracle` is never uncertain; `mixture.top=2` needs another router"
+    if c.router == "shared":
+        if c.student.arch != "cnn":
+            yield (
+                "`router=shared` reads the convolutions of the cnn student;"
+                f" `student.arch={c.student.arch}` needs another router"
+            )
+        if c.joint.objective == "students_only":
+            yield (
+                "`router=shared` reads layers that `joint.objective=students_only` keeps changing"
+                " while the router is frozen; use hierarchical, em, switch or noisy_topk"
+            )
+
+
+def _moist(c: Config) -> Iterator[str]:
+    yield from _routing(c)
+    if c.router == "oracle" and c.cascade.fallback != "none":
+        yield "`router=oracle` reads each image's class; `cascade.fallback` needs another router"
+
+
+def _ones(c: Config) -> Iterator[str]:
+    yield from _routing(c)
+    if c.router == "oracle":
+        yield "`router=oracle` reads each image's class; `system=ones` needs another router"
+    if c.router == "shared":
+        yield "`system=ones` merges whole students; with `router=shared` they share a trunk"
+    latent = c.distill.loss == "moe_kd" and c.distill.gate == "student"
+    if (c.student.arch != "cnn" or latent) and c.merge.method == "topk":
+        yield (
+            "`merge.method=topk` pairs the units of the cnn student's layers, which"
+            f" `student.arch={c.student.arch}` with `distill.loss={c.distill.loss}` does not have;"
+            " use average, sum or svd"
+        )
+    if latent and c.merge.base == "absolute" and c.merge.method in {"sum", "svd"}:
+        yield (
+            f"`merge.method={c.merge.method}` of whole weights would change the fixed table of a"
+            " student of `distill.loss=moe_kd`; set `merge.base=delta`"
+        )
+    if latent and c.merge.head == "owner":
+        yield (
+            "`merge.head=owner` takes a class's row of the last linear layer, which"
+            " `distill.loss=moe_kd` replaces; set `merge.head=gather`"
+        )
+    if latent and c.merge.method == "random":
+        yield (
+            "`merge.method=random` draws weights, and the table in a student of"
+            " `distill.loss=moe_kd` is not a weight; use ancestor as the control"
+        )
+    if c.merge.head == "owner" and c.merge.method in {"random", "ancestor", "best_expert"}:
+        yield (
+            f"`merge.head=owner` is for gathered weights, and `merge.method={c.merge.method}`"
+            " gathers none; set `merge.head=gather`"
+        )
+
+
+def _ensemble(c: Config) -> Iterator[str]:
+    if c.k == "auto":
+        yield "`k=auto` counts clusters, and `system=ensemble` has none; set k to a number"
+    if c.k == 1 and c.ensemble.views == "filtered":
+        yield "`ensemble.views=filtered` tells students apart, and `k=1` has one; raise k"
+    if c.distill.loss == "moe_kd":
+        yield "`system=ensemble` distills with kd, dkd or dist, not with `distill.loss=moe_kd`"
+
+
+def _student(c: Config) -> Iterator[str]:
+    if c.cascade.fallback == c.student.arch:
+        yield (
+            f"`cascade.fallback={c.cascade.fallback}` would be the same network as"
+            f" `student.arch={c.student.arch}`; choose another"
+        )
+
+
+_STUDENT = {"train_teacher": "teacher", "distill_student": "distill"}
+_MIXTURE = {**_STUDENT, "pretrain_router": "routing", "train_jointly": "joint"}
+
+SYSTEMS: dict[str, System] = {
+    "moist": System(
+        trains=_MIXTURE,
+        title=_title_of_moist,
+        conflicts=_moist,
+        clusters=True,
+        routes=True,
+        many_students=True,
+    ),
+    "ones": System(
+        trains={**_MIXTURE, "integrate": "merge"},
+        title=lambda c, k: f"OneS of k={k}, {c['merge.method']}",
+        conflicts=_ones,
+        clusters=True,
+    ),
+    "ensemble": System(
+        trains={**_STUDENT, "distill_ensemble": "distill"},
+        title=lambda c, k: f"ensemble of {k}, {c['ensemble.views']} views",
+        conflicts=_ensemble,
+        many_students=True,
+    ),
+    "student": System(
+        trains=_STUDENT,
+        title=lambda c, k: f"single student {c['student.arch']}",
+        conflicts=_student,
+    ),
+}
+
+CURVES = tuple(dict.fromkeys(("distill_student", *(s.model_stage for s in SYSTEMS.values()))))
+"""Stages whose validation accuracy, epoch by epoch, predicts that of the model."""
+
+
+def system_of(config: Flat) -> System:
+    """Find the system of a recorded config; the oldest records are of the only one then."""
+    return SYSTEMS[config.get("system", "moist")]
+
+
+def known_students(c: Config) -> int | None:
+    """Count the students of a config's model; None if clustering decides (`k=auto`)."""
+    if not SYSTEMS[c.system].many_students:
+        return 1
+    return None if c.k == "auto" else c.k
+
+
+def epochs_of(c: Config) -> dict[str, int]:
+    """List the epochs of each stage that trains, in the order of their calls."""
+    trains = SYSTEMS[c.system].trains
+    if c.cascade.fallback not in {"none", "teacher"}:
+        trains = {**trains, "distill_fallback": "distill"}
+    return {stage: getattr(c, section).epochs for stage, section in trains.items()}

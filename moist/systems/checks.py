@@ -1,0 +1,48 @@
+"""What a config asks of its data: checked as soon as the raw files are found."""
+
+from __future__ import annotations
+
+from moist.config import Config
+from moist.config.systems import SYSTEMS
+from moist.data.sources import Source
+from moist.errors import ConfigError
+
+SMALLEST = 4
+"""Pixels a side of the smallest image that two 2x2 poolings leave a pixel of."""
+
+DEEP = {"resnet8": 4, "resnet20": 4, "shufflenetv2_x0_5": 8, "mobilenetv2_x0_5": 8}
+
+
+def check(config: Config, source: Source) -> None:
+    """Raise ConfigError for what can not work on these data, before anything is computed."""
+    classes, clusters = len(source.classes), SYSTEMS[config.system].clusters
+    if clusters and config.k != "auto" and config.k > classes:
+        raise ConfigError(
+            f"`k={config.k}` is more clusters than `{source.name}` has classes ({classes})",
+            f"set k between 1 and {classes}",
+        )
+    if clusters and config.k == "auto" and classes < 3:
+        raise ConfigError(f"`k=auto` needs 3 or more classes, found {classes}", "set k=1 or k=2")
+    if source.pixels is not None:
+        _check_size(config, source.pixels, clusters)
+
+
+def _check_size(config: Config, pixels: tuple[int, int], clusters: bool) -> None:
+    """Raise ConfigError for what can not be done with images of this height and width."""
+    short, long = sorted(pixels)
+    images, arch = f"{pixels[1]}x{pixels[0]} images", config.student.arch
+    if short < SMALLEST:
+        raise ConfigError(
+            f"two poolings leave nothing of {images}", f"set `data.image_size={SMALLEST}` or more"
+        )
+    if clusters and long <= DEEP.get(arch, 0):
+        raise ConfigError(
+            f"`student.arch={arch}` leaves one pixel of {images},"
+            " and batch norm can't train an expert on a single image of one pixel",
+            f"set `data.image_size={2 * DEEP[arch]}`, or `system=student`",
+        )
+    if config.augment.shift >= short:
+        raise ConfigError(
+            f"`augment.shift={config.augment.shift}` is too far for {images}",
+            f"reflection reaches `augment.shift={short - 1}` at most",
+        )

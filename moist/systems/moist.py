@@ -1,0 +1,39 @@
+"""MoIST: the student k times, each on the classes of one cluster, behind a router."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from moist.config import Config
+from moist.nets.routers import router_options
+from moist.stages.cluster import cluster_classes
+from moist.stages.joint import train_jointly
+from moist.stages.route import pretrain_router
+from moist.systems.bound import Bound
+from moist.systems.outputs import Models
+
+
+def architecture(config: Config) -> dict[str, Any]:
+    """Describe the router, and how students answer behind it."""
+    return {
+        "router": config.router,
+        "options": tuple(router_options(config.router, config.routing).items()),
+        "masked": config.joint.mask_students,
+        "gated": config.joint.objective == "switch",
+    }
+
+
+def build(call: Bound, config: Config, models: Models) -> Models:
+    """Cluster the classes, pretrain a router to them, and train it and the students together."""
+    c, em = config, config.joint.objective == "em"
+    clusters = call(cluster_classes, logits=models.logits, k=c.k, cluster=c.cluster)
+    router = call(
+        pretrain_router, clusters=clusters, router=c.router, routing=c.routing,
+        student=models.student if c.router == "shared" else None,
+    )  # fmt: skip
+    mixture = call(
+        train_jointly, clusters=clusters, router=router, student=models.student, joint=c.joint,
+        logits=models.logits if em else None, temperature=c.temperature if em else None,
+    )  # fmt: skip
+    return replace(models, model=mixture, clusters=clusters)

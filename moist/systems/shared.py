@@ -1,0 +1,52 @@
+"""Steps of every run around the stages that train: its data, its latencies, its evaluations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moist.config import Config
+from moist.config.systems import SYSTEMS
+from moist.data.sources import locate
+from moist.nets.build import Architecture
+from moist.results.report import Evaluation, Latencies
+from moist.stages.evaluate import evaluate
+from moist.stages.latency import measure_latency
+from moist.stages.prepare import prepare
+from moist.stages.teacher import WeightsFile
+from moist.store.artifacts import Clusters, Dataset
+from moist.store.calls import Backend, Ref
+from moist.systems.bound import Bound
+from moist.systems.checks import check
+from moist.systems.outputs import Models, is_upper_bound
+
+
+def prepared(config: Config, store: Backend) -> tuple[Ref[Dataset], WeightsFile | None]:
+    """Prepare the data, and find the teacher's weights if a file has them.
+
+    Raises ConfigError for a config that can not work on these data, or without that file.
+    """
+    c = config
+    source = locate(c.data, store.home, fetch=store.writes)
+    check(c, source)
+    weights = WeightsFile(c.teacher.weights.expanduser()) if c.teacher.weights else None
+    return store.call(prepare, source=source, val_fraction=c.data.val_fraction), weights
+
+
+def timed(
+    call: Bound, config: Config, arch: Architecture, k: int | Ref[Clusters] | None
+) -> Ref[Latencies]:
+    """Time the networks of a run. They need not be trained; `k` is their number, or decides it."""
+    machine = call.store.env.machine()
+    return call(measure_latency, arch=arch, k=k, latency=config.latency, machine=machine)
+
+
+def evaluated(call: Bound, config: Config, models: Models) -> dict[str, Ref[Evaluation]]:
+    """Evaluate every model, and a mixture's students behind a router that knows the class."""
+    named = models.named()
+    todo: dict[str, tuple[Ref[Any], bool]] = {"model": (models.model, is_upper_bound(config))}
+    if SYSTEMS[config.system].routes:
+        todo["oracle"] = (named.get("first", models.model), True)
+    todo |= {name: (model, False) for name, model in named.items() if name != "model"}
+    return {
+        name: call(evaluate, model=model, oracle=oracle) for name, (model, oracle) in todo.items()
+    }

@@ -1,0 +1,35 @@
+"""A single student, distilled from the teacher: every system starts from one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moist.config import Config, StudentConfig
+from moist.nets.build import LatentForm
+from moist.nets.cnn import LEVELS
+from moist.systems.bound import Bound
+from moist.systems.outputs import Models
+
+
+def sizes(config: Config) -> dict[str, Any]:
+    """Return a student's choices that enter keys: a peer has no sizes, so none count."""
+    if config.student.arch == "cnn":
+        return {"student": config.student, "hidden_width": config.hidden_width}
+    return {"student": StudentConfig(arch=config.student.arch), "hidden_width": 1}
+
+
+def latent_form(config: Config) -> LatentForm | None:
+    """Return form and levels of the head that replaces the student's last layer, if any."""
+    if config.distill.loss != "moe_kd" or config.distill.gate == "teacher":
+        return None
+    return config.distill.experts, len(LEVELS[config.teacher.arch])
+
+
+def architecture(config: Config) -> dict[str, Any]:
+    """Add nothing to what every system has."""
+    return {}
+
+
+def build(call: Bound, config: Config, models: Models) -> Models:
+    """Return the distilled student as the model."""
+    return models
