@@ -55,7 +55,7 @@ class Machine:
         return str(path)
 
     def frontier(self, sweep: str) -> list[tuple[str, dict[str, float]]]:
-        """Keys and values of a sweep's frontier, as moist reads them back from the server."""
+        """Read a sweep's frontier back from the server: keys and values."""
         said = self.moist("pareto", "--wandb", f"tester/moist/{sweep}", "--json")
         assert said.returncode == 0, said.stderr
         return [(trial["key"], trial["values"]) for trial in json.loads(said.stdout)]
@@ -76,14 +76,14 @@ def point(run: Run) -> tuple[int, int]:
 
 
 def recorded_frontier(home: Path) -> set[str]:
-    """The keys of the frontier of all runs that are on record."""
+    """Return the keys of the frontier of all recorded runs."""
     runs = RunRecords(home).all()
     front = pareto.front([tuple(losses(quantities(run.report), DEFAULT)) for run in runs])
     return {runs[i].key for i in front}
 
 
 @pytest.mark.slow
-def test_two_agents_run_what_was_asked_for_once_and_the_frontier_comes_back(machine):
+def test_two_agents_run_each_point_once_and_the_frontier_is_read_back(machine):
     said = machine.moist("sweep", "wandb", machine.file(GRID), "--workers", "2", "--quiet")
     assert said.returncode == 0, said.stderr
     (sweep,) = machine.server.sweeps
@@ -138,7 +138,7 @@ with wandb.init() as run:
 
 
 @pytest.mark.slow
-def test_a_run_that_hyperband_stops_ends_in_order_with_its_rows(machine):
+def test_a_run_stopped_by_hyperband_ends_cleanly_with_all_its_rows(machine):
     text = GRID.replace("{values: [2, 3]}", "{value: 2}").replace(
         "{values: [4, 32]}", "{value: 4}"
     )
@@ -160,7 +160,7 @@ def test_a_run_that_hyperband_stops_ends_in_order_with_its_rows(machine):
 
 
 @pytest.mark.slow
-def test_without_a_server_a_sweep_is_refused_at_once_with_what_to_do(machine):
+def test_without_a_server_a_sweep_is_rejected_at_once_with_a_hint(machine):
     with machine.server.down():
         said = machine.moist("sweep", "wandb", machine.file(GRID), WANDB_MODE="")
     assert said.returncode == 2
@@ -172,7 +172,7 @@ def test_without_a_server_a_sweep_is_refused_at_once_with_what_to_do(machine):
 
 
 @pytest.mark.slow
-def test_a_sweep_can_be_registered_alone_and_joined_later(machine):
+def test_a_sweep_can_be_registered_without_agents_and_joined_later(machine):
     said = machine.moist(
         "sweep", "wandb", machine.file(GRID), "k=2", "--register-only", "--project", "other"
     )
@@ -186,7 +186,7 @@ def test_a_sweep_can_be_registered_alone_and_joined_later(machine):
     assert run.project == "other" and run.config["k"] == 2
 
 
-def test_what_is_registered_is_the_file_with_overrides_and_without_conditions(tmp_path):
+def test_the_registered_sweep_is_the_file_with_overrides_and_without_conditions(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(GRID)
     plain = registration(path)
@@ -210,7 +210,7 @@ def test_a_registered_sweep_holds_the_values_of_its_recipe_and_needs_no_file_of_
     assert found["parameters"] == own | changed  # the file has epochs and k of its own
 
 
-def test_conditions_are_refused_where_w_and_b_itself_would_search(tmp_path):
+def test_conditions_are_rejected_if_wandb_itself_searches(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(GRID + "  routing.widths: {values: ['16', '8'], when: {k: 3}}\n")
     with pytest.raises(ConfigError, match=r"does not support the `when` of `routing\.widths`"):
@@ -219,13 +219,13 @@ def test_conditions_are_refused_where_w_and_b_itself_would_search(tmp_path):
 
 @pytest.mark.parametrize("count", range(1, 9))
 @pytest.mark.parametrize("workers", range(1, 5))
-def test_agents_share_all_runs_and_none_gets_two_more_than_another(count, workers):
+def test_runs_are_shared_evenly_among_agents(count, workers):
     found = shares(count, workers)
     assert sum(found) == count and len(found) == workers and max(found) - min(found) <= 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere agents are not bound")
-def test_an_agent_whose_parent_is_gone_before_it_starts_does_not_start():
+def test_an_agent_does_not_start_if_its_parent_is_gone():
     alive, gone = (
         subprocess.run(
             [sys.executable, "-c", LAUNCHER, str(parent), "--version"],
@@ -239,7 +239,7 @@ def test_an_agent_whose_parent_is_gone_before_it_starts_does_not_start():
 
 
 @pytest.mark.slow
-def test_what_a_killed_trial_had_told_is_kept_and_sent_once_and_its_agent_goes_on(
+def test_a_killed_trials_rows_are_kept_and_uploaded_once_and_its_agent_continues(
     wandb_server: Server, tmp_path: Path
 ):
     machine = Machine(wandb_server, tmp_path, tmp_path / "home")  # ids begin anew with a server
@@ -254,7 +254,7 @@ def test_what_a_killed_trial_had_told_is_kept_and_sent_once_and_its_agent_goes_o
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        epoch, trial = told_for_a_second(machine, psutil.Process(agent.pid))
+        epoch, trial = logged_for_a_second(machine, psutil.Process(agent.pid))
         trial.kill()
         assert agent.wait(PATIENCE) == 0
     finally:
@@ -272,8 +272,8 @@ def test_what_a_killed_trial_had_told_is_kept_and_sent_once_and_its_agent_goes_o
     assert [key for key, _ in machine.frontier(sweep)] == [after.summary["trial/key"]]
 
 
-def told_for_a_second(machine: Machine, agent: psutil.Process) -> tuple[int, psutil.Process]:
-    """An epoch of joint training that ended more than a second ago, and who trains."""
+def logged_for_a_second(machine: Machine, agent: psutil.Process) -> tuple[int, psutil.Process]:
+    """Wait for an epoch of joint training that ended a second ago; return it and its process."""
     end = time.monotonic() + PATIENCE
     seen: tuple[float, int] | None = None
     while time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""The command line as people and programs meet it: what is printed where, and exit codes."""
+"""The command line: what is printed on which stream, and exit codes."""
 
 import contextlib
 import csv
@@ -42,14 +42,14 @@ def home(trained) -> Path:
 
 
 def command(*words: str, **environment: str) -> subprocess.CompletedProcess:
-    """A process of its own, as a shell would start it."""
+    """Run a command in a process of its own, as a shell would."""
     return forked.moist(*words, env={**os.environ, **environment})
 
 
 # run
 
 
-def test_run_prints_one_json_object_with_all_that_was_found(home, capsys):
+def test_run_prints_the_report_as_one_json_object(home, capsys):
     report = Said(capsys, "run", *TINY, "--json", "--home", home).json
     names = {"accuracy", "val_accuracy", "loss", "ece", "mflops", "params", "latency_ms"}
     assert report.keys() >= names | {"routing_accuracy", "clusters", "key", "seconds"}
@@ -59,7 +59,7 @@ def test_run_prints_one_json_object_with_all_that_was_found(home, capsys):
     assert Report.model_validate(report).model_dump(mode="json") == report
 
 
-def test_a_run_says_on_stderr_what_was_reused_and_on_stdout_what_it_found(home, capsys):
+def test_a_run_prints_progress_on_stderr_and_the_report_on_stdout(home, capsys):
     done = Said(capsys, "run", *TINY, "--home", home)
     assert done.code == 0
     lines = done.err.splitlines()
@@ -69,7 +69,7 @@ def test_a_run_says_on_stderr_what_was_reused_and_on_stdout_what_it_found(home, 
     assert "\x1b" not in done.out + done.err
 
 
-def test_quiet_says_nothing_on_stderr_but_warnings(home, capsys):
+def test_quiet_prints_only_warnings_on_stderr(home, capsys):
     assert Said(capsys, "run", *TINY, "--home", home, "--quiet").err == ""
     key = Said(capsys, "runs", "--json", "--home", home).json[0]["artifacts"]["cluster_classes"][0]
     (ObjectStore(home).folder(key) / "artifact.json").write_text("{}")
@@ -78,7 +78,7 @@ def test_quiet_says_nothing_on_stderr_but_warnings(home, capsys):
     assert len(said.err.splitlines()) == 1
 
 
-def test_the_printed_command_repeats_the_run(home, capsys):
+def test_the_printed_command_reproduces_the_run(home, capsys):
     printed = Said(capsys, "show", "last", "--home", home).out
     repeat = printed.splitlines()[-1].strip()
     assert printed.splitlines()[-2].endswith("reproduce it with")
@@ -120,7 +120,7 @@ def test_on_a_terminal_a_run_shows_bars_and_no_color_is_honored(
 
 
 def read_all(screen: int, text: list[bytes]) -> None:
-    """What a terminal is shown until its last writer is gone, which Linux calls an error."""
+    """Read a terminal until its last writer is gone, which Linux reports as an error."""
     with contextlib.suppress(OSError):
         while part := os.read(screen, 65536):
             text.append(part)
@@ -168,7 +168,7 @@ def test_an_interrupted_run_exits_130_and_the_next_one_continues(trained, capsys
         (["data", "prepare", "digitz"], 2, "`data.name=digitz`: expected digits | "),
     ],
 )
-def test_a_wrong_request_is_answered_on_stderr_with_exit_code_2(
+def test_a_wrong_request_is_an_error_on_stderr_with_exit_code_2(
     tmp_path, capsys, words, code, said
 ):
     found = Said(
@@ -186,7 +186,7 @@ def test_a_stage_that_fails_exits_1(home, capsys):
     assert "error: `train_teacher` diverged" in found.err
 
 
-def test_a_home_that_is_a_file_exits_with_what_to_do(tmp_path, capsys):
+def test_a_home_that_is_a_file_is_an_error_with_a_hint(tmp_path, capsys):
     (tmp_path / "file").touch()
     found = Said(capsys, "run", *TINY, "--home", tmp_path / "file" / "below")
     assert found.code == 1 and "MOIST_HOME" in found.err
@@ -210,13 +210,13 @@ def test_an_exit_code_and_both_streams_arrive_from_a_process(tmp_path):
 @pytest.mark.parametrize(
     "words", [["plan", *TINY], ["runs"], ["show", "last"], ["cache", "ls"], ["cache", "verify"]]
 )
-def test_what_prints_data_prints_a_json_array(home, capsys, words):
+def test_commands_that_print_data_print_a_json_array(home, capsys, words):
     found = Said(capsys, *words, "--json", "--home", home).json
     assert isinstance(found, list) and all(isinstance(row, dict) for row in found)
     assert found or words == ["cache", "verify"]
 
 
-def test_plan_says_what_a_run_would_compute_and_computes_nothing(tmp_path, home, capsys):
+def test_plan_lists_what_a_run_would_compute_and_computes_nothing(tmp_path, home, capsys):
     assert all(row["reused"] for row in Said(capsys, "plan", *TINY, "--json", "--home", home).json)
     todo = Said(capsys, "plan", *TINY, "temperature=2", "--json", "--home", home).json
     computed = [row["stage"] for row in todo if not row["reused"]]
@@ -228,7 +228,7 @@ def test_plan_says_what_a_run_would_compute_and_computes_nothing(tmp_path, home,
     assert not (tmp_path / "none").exists()
 
 
-def test_the_printed_config_is_a_file_that_gives_it_again(tmp_path, capsys):
+def test_the_printed_config_can_be_read_back_as_a_file(tmp_path, capsys):
     words = ["k=4", "student.channels=8,16", "teacher.lr=1e-5", "data.image_size=none"]
     (tmp_path / "f.yaml").write_text(Said(capsys, "config", *words).out)
     assert parse([f"@{tmp_path / 'f.yaml'}"]) == parse(words)
@@ -262,16 +262,16 @@ def test_an_empty_home_has_no_runs_and_is_not_created(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
-def test_the_home_comes_from_the_environment_unless_it_is_given(home, tmp_path):
+def test_an_option_overrides_the_home_of_the_environment(home, tmp_path):
     assert len(json.loads(command("runs", "--json", MOIST_HOME=str(home)).stdout)) >= 1
     words = ("runs", "--json", "--home", str(tmp_path))
     assert json.loads(command(*words, MOIST_HOME=str(home)).stdout) == []
 
 
-# second opinions
+# deferral
 
 
-def test_every_threshold_of_a_second_opinion_is_told(home, capsys):
+def test_curve_prints_every_deferral_threshold(home, capsys):
     words = ["run", *TINY, "cascade.fallback=teacher", "--home", home]
     report = Said(capsys, *words, "--json").json
     points = Said(capsys, "curve", report["key"], "--home", home, "--json").json
@@ -307,14 +307,14 @@ def test_an_image_is_classified_by_a_stored_run(home, capsys, picture):
     assert many.code == 0 and many.out.count("one.png") == 2 and many.err == ""
 
 
-def test_a_file_that_is_no_image_is_refused_by_name(home, capsys, tmp_path):
+def test_a_file_that_is_not_an_image_is_rejected_by_name(home, capsys, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     for path in (tmp_path / "nowhere.png", tmp_path / "text.png"):
         found = Said(capsys, "predict", "last", path, "--home", home)
         assert found.code == 2 and str(path) in found.err and found.out == ""
 
 
-def test_an_oracle_can_not_classify_and_says_what_can(home, capsys, picture):
+def test_an_oracle_can_not_classify_and_the_error_says_why(home, capsys, picture):
     key = Said(capsys, "run", *TINY, "router=oracle", "--json", "--home", home).json["key"]
     found = Said(capsys, "predict", key, picture, "--home", home)
     assert found.code == 1 and "router=oracle routes by the label" in found.err
@@ -351,7 +351,7 @@ def test_the_cache_is_listed_verified_and_emptied(home, tmp_path, capsys):
     assert Said(capsys, "runs", "--json", "--home", copy).json  # the records stay
 
 
-def test_emptying_the_cache_asks_first(home):
+def test_emptying_the_cache_needs_confirmation(home):
     done = forked.moist("cache", "clear", "--home", home, stdin="n\n")
     assert done.returncode == 1 and "nothing was changed" in done.stderr
     assert any((home / "objects").iterdir())
@@ -361,7 +361,7 @@ def test_emptying_the_cache_asks_first(home):
 
 
 def every(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The words of every command that is no group."""
+    """Return the words of every command that is not a group."""
     found = []
     for name, one in group.commands.items():
         here = (*path, name)
@@ -370,7 +370,7 @@ def every(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...
 
 
 @pytest.mark.parametrize("path", every(cli), ids=" ".join)
-def test_every_command_explains_itself_and_has_an_example(capsys, path):
+def test_every_command_has_help_with_an_example(capsys, path):
     found = Said(capsys, *path, "--help")
     assert found.code == 0 and found.err == ""
     assert found.out.startswith("Usage: ") and f"\n  moist {' '.join(path)}" in found.out
@@ -392,3 +392,8 @@ for words in (
 def test_help_and_lists_need_no_torch(home):
     environment = {**os.environ, "MOIST_HOME": str(home)}
     assert subprocess.run([sys.executable, "-c", UNTORCHED], env=environment).returncode == 0
+
+
+def test_moist_runs_as_a_module():
+    done = forked.run(["-m", "moist", "config", "k=3"])
+    assert done.returncode == 0 and "\nk: 3\n" in done.stdout and done.stderr == ""

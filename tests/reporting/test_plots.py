@@ -24,7 +24,7 @@ from moist.results.objectives import QUANTITIES, Objective
 from moist.results.trials import Trial
 
 COST, ACCURACY = Objective("mflops", "min"), Objective("accuracy", "max")
-COMMAND = "moist study run sweeps/tiny.yaml --trials 5"
+COMMAND = "moist sweep optuna sweeps/tiny.yaml --trials 5"
 
 
 def complete(number, mflops, accuracy, *, excess=0.0, reported=None, params=None, **quantities):
@@ -42,7 +42,7 @@ def complete(number, mflops, accuracy, *, excess=0.0, reported=None, params=None
 
 
 def front(trials, x, y):
-    """The members by definition: feasible, and no feasible trial is better in one and as good."""
+    """Return the feasible trials that no feasible trial dominates, by definition."""
 
     def losses(trial):
         return x.loss(trial.quantities[x.name]), y.loss(trial.quantities[y.name])
@@ -117,7 +117,7 @@ def traces(page, figure="frontier"):
 # what is drawn
 
 
-def test_every_quantity_that_can_be_asked_for_can_be_drawn():
+def test_every_quantity_can_be_drawn():
     assert PRINTED.keys() == QUANTITIES.keys()
 
 
@@ -130,7 +130,7 @@ def test_every_quantity_that_can_be_asked_for_can_be_drawn():
         ("latency_ms", "min", "latency, ms (batch 1; less is better)"),
     ],
 )
-def test_a_label_says_the_unit_and_which_way_is_better(name, direction, said):
+def test_an_axis_label_gives_the_unit_and_which_way_is_better(name, direction, said):
     assert axis_label(Objective(name, direction)) == said
 
 
@@ -166,7 +166,7 @@ def test_the_line_bounds_what_was_reached_and_claims_no_more(drawn, across, upwa
         assert [line[-1][0], line[0][1]] == worst
 
 
-def test_a_member_that_a_third_objective_keeps_is_drawn_off_the_line():
+def test_a_member_because_of_a_third_objective_is_drawn_off_the_line():
     plot = frontier_plot(TRIALS, [*MEMBERS, TRIALS[3]], COST, ACCURACY)
     assert [mark.trial.number for mark in plot.members] == [1, 2, 3, 0]
     assert (3.0, 92.0) not in plot.steps
@@ -182,7 +182,7 @@ def test_a_trial_without_the_quantity_is_counted_and_not_drawn():
 
 
 @pytest.mark.parametrize("trials", [[], TRIALS[5:], TRIALS[3:]])
-def test_nothing_to_draw_is_an_error_that_says_what_was_looked_for(tmp_path, trials):
+def test_nothing_to_draw_is_an_error_that_names_the_quantities(tmp_path, trials):
     with pytest.raises(ConfigError, match=f"none of {len(trials)} trials .* `latency_ms` and"):
         saved(tmp_path / "a.png", trials, [], x=Objective("latency_ms", "min"))
     assert not any(tmp_path.iterdir())
@@ -191,7 +191,7 @@ def test_nothing_to_draw_is_an_error_that_says_what_was_looked_for(tmp_path, tri
 # a page
 
 
-def test_a_page_shows_every_complete_trial_once_and_marks_those_beyond_a_limit(tmp_path):
+def test_a_page_shows_every_complete_trial_once_and_marks_infeasible_ones(tmp_path):
     found = traces(shown(tmp_path))
     assert {name: trace["ids"] for name, trace in found.items() if "ids" in trace} == {
         "trial": ["3"], "beyond a limit": ["4"], "frontier": ["1", "2", "0"],
@@ -211,7 +211,7 @@ def test_a_page_shows_every_complete_trial_once_and_marks_those_beyond_a_limit(t
         ("min", "min", [(1, 99), (1, 90), (5, 90)]),
     ],
 )
-def test_the_frontiers_line_goes_round_the_trials_on_their_better_side(tmp_path, x, y, corners):
+def test_the_line_runs_along_the_better_side_of_the_trials(tmp_path, x, y, corners):
     page = shown(tmp_path, x=Objective("mflops", x), y=Objective("accuracy", y))
     line = traces(page)["line"]
     assert list(zip(line["x"], line["y"], strict=True)) == corners
@@ -220,7 +220,7 @@ def test_the_frontiers_line_goes_round_the_trials_on_their_better_side(tmp_path,
     assert traces(page)["frontier"]["textposition"] == side
 
 
-def test_hovering_over_a_trial_says_all_that_is_known_of_it(tmp_path):
+def test_hovering_over_a_trial_shows_its_parameters_and_results(tmp_path):
     members = traces(shown(tmp_path))["frontier"]
     assert members["hovertext"][-1].split("<br>") == [
         "trial 0",
@@ -235,7 +235,7 @@ def test_hovering_over_a_trial_says_all_that_is_known_of_it(tmp_path):
 
 
 @pytest.mark.parametrize("most, scale", [(30.0, None), (31.0, "log")])
-def test_the_x_axis_is_logarithmic_where_values_spread_wide(tmp_path, most, scale):
+def test_the_x_axis_is_logarithmic_if_values_span_a_wide_range(tmp_path, most, scale):
     trials = [complete(0, 1.0, 0.9), complete(1, most, 0.95)]
     axis = shown(tmp_path, trials=trials).figures["frontier"][1]["xaxis"]
     assert axis.get("type") == scale
@@ -250,7 +250,7 @@ def test_the_axes_of_a_page_are_labelled(tmp_path):
     assert layout["yaxis"]["title"]["text"] == axis_label(ACCURACY)
 
 
-def test_repeats_of_a_member_are_shown_as_mean_and_standard_deviation(tmp_path):
+def test_a_reseeded_member_has_an_error_bar(tmp_path):
     page = shown(tmp_path, errors={2: (0.93, 0.005), 3: (0.5, 0.1)})
     spread = traces(page)["mean ± one standard deviation"]
     assert (spread["x"], spread["y"], spread["error_y"]["array"]) == ([2.0], [93.0], [0.5])
@@ -270,7 +270,7 @@ def test_a_page_lists_the_members_and_the_command(tmp_path):
     assert page.text("p") == ["trials: 7; complete: 5; beyond a limit: 1; on the frontier: 3"]
 
 
-def test_without_a_frontier_the_page_says_that_no_trial_keeps_the_limits(tmp_path):
+def test_without_a_frontier_the_page_says_that_no_trial_is_within_the_limits(tmp_path):
     page = shown(tmp_path, trials=TRIALS[4:])
     assert "no trial is within every limit" in page.text("p")
     assert list(traces(page)) == ["beyond a limit"]
@@ -303,7 +303,7 @@ def test_an_axis_of_many_values_has_few_ticks(tmp_path):
     assert axis["ticktext"] == ["0", "20", "40", "60", "80", "100"]
 
 
-def test_no_parallel_coordinates_where_nothing_varies(tmp_path):
+def test_there_are_no_parallel_coordinates_if_nothing_varies(tmp_path):
     page = shown(tmp_path, trials=[complete(n, 1.0 + n, 0.9, params={"k": 3}) for n in range(3)])
     assert "parameters" not in page.figures
 
@@ -338,7 +338,7 @@ def test_a_page_loads_nothing_and_offers_no_upload(tmp_path):
 NASTY = """</script><script>alert(1)</script><img src="x" onerror='a()'>&lt;&amp;"""
 
 
-def test_what_a_user_named_is_text_wherever_it_stands(tmp_path):
+def test_user_given_names_are_escaped_everywhere(tmp_path):
     trials = [
         complete(n, 1.0 + n, 0.9 + n / 1000, params={NASTY: f"{n}{NASTY}", "<b>k": n})
         for n in range(10)
@@ -362,7 +362,7 @@ def svg_text(path):
     return [node.text for node in ET.parse(path).iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_an_svg_says_in_text_what_it_shows(tmp_path):
+def test_an_svg_has_its_labels_and_counts_as_text(tmp_path):
     trials = [trial.model_copy(update={"number": 700 + trial.number}) for trial in TRIALS]
     path = saved(tmp_path / "a.svg", trials, title="5 $ < 6 $ & <b>", errors={702: (0.93, 0.005)})
     texts = svg_text(path)
@@ -374,7 +374,7 @@ def test_an_svg_says_in_text_what_it_shows(tmp_path):
 
 
 def svg_places(path, axis):
-    """Where each text stands, by the text; numbers of trials must differ from those of ticks."""
+    """Return positions by text; trial numbers must differ from ticks."""
     found = ET.parse(path).iter("{http://www.w3.org/2000/svg}text")
     return {node.text: float(node.get(axis)) for node in found if node.get(axis)}
 
@@ -386,7 +386,7 @@ def test_a_logarithmic_axis_of_an_svg_has_even_decades_and_plain_numbers(tmp_pat
     assert at["20"] - at["10"] == pytest.approx(at["2"] - at["1"], rel=1e-3)
 
 
-def test_numbers_of_neighbours_do_not_cover_each_other(tmp_path):
+def test_the_numbers_of_neighbours_do_not_overlap(tmp_path):
     crowd = [complete(n, 10 + n / 1e6, 0.9 + n / 1e6) for n in range(100, 112)]
     trials = [*crowd, complete(1, 1.0, 0.5)]
     path = saved(tmp_path / "a.svg", trials)
@@ -395,7 +395,7 @@ def test_numbers_of_neighbours_do_not_cover_each_other(tmp_path):
     assert all(below - above > 10 for above, below in pairwise(places))
 
 
-def test_a_png_has_the_promised_size_and_colours(tmp_path):
+def test_a_png_has_the_specified_size_and_colours(tmp_path):
     with Image.open(saved(tmp_path / "a.png")) as image:
         assert image.size == (1800, 1200) and image.format == "PNG"
         assert image.text["Description"] == COMMAND
@@ -413,7 +413,7 @@ def test_the_same_study_gives_the_same_bytes(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_a_title_of_letters_that_the_font_lacks_is_no_warning(tmp_path, suffix):
+def test_a_title_with_letters_that_the_font_lacks_causes_no_warning(tmp_path, suffix):
     assert saved(tmp_path / f"a{suffix}", title="精度 🚀").stat().st_size
 
 
@@ -423,7 +423,7 @@ def test_one_trial_and_no_frontier_are_enough_for_a_plot(tmp_path, suffix):
     assert saved(tmp_path / f"b{suffix}", [TRIALS[0]]).stat().st_size
 
 
-def test_drawing_leaves_the_settings_of_the_process_alone(tmp_path):
+def test_drawing_does_not_change_the_settings_of_the_process(tmp_path):
     import matplotlib
 
     logger = logging.getLogger("matplotlib")
@@ -472,7 +472,7 @@ def test_drawing_is_silent_and_needs_no_display_settings_or_cache(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a", "html", ".png", "a.html.gz"])
-def test_another_suffix_is_refused_with_the_three_there_are(tmp_path, name):
+def test_an_unknown_suffix_is_rejected_with_the_known_ones(tmp_path, name):
     with pytest.raises(ConfigError) as error:
         saved(tmp_path / name)
     assert all(f"{suffix}" in str(error.value) for suffix in (".html", ".png", ".svg"))
@@ -480,18 +480,18 @@ def test_another_suffix_is_refused_with_the_three_there_are(tmp_path, name):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_suffix_may_be_in_capitals(tmp_path):
+def test_a_suffix_may_be_upper_case(tmp_path):
     with Image.open(saved(tmp_path / "A.PNG")) as image:
         assert image.format == "PNG"
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_a_missing_folder_is_reported_by_name(tmp_path):
     with pytest.raises(ConfigError, match=f"no folder `{tmp_path / 'no'}`"):
         saved(tmp_path / "no" / "a.html")
     assert not any(tmp_path.iterdir())
 
 
-def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
+def test_a_folder_in_place_of_the_file_is_rejected(tmp_path):
     (tmp_path / "a.svg").mkdir()
     with pytest.raises(ConfigError, match=r"can't write `.*a.svg`: Is a directory"):
         saved(tmp_path / "a.svg")
@@ -500,7 +500,7 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
 
 @contextmanager
 def files_of_at_most(size):
-    """What a full disk does: writes beyond `size` bytes fail."""
+    """Let writes beyond `size` bytes fail, as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -519,7 +519,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, suffix):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_plot_takes_the_place_of_the_last_one_which_its_readers_keep(tmp_path):
+def test_a_plot_replaces_the_last_one_and_open_readers_keep_theirs(tmp_path):
     path = saved(tmp_path / "a.svg")
     old = path.read_text()
     with path.open() as reading:
@@ -529,7 +529,7 @@ def test_a_plot_takes_the_place_of_the_last_one_which_its_readers_keep(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_whoever_may_read_a_new_file_may_read_a_plot(tmp_path):
+def test_a_plot_has_the_permissions_of_a_new_file(tmp_path):
     (tmp_path / "plain").touch()
     path = saved(tmp_path / "a.svg")
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
