@@ -1,1 +1,1 @@
-"""Data sets: where their files are, how they are decoded, augmented and identified."""
+"""Data sets: finding, identifying, decoding and augmenting their images."""

@@ -1,9 +1,10 @@
-"""Batches on the device: a training view is a function of (seed, view number, image).
+"""Batches on the device; an augmented view is a function of (seed, view number, image).
 
 The random numbers of a view are drawn on the CPU, whatever the device, so that every machine
-trains on the same images, and the teacher's logits on a view can be stored and used again.
+trains on the same images, and the teacher's logits on a view can be stored and reused.
 
-Shapes: N images of a split, B of a batch, H rows, W columns, C channels, P numbers an image.
+Shapes: N images of a split, B of a batch, H rows, W columns, C channels, P random
+numbers per image.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ Channels = Sequence[float]
 
 @dataclass(frozen=True)
 class Batch:
-    """Images ready for a network, where in the split they come from, and their classes.
+    """Images ready for a network, their indices in the split, and their classes.
 
     `images_BCHW` is float32, normalized, in channels_last memory format. `view` is the number of
-    the view they are rendered at; None: as they are. `epoch` counts passes from 0.
+    their augmented view; None: not augmented. `epoch` counts passes from 0.
     """
 
     index_B: torch.Tensor
@@ -38,7 +39,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class View:
-    """How each image is changed; `dy`, `dx` move what is seen down and to the right."""
+    """How each image is augmented; `dy`, `dx` shift its content down and to the right."""
 
     flip_B: torch.Tensor
     dy_B: torch.Tensor
@@ -54,9 +55,9 @@ class View:
 
 
 def draw(n: int, augment: AugmentConfig, shape: tuple[int, int], seed: int, view: int) -> View:
-    """What view number `view` does to each of n images of shape (H, W).
+    """Draw view number `view` of n images of shape (H, W).
 
-    An image's five numbers depend neither on n nor on which augmentations are on. Raises
+    An image's five random numbers depend neither on n nor on which augmentations are on. Raises
     ConfigError for a shift that reflection can't fill.
     """
     height, width = shape
@@ -78,10 +79,10 @@ def render(
 ) -> torch.Tensor:
     """Flip, shift with reflected borders, normalize, then erase a square to the mean.
 
-    `view` is of these images. float32 (B, C, H, W) in channels_last memory format.
+    `view` is of these images. Returns float32 (B, C, H, W) in channels_last memory format.
     """
     if augment.flip or augment.shift:
-        images_BHWC = _moved(images_BHWC, view)
+        images_BHWC = _flip_and_shift(images_BHWC, view)
     images_BCHW = normalize(images_BHWC, mean, std)
     if augment.cutout:
         images_BCHW.masked_fill_(_square(images_BHWC, view, augment.cutout), 0.0)
@@ -89,10 +90,10 @@ def render(
 
 
 def normalize(images_BHWC: torch.Tensor, mean: Channels, std: Channels) -> torch.Tensor:
-    """(pixel / 255 - mean) / std: float32 (B, C, H, W) in channels_last memory format."""
+    """Return (pixel / 255 - mean) / std, float32 (B, C, H, W) in channels_last memory format."""
     width = images_BHWC.shape[2]
     mean_C, std_C = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
-    # A whole row of scales instead of C of them: the inner loop is then long and vectorized.
+    # A whole row of scales instead of C of them makes the inner loop long and vectorized.
     scale_WC = (1 / (255 * std_C)).float().repeat(width).to(images_BHWC.device)
     bias_WC = (-mean_C / std_C).float().repeat(width).to(images_BHWC.device)
     rows = images_BHWC.flatten(2).float().mul_(scale_WC).add_(bias_WC)
@@ -111,13 +112,13 @@ def batches(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """One shuffled pass over a view of a split: every image once.
+    """Yield every image of a split once, shuffled, at one augmented view.
 
-    `view` and `order` are apart because distillation cycles through a few views, on which the
-    teacher's logits are known, in an order that is new each epoch. A last batch of a single
-    image joins the one before: batch norm can't train on one.
+    `view` and `order` are separate because distillation cycles through a few views, on which the
+    teacher's logits are known, in a new order each epoch. A last batch of a single image joins
+    the one before: batch norm can't train on one.
     """
-    split = placed(split, device)
+    split = to_device(split, device)
     shape = (split.images_NHWC.shape[1], split.images_NHWC.shape[2])
     drawn = draw(len(split), augment, shape, seed, view).to(device)
     order_N = torch.randperm(len(split), generator=generator(seed, "order", order)).to(device)
@@ -130,8 +131,8 @@ def batches(
 def plain_batches(
     split: Split, *, mean: Channels, std: Channels, batch_size: int, device: torch.device
 ) -> Iterator[Batch]:
-    """One pass in order and without augmentation; the last batch may be smaller."""
-    split = placed(split, device)
+    """Yield every image once, in order and not augmented; the last batch may be smaller."""
+    split = to_device(split, device)
     index_N = torch.arange(len(split), device=device)
     for start in range(0, len(split), batch_size):
         here = slice(start, start + batch_size)
@@ -139,8 +140,8 @@ def plain_batches(
         yield Batch(index_N[here], images_BCHW, split.labels_N[here])
 
 
-def placed(split: Split, device: torch.device) -> Split:
-    """The split on a device, uncopied if it is there: do it once before many passes."""
+def to_device(split: Split, device: torch.device) -> Split:
+    """Move a split to a device, once before many passes; no copy if it is there."""
     return Split(split.images_NHWC.to(device), split.labels_N.to(device))
 
 
@@ -155,24 +156,24 @@ def _cut(order_N: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
         start = stop
 
 
-def _moved(images_BHWC: torch.Tensor, view: View) -> torch.Tensor:
-    """Gather each pixel from where flip and shift took it: nothing is padded or copied twice."""
+def _flip_and_shift(images_BHWC: torch.Tensor, view: View) -> torch.Tensor:
+    """Flip and shift by gathering pixels by index: nothing is padded, and copied once."""
     count, height, width, _ = images_BHWC.shape
-    rows_BH = _reflected(view.dy_B, height)
-    cols_BW = _reflected(view.dx_B, width)
+    rows_BH = _reflect(view.dy_B, height)
+    cols_BW = _reflect(view.dx_B, width)
     cols_BW = torch.where(view.flip_B[:, None], width - 1 - cols_BW, cols_BW)
     each_B = torch.arange(count, device=images_BHWC.device)
     return images_BHWC[each_B[:, None, None], rows_BH[:, :, None], cols_BW[:, None, :]]
 
 
-def _reflected(offset_B: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, size): where each pixel of a shifted line comes from; the edge isn't repeated."""
+def _reflect(offset_B: torch.Tensor, size: int) -> torch.Tensor:
+    """Return (B, size): the source of each pixel of a shifted line; the edge is not repeated."""
     place = torch.arange(size, device=offset_B.device) + offset_B[:, None]
     return (size - 1) - ((size - 1) - place.abs()).abs()
 
 
 def _square(images_BHWC: torch.Tensor, view: View, side: int) -> torch.Tensor:
-    """(B, 1, H, W): whether a pixel lies in the image's square, which borders may clip."""
+    """Return (B, 1, H, W): whether a pixel lies in the image's square, which borders may clip."""
     _, height, width, _ = images_BHWC.shape
     inside = []
     for centre_B, size in ((view.cut_y_B, height), (view.cut_x_B, width)):

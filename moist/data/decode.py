@@ -1,9 +1,9 @@
-"""Raw files -> tensors: uint8 pixels (N, H, W, C) and int64 classes (N,).
+"""Decode raw files to tensors: uint8 pixels (N, H, W, C) and int64 classes (N,).
 
 Images of a folder become RGB: grey is repeated, alpha is composited over black, 16 bits a pixel
 are scaled to 8, and EXIF orientation is applied. Where `image_size` is set, an image of another
-size is resized to a square of that side by Pillow's antialiased bicubic filter, which stretches
-one that isn't square. Shapes: N images, H rows, W columns, C channels.
+size is resized to a square of that side by Pillow's antialiased bicubic filter, which distorts
+images that are not square. Shapes: N images, H rows, W columns, C channels.
 """
 
 from __future__ import annotations
@@ -28,36 +28,37 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
-Told = Callable[[int, int], None]
+Report = Callable[[int, int], None]
+"""Called with the number of images done, and their total."""
 
 CHUNK = 256
 STD_FLOOR = 1 / 255
 
 
-def decode(source: Source, told: Told) -> tuple[Split, Split]:
-    """The training and the test images of a source; `told(done, total)` hears of the progress.
+def decode(source: Source, report: Report) -> tuple[Split, Split]:
+    """Return the training and the test images of a source; report the progress.
 
-    Raises DataError for an image that can't be decoded, and for images of differing sizes
-    unless `image_size` says what to make of them.
+    Raises DataError for an image that can't be decoded, and for images of different sizes
+    without an `image_size`.
     """
     if source.root is not None and source.name == "folder":
-        return _folder(source.root, source, told)
+        return _folder(source.root, source, report)
     if source.root is None:
         train, test = _digits()
     else:
         train, test = (_public(source.name, source.root, train=part) for part in (True, False))
     total = len(train[1]) + len(test[1])
-    train_split = _split(_sized(train[0], source.image_size, told, 0, total), train[1])
+    train_split = _split(_sized(train[0], source.image_size, report, 0, total), train[1])
     return train_split, _split(
-        _sized(test[0], source.image_size, told, len(train[1]), total), test[1]
+        _sized(test[0], source.image_size, report, len(train[1]), total), test[1]
     )
 
 
 def read_image(path: Path, image_shape: tuple[int, int, int]) -> torch.Tensor:
-    """One image as a data set of this (C, H, W) would hold it: uint8 (H, W, C).
+    """Read an image in the form of a data set with this (C, H, W): uint8 (H, W, C).
 
-    A data set of one channel takes the image's luminance. Raises DataError for a file that
-    can't be decoded.
+    For one channel the image's luminance is taken. Raises DataError for a file that can't be
+    decoded.
     """
     channels, height, width = image_shape
     image = _opened(path)
@@ -66,7 +67,7 @@ def read_image(path: Path, image_shape: tuple[int, int, int]) -> torch.Tensor:
 
 
 def mean_std(images_NHWC: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation of each channel, for pixels in [0, 1].
+    """Return mean and population standard deviation of each channel, for pixels in [0, 1].
 
     Sums are of integers below 2**53, so they are exact in any order. A constant channel's
     deviation is raised to one grey level, so that dividing by it is safe.
@@ -92,9 +93,9 @@ def _split(images_NHWC: Pixels, labels_N: Labels) -> Split:
 
 
 def _digits() -> tuple[tuple[Pixels, Labels], tuple[Pixels, Labels]]:
-    """scikit-learn's digits, 8x8 and one channel, 0..16 scaled to 0..255.
+    """Return scikit-learn's digits, 8x8 and one channel, 0..16 scaled to 0..255.
 
-    They come as one set; the test images are a fifth of it by `train_test_split(test_size=0.2,
+    They are one set; the test images are a fifth of it by `train_test_split(test_size=0.2,
     stratify=labels, random_state=0)`, which never changes: 1437 for training, 360 to test.
     """
     from sklearn.datasets import load_digits
@@ -114,7 +115,7 @@ def _public(name: str, root: Path, *, train: bool) -> tuple[Pixels, Labels]:
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         raise DataError(
             f"can't read `{name}` in `{root}`: {brief(error)}",
-            "remove the files there and run again to download them anew",
+            "delete the files there and run again to download them",
         ) from None
     if name == "svhn":
         return found.data.transpose(0, 2, 3, 1), found.labels
@@ -122,10 +123,10 @@ def _public(name: str, root: Path, *, train: bool) -> tuple[Pixels, Labels]:
     return images.reshape(*images.shape[:3], -1), np.asarray(found.targets)
 
 
-def _sized(images_NHWC: Pixels, size: int | None, told: Told, done: int, total: int) -> Pixels:
-    """Resize decoded images to a square of `size` pixels a side, if they aren't that already."""
+def _sized(images_NHWC: Pixels, size: int | None, report: Report, done: int, total: int) -> Pixels:
+    """Resize decoded images to a square of `size` pixels a side, if they have another size."""
     if size is None or images_NHWC.shape[1:3] == (size, size):
-        told(done + len(images_NHWC), total)
+        report(done + len(images_NHWC), total)
         return images_NHWC
     from PIL import Image
 
@@ -135,10 +136,10 @@ def _sized(images_NHWC: Pixels, size: int | None, told: Told, done: int, total: 
         image = Image.fromarray(images_NHWC[i, :, :, 0] if channels == 1 else images_NHWC[i])
         return _resized(image, (size, size)).reshape(size, size, channels)
 
-    return _gather(len(images_NHWC), one, lambda count: told(done + count, total))
+    return _gather(len(images_NHWC), one, lambda count: report(done + count, total))
 
 
-def _folder(root: Path, source: Source, told: Told) -> tuple[Split, Split]:
+def _folder(root: Path, source: Source, report: Report) -> tuple[Split, Split]:
     train, test = (_listed(root / split, source.classes) for split in SPLITS)
     first, total = train[0][0], len(train[0]) + len(test[0])
     shape, threads = _read(first, source.image_size).shape, _threads(first)
@@ -146,12 +147,12 @@ def _folder(root: Path, source: Source, told: Told) -> tuple[Split, Split]:
     def read(path: Path) -> Pixels:
         pixels = _read(path, source.image_size)
         if pixels.shape != shape:
-            raise _differ(first, shape, path, pixels.shape)
+            raise _sizes_differ(first, shape, path, pixels.shape)
         return pixels
 
     def load(paths: list[Path], labels_N: Labels, done: int) -> Split:
         def tick(count: int) -> None:
-            told(done + count, total)
+            report(done + count, total)
 
         images_NHWC = _gather(len(paths), lambda i: read(paths[i]), tick, threads)
         return _split(images_NHWC, labels_N)
@@ -160,7 +161,7 @@ def _folder(root: Path, source: Source, told: Told) -> tuple[Split, Split]:
 
 
 def _listed(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Labels]:
-    """The images of a split, class by class and by name, and their classes."""
+    """List the images of a split, by class and name, and their classes."""
     found = [[Path(entry.path) for entry in images_in(folder / name)] for name in classes]
     labels_N = np.repeat(np.arange(len(classes)), [len(paths) for paths in found])
     return [path for paths in found for path in paths], labels_N
@@ -169,7 +170,7 @@ def _listed(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Labels]
 def _gather(
     n: int, one: Callable[[int], Pixels], tick: Callable[[int], None], threads: int = 1
 ) -> Pixels:
-    """Stack `one(i)` for i below n; the error of the lowest i is the one raised."""
+    """Stack `one(i)` for i below n. Raises the error of the lowest i."""
     images_NHWC = np.empty((n, *one(0).shape), dtype=np.uint8)
 
     def fill(start: int) -> int:
@@ -185,7 +186,10 @@ def _gather(
 
 
 def _threads(path: Path) -> int:
-    """Pillow lets go of the GIL to decode, which pays off from about 100x100 pixels on."""
+    """Return the number of threads to decode with.
+
+    Pillow releases the GIL while it decodes, which pays off from about 100x100 pixels.
+    """
     from PIL import Image
 
     with Image.open(path) as image:
@@ -205,7 +209,7 @@ def _opened(path: Path) -> Image:
             return _rgb(ImageOps.exif_transpose(image))
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise DataError(f"can't read the image `{path}`: {error.strerror}") from None
-    except Exception as error:  # decoders raise anything at all on damaged bytes
+    except Exception as error:  # decoders raise errors of any type on damaged bytes
         raise DataError(
             f"can't decode `{path}`: {brief(error)}",
             "remove the file, or re-encode it as 8-bit png or jpeg",
@@ -213,21 +217,21 @@ def _opened(path: Path) -> Image:
 
 
 def _rgb(image: Image) -> Image:
-    from PIL import Image as module
+    from PIL import Image as pil
 
-    if image.mode.startswith("I"):  # I;16 and its kin, and 16 bits widened to 32
+    if image.mode.startswith("I"):  # I;16 and its variants, and 16 bits widened to 32
         grey = np.asarray(image).astype(np.float64) / 257
-        image = module.fromarray(np.rint(grey.clip(0, 255)).astype(np.uint8))
+        image = pil.fromarray(np.rint(grey.clip(0, 255)).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     if image.has_transparency_data:
-        black = module.new("RGBA", image.size, (0, 0, 0, 255))
-        image = module.alpha_composite(black, image.convert("RGBA"))
+        black = pil.new("RGBA", image.size, (0, 0, 0, 255))
+        image = pil.alpha_composite(black, image.convert("RGBA"))
     return image.convert("RGB")
 
 
 def _resized(image: Image, size: tuple[int, int] | None) -> Pixels:
-    """`size` is (W, H), as Pillow has it."""
+    """Resize an image to `size`, which is (W, H) as in Pillow."""
     from PIL.Image import Resampling
 
     if size is not None and image.size != size:
@@ -235,7 +239,9 @@ def _resized(image: Image, size: tuple[int, int] | None) -> Pixels:
     return np.asarray(image)
 
 
-def _differ(first: Path, shape: tuple[int, ...], path: Path, other: tuple[int, ...]) -> DataError:
+def _sizes_differ(
+    first: Path, shape: tuple[int, ...], path: Path, other: tuple[int, ...]
+) -> DataError:
     return DataError(
         f"the images differ in size: `{first}` is {shape[1]}x{shape[0]},"
         f" `{path}` is {other[1]}x{other[0]}",

@@ -1,4 +1,4 @@
-"""A digest of raw files by name and content, remembered as long as the files stay untouched."""
+"""A digest of raw files by name and content, cached as long as the files are not touched."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moist.errors import DataError
 
 @dataclass(frozen=True)
 class File:
-    """A raw file by its path below the root, and what changes when its content does."""
+    """A raw file: its path below the root, and its size and times (ns), which show changes."""
 
     name: str
     stat: tuple[int, int, int]
@@ -26,59 +26,61 @@ class File:
 
 
 def fingerprint(root: Path, files: list[File], signature: str, home: Path) -> str:
-    """A digest of names and contents, read again only when the files' `signature` has changed."""
-    place = sha(os.fsencode(root.resolve()))
-    memo = home / "data" / "fingerprints" / f"{place}.json"
-    content = _recall(memo, signature)
+    """Return a digest of names and contents; read files only if their `signature` has changed."""
+    folder = digest(os.fsencode(root.resolve()))
+    cache = home / "data" / "fingerprints" / f"{folder}.json"
+    content = _cached(cache, signature)
     if content is None:
-        content = _digest(root, files)
-        _remember(memo, signature, content)
+        content = _digest_files(root, files)
+        _store(cache, signature, content)
     return content
 
 
-def signed(files: list[File]) -> str:
-    """A digest of names, sizes and times: what changes when a file is touched."""
+def signature_of(files: list[File]) -> str:
+    """Return a digest of names, sizes and times, which changes when a file is touched."""
     lines = sorted(f"{file.name} {file.stat}" for file in files)
-    return sha("\n".join(lines).encode(errors="surrogateescape"))
+    return digest("\n".join(lines).encode(errors="surrogateescape"))
 
 
-def _digest(root: Path, files: list[File]) -> str:
+def _digest_files(root: Path, files: list[File]) -> str:
     total = hashlib.sha256()
     for name in sorted(file.name for file in files):
-        total.update(os.fsencode(f"{name}\n{sha(read(root / name))}\n"))
+        total.update(os.fsencode(f"{name}\n{digest(read(root / name))}\n"))
     return total.hexdigest()
 
 
-def _recall(memo: Path, signature: str) -> str | None:
-    """What was remembered for these files, unless it is absent, of other files or damaged."""
+def _cached(cache: Path, signature: str) -> str | None:
+    """Return the cached digest; None if it is missing, damaged, or of other files."""
     try:
-        found = json.loads(memo.read_bytes())
+        found = json.loads(cache.read_bytes())
         content = str(found["content"])
-        intact = found["check"] == sha((signature + content).encode())
+        intact = found["check"] == digest((signature + content).encode())
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return content if intact else None
 
 
-def _remember(memo: Path, signature: str, content: str) -> None:
-    check = sha((signature + content).encode())
-    with writing(memo.parent):
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(memo, json.dumps({"content": content, "check": check}).encode())
+def _store(cache: Path, signature: str, content: str) -> None:
+    check = digest((signature + content).encode())
+    with writing(cache.parent):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cache, json.dumps({"content": content, "check": check}).encode())
 
 
 def read(path: Path) -> bytes:
+    """Read a raw file. Raises DataError."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"can't read `{path}`: {error.strerror}") from None
 
 
-def sha(content: bytes) -> str:
+def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def stated(name: str, entry: os.DirEntry[str] | Path) -> File:
+def stat(name: str, entry: os.DirEntry[str] | Path) -> File:
+    """Describe a raw file. Raises DataError."""
     try:
         return File.of(name, entry.stat())
     except OSError as error:

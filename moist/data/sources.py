@@ -1,8 +1,8 @@
-"""Where a data set's raw files are, and what identifies their content.
+"""Find a data set's raw files, and identify their content.
 
-`locate` answers both without decoding an image, in well under a second once the files have been
-read before; `moist.data.decode.decode` turns what it found into tensors. Nothing heavy is imported
-here at the top: a run that only reuses results passes through `locate`.
+`locate` does both without decoding an image, in well under a second once the files have been
+read before; `moist.data.decode.decode` turns them into tensors. Nothing heavy is imported at the
+top of this file: a run that only reuses results calls `locate`, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moist import config
-from moist.data.fingerprint import File, fingerprint, read, sha, signed, stated
+from moist.data.fingerprint import File, digest, fingerprint, read, signature_of, stat
 from moist.data.torchvision_sets import DIGITS, PUBLIC, public_files
 from moist.errors import DataError
 
@@ -30,9 +30,9 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Source:
-    """Raw files found; `key` digests their content, the format and `image_size`, never the path.
+    """A data set's raw files; `key` digests their content, format and `image_size`, not the path.
 
-    Classes are known before anything is decoded, so that a request can be checked against them.
+    Classes are known before anything is decoded, so that a config can be checked against them.
     """
 
     name: str
@@ -41,29 +41,29 @@ class Source:
     classes: tuple[str, ...]
     key: str
     pixels: tuple[int, int] | None = None
-    """Height and width, where known before decoding."""
+    """Height and width, if known before decoding."""
     signature: str | None = None
-    """Names, sizes and times of the files below `root`, as they were digested."""
+    """A digest of names, sizes and times of the files below `root` when they were read."""
 
 
 def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
-    """Find the raw files, downloading a public set that isn't there, and digest their content.
+    """Find the raw files, downloading a public set that is missing, and digest their content.
 
-    Raises DataError when they are missing (with `fetch=False`: not downloaded yet), unreadable or
+    Raises DataError if they are missing (with `fetch=False`: not downloaded yet), unreadable or
     not laid out as classes.
     """
     root, signature = None, None
     pixels: tuple[int, int] | None
     if data.name == "digits":
-        classes, pixels, content = DIGITS, (8, 8), sha(read(_digits_file()))
+        classes, pixels, content = DIGITS, (8, 8), digest(read(_digits_file()))
     else:
         root = _root_of(data, home)
         classes, files = _found(data.name, root, fetch)
-        signature = signed(files)
+        signature = signature_of(files)
         content = fingerprint(root, files, signature, home)
         side = PUBLIC[data.name].side if data.name in PUBLIC else None
         pixels = (side, side) if side else size_of(root / files[0].name)
-    key = sha(json.dumps([data.name, content, data.image_size]).encode())
+    key = digest(json.dumps([data.name, content, data.image_size]).encode())
     if data.image_size is not None:
         pixels = (data.image_size, data.image_size)
     return Source(data.name, root, data.image_size, classes, key, pixels, signature)
@@ -74,7 +74,7 @@ def check_untouched(source: Source) -> None:
     if source.root is None:
         return
     _, files = _found(source.name, source.root, fetch=False)
-    if signed(files) != source.signature:
+    if signature_of(files) != source.signature:
         raise DataError(f"the files in `{source.root}` changed while they were read", "run again")
 
 
@@ -85,14 +85,14 @@ def _root_of(data: config.DataConfig, home: Path) -> Path:
 
 
 def _found(name: str, root: Path, fetch: bool) -> tuple[tuple[str, ...], list[File]]:
-    """The classes and raw files below a root, of a folder data set or a public one."""
+    """List the classes and raw files below a root, of a folder data set or a public one."""
     if name == "folder":
         return _survey(root)
     return PUBLIC[name].classes, public_files(name, root, fetch)
 
 
 def size_of(path: Path) -> tuple[int, int] | None:
-    """Height and width by an image's header; None of a file that decoding will refuse."""
+    """Read height and width from an image's header; None for a file that can't be decoded."""
     from PIL import Image
 
     try:
@@ -103,19 +103,19 @@ def size_of(path: Path) -> tuple[int, int] | None:
 
 
 def images_in(folder: Path) -> list[os.DirEntry[str]]:
-    """The images right in a folder, by name: neither hidden files nor other extensions."""
+    """List the images directly in a folder, by name, without hidden files."""
     return [e for e in _scan(folder) if e.name.lower().endswith(EXTENSIONS) and not e.is_dir()]
 
 
 def stratified_split(
     labels_N: NDArray[np.int64], fraction: float, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sorted indices of the training and of the validation images, class by class.
+    """Split each class into training and validation; return the sorted indices of both.
 
     Each class of n images gives round(fraction * n) to validation: at least one of two or more
-    unless the fraction is 0, and never its last training image. The seed isn't the run's, so
-    that every run of a sweep, whatever its seed, is selected on the same images. RandomState
-    because numpy promises its stream for good, which it doesn't of `default_rng`.
+    unless the fraction is 0, and never its last training image. The seed is not the run's, so
+    that all runs of a sweep are compared on the same images. RandomState, because numpy
+    guarantees that its stream never changes, unlike that of `default_rng`.
     """
     random = np.random.RandomState(seed)
     held_out = np.zeros(len(labels_N), dtype=bool)
@@ -138,7 +138,7 @@ def _given_root(data: config.DataConfig) -> Path:
 
 
 def _expanded(root: Path) -> Path:
-    """Shells don't expand the `~` of `data.root=~/x`; a root out of reach is a DataError."""
+    """Expand `~`, as shells do not in `data.root=~/x`. Raises DataError if access is denied."""
     try:
         root = root.expanduser()
         root.exists()
@@ -148,7 +148,7 @@ def _expanded(root: Path) -> Path:
 
 
 def _survey(root: Path) -> tuple[tuple[str, ...], list[File]]:
-    """The classes of a folder data set and its images, or a DataError that says what is off."""
+    """List the classes and images of a folder data set. Raises DataError for another layout."""
     found = _folders(root)
     for split in SPLITS:
         if split not in found:
@@ -160,7 +160,7 @@ def _survey(root: Path) -> tuple[tuple[str, ...], list[File]]:
             images = images_in(root / split / name)
             if not images:
                 _no_images(root / split / name)
-            files += [stated(f"{split}/{name}/{entry.name}", entry) for entry in images]
+            files += [stat(f"{split}/{name}/{entry.name}", entry) for entry in images]
     return classes, files
 
 
@@ -182,7 +182,7 @@ def _same_classes(root: Path) -> tuple[str, ...]:
 
 def _no_images(folder: Path) -> NoReturn:
     raise DataError(
-        f"`{folder}` holds no image; found {_named(entry.name for entry in _scan(folder))}",
+        f"`{folder}` contains no image; found {_named(entry.name for entry in _scan(folder))}",
         f"images are files named {' '.join('*' + extension for extension in EXTENSIONS)}",
     )
 
@@ -192,7 +192,7 @@ def _folders(root: Path) -> list[str]:
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name, hidden entries aside."""
+    """List a folder's entries by name, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
@@ -202,14 +202,14 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _named(names: Iterable[str], shown: int = 5) -> str:
-    """`a`, `b` and 3 more"""
+    """Join names as in "`a`, `b` and 3 more"."""
     every = sorted(names)
     more = f" and {len(every) - shown} more" if len(every) > shown else ""
     return ", ".join(f"`{name}`" for name in every[:shown]) + more if every else "none"
 
 
 def _digits_file() -> Path:
-    """The digits inside scikit-learn, found without importing it."""
+    """Find the digits in scikit-learn's folder, without importing it."""
     spec = importlib.util.find_spec("sklearn")
     folders = spec.submodule_search_locations if spec else None
     if not folders:

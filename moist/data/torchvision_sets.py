@@ -1,4 +1,4 @@
-"""The data sets that torchvision downloads: their files, their classes, and getting them."""
+"""The data sets that torchvision downloads: their files, their classes, and the download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from moist.data.fingerprint import File, stated
+from moist.data.fingerprint import File, stat
 from moist.disk import UNFINISHED
 from moist.errors import DataError
 
@@ -20,7 +20,7 @@ DIGITS = tuple("0123456789")
 
 @dataclass(frozen=True)
 class Public:
-    """A data set that torchvision downloads: its class there, the files it reads, its classes."""
+    """A data set of torchvision's: its class there, image side in pixels, files and classes."""
 
     builder: str
     side: int
@@ -73,44 +73,44 @@ PUBLIC = {
 
 
 def public_files(name: str, root: Path, fetch: bool = True) -> list[File]:
-    """The raw files of a public set below a root, downloaded there if one is missing.
+    """List the raw files of a public set below a root, downloading it if one is missing.
 
-    Raises DataError when that fails, or isn't wanted.
+    Raises DataError if that fails, or with `fetch=False`.
     """
     files = PUBLIC[name].files
-    if not all(os.path.isfile(root / file) for file in files):  # False too where it can't look
+    if not all(os.path.isfile(root / file) for file in files):  # False, too, without permission
         if not fetch:
             raise DataError(
                 f"`{name}` is not in `{root}` yet", f"`moist data prepare {name}` downloads it"
             )
         _download(name, root)
-    return [stated(file, root / file) for file in files]
+    return [stat(file, root / file) for file in files]
 
 
 def _download(name: str, root: Path) -> None:
-    """Download beside, then rename file by file: a killed download leaves nothing to trip on."""
+    """Download to a temporary folder, then rename file by file, so that a kill leaves no part."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (
-            tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=root) as beside,
+            tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=root) as tmp,
             redirect_stdout(sys.stderr),
         ):
             for train in (True, False):
-                open_public(name, Path(beside), train=train, download=True)
+                open_public(name, Path(tmp), train=train, download=True)
             for file in PUBLIC[name].files:
                 (root / file).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(Path(beside) / file, root / file)
+                os.replace(Path(tmp) / file, root / file)
     except (OSError, RuntimeError, HTTPException) as error:
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise DataError(
-            f"`{name}` is not in `{root}`, and downloading it failed: {said}",
+            f"`{name}` is not in `{root}`, and downloading it failed: {reason}",
             f"point `data.root` at a copy (`moist run data.name={name} data.root=DIR`), or use"
             " a folder of images (`data.name=folder data.root=DIR`)",
         ) from None
 
 
 def open_public(name: str, root: Path, *, train: bool, download: bool = False) -> Any:
-    """torchvision's object for one split of a public set."""
+    """Return torchvision's object for one split of a public set."""
     from torchvision import datasets
 
     if name == "svhn":

@@ -38,6 +38,7 @@ class NonBlockingStore(Store):
             raise Deferred(f"{len(self.deferred)} outputs were deferred", self.locked)
 
     def resolve(self, request: StageCall) -> Call:
+        """Reuse or compute the output, or defer it."""
         if self.deferred.isdisjoint(request.needs):
             if call := self.reused(request):
                 return call
@@ -49,6 +50,7 @@ class NonBlockingStore(Store):
         return request.outcome(False, None)
 
     def value(self, request: StageCall) -> Any:
+        """Read the output. Raises Deferred if it was deferred."""
         if request.key in self.deferred:
             output = f"`{request.name}` {request.key[:8]}"
             raise Deferred(f"{output} was deferred: another process computes it", self.locked)

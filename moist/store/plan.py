@@ -35,6 +35,7 @@ class Plan(Backend):
         return plan
 
     def resolve(self, request: StageCall) -> Call:
+        """Look up whether the output is stored, or expected from an earlier call."""
         reused = request.key in self._planned
         if not reused:
             recorded = self._recorded(request.key)
@@ -45,6 +46,7 @@ class Plan(Backend):
         return request.outcome(reused, self._planned[request.key])
 
     def value(self, request: StageCall) -> Any:
+        """Raise StoreError: a plan has no values."""
         raise StoreError(f"`{request.name}` {request.key[:8]} is only planned: it has no value")
 
     def _recorded(self, key: str) -> float | None:

@@ -30,6 +30,7 @@ class Store(Backend):
         self.objects.prepare()
 
     def resolve(self, request: StageCall) -> Call:
+        """Reuse or compute the output, once no other process computes it."""
         if call := self.reused(request):
             return call
         with self.objects.locked(request.key, lambda: self._warn_of_waiting(request)):

@@ -223,7 +223,7 @@ def test_one_class_is_not_enough(root: Path) -> None:
 def test_a_class_without_images_is_named(root: Path) -> None:
     (root / "test/dog/0.png").rename(root / "test/dog/0.txt")
     said = refused(root)
-    assert "test/dog` holds no image; found `0.txt`" in said and "*.png" in said
+    assert "test/dog` contains no image; found `0.txt`" in said and "*.png" in said
 
 
 @pytest.mark.parametrize(
