@@ -206,7 +206,7 @@ def _print_ignored(sweep: Sweep, has_objectives: bool) -> None:
     """Print one line on stderr if the file has settings that only W&B uses."""
     ignored = [
         f"`{word}` (use `{option}`)"
-        for word, option in sweep.for_wandb.items()
+        for word, option in sweep.wandb_only.items()
         if not (word == "metric" and has_objectives)
     ]
     if ignored:

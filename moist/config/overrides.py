@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, create_model
 
-from moist.config import Config, Section, flat, sections
+from moist.config import Config, Section, sections
 from moist.config.files import document, included, locate
 from moist.config.schema import bounds, keys
 from moist.errors import ConfigError, unknown
@@ -107,10 +107,9 @@ def _alone(key: str) -> type[BaseModel]:
 
 
 def place(key: str) -> tuple[str, str]:
-    """Section (may be none) and name of a key. Raises ConfigError, with the nearest one."""
-    known = flat(Config())
-    if key not in known:
-        raise unknown("key", key, () if key in sections() else known, _listing(key))
+    """Return section (may be empty) and name of a key. Raises ConfigError for an unknown one."""
+    if key not in keys():
+        raise unknown("key", key, () if key in sections() else keys(), _listing(key))
     section, _, leaf = key.rpartition(".")
     return section, leaf
 
@@ -118,7 +117,7 @@ def place(key: str) -> tuple[str, str]:
 def _listing(key: str) -> str:
     """Return where the keys are that an unknown one may stand for."""
     if key in sections():
-        first = next(name for name in flat(Config()) if name.startswith(f"{key}."))
+        first = next(name for name in keys() if name.startswith(f"{key}."))
         return f"give one of its keys, as in `{first}=...`"
     return "`moist config --keys` lists all keys"
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, get_args
 
 from moist.config import Config, Section, flat, sections
 
 
-def keys() -> dict[str, dict[str, Any]]:
-    """Default, choices or bounds, and description of every key, by dotted name."""
+@cache
+def keys() -> Mapping[str, dict[str, Any]]:
+    """Return default, choices or bounds, and description of every key, by dotted name."""
     schema = Config.model_json_schema()
     found: dict[str, dict[str, Any]] = {}
     defaults = flat(Config())

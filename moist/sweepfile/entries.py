@@ -1,6 +1,6 @@
-"""From an entry under `parameters:` in a sweep file to a Parameter, or to what to write instead.
+"""The entries under `parameters:` in a sweep file, each read as a Parameter.
 
-| what is drawn | in W&B's words | in Optuna's |
+| what is drawn | W&B's entry | Optuna's distribution |
 |---|---|---|
 | one of some values | `values` | CategoricalDistribution |
 | a whole number | whole `min` and `max`, or `int_uniform` | IntDistribution |
@@ -9,14 +9,20 @@
 | a whole number, by its logarithm | `q_log_uniform_values` | IntDistribution, log |
 | a real number, by its logarithm | `log_uniform_values` | FloatDistribution, log |
 
-Whatever else W&B can draw from has no counterpart in Optuna.
+W&B's other distributions have no counterpart in Optuna.
+
+`when: {router: linear}` in an entry makes its parameter apply only where each key that the `when`
+names has one of its values. A parameter that does not apply has no value, so one that depends on
+it does not apply either.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import yaml
@@ -24,9 +30,9 @@ import yaml
 from moist.config.files import Word
 from moist.config.overrides import place, read
 from moist.config.schema import bounds, keys
-from moist.errors import ConfigError
-from moist.sweepfile.errors import noted, together
-from moist.sweepfile.parameters import Parameter
+from moist.errors import ConfigError, did_you_mean
+from moist.sweepfile.errors import noted, raised_together
+from moist.sweepfile.space import Parameter, possible
 
 WORDS = ("value", "values", "min", "max", "distribution", "q", "when")
 DRAWN = {
@@ -50,14 +56,37 @@ INSTEAD = {
     "log_uniform": "`distribution: log_uniform_values` with the bounds, not their logarithms",
     "q_log_uniform": "`distribution: q_log_uniform_values` with the bounds, not their logarithms",
 }
-"""Words of W&B's that have no counterpart in Optuna, and what to write instead."""
+"""W&B's words that have no counterpart in Optuna, and what to write instead."""
 
 
-def read_entry(name: str, entry: Any) -> Parameter:
-    """What an entry says, but for its `when`; a `value` is a choice of one.
+def read_entries(entries: Mapping[str, Any], grid: bool) -> dict[str, Parameter]:
+    """Return the parameter of every entry, constants included; `grid` is W&B's `method: grid`.
 
     Raises ConfigError, a line a mistake: what was asked, what was found, and what to write.
     """
+    every: dict[str, Parameter] = {}
+    with raised_together() as mistakes:
+        for name, entry in entries.items():
+            with noted(mistakes):
+                every[name] = _read_entry(name, entry)
+        for name, plain in every.items():
+            if "when" in entries[name]:
+                with noted(mistakes):
+                    when = _read_when(name, entries[name]["when"], every, entries)
+                    every[name] = replace(plain, when=when)
+        with noted(mistakes):
+            _check_conditions(every)
+        mistakes += [
+            f"`{one.name}`: W&B's `method: grid` takes `values`, or whole numbers one by one;"
+            " write `values`, or another method"
+            for one in every.values()
+            if grid and (not one.finite or one.step or one.log)
+        ]
+    return every
+
+
+def _read_entry(name: str, entry: Any) -> Parameter:
+    """Return an entry's parameter without its condition; a `value` is a choice of one."""
     form = _form(name, entry)
     if form == "min":
         return _range(name, entry)
@@ -65,18 +94,75 @@ def read_entry(name: str, entry: Any) -> Parameter:
     if not isinstance(texts, list) or not texts:
         raise ConfigError(f"`{name}`: `values` expects a list of values, found `{texts}`")
     found: list[Any] = []
-    with together() as wrong:
+    with raised_together() as mistakes:
         for text in texts:
-            with noted(wrong):
+            with noted(mistakes):
                 value = _choice(name, text, listed=form == "values")
                 if value in found:
-                    wrong.append(f"`{name}`: `values` holds `{value}` twice")
+                    mistakes.append(f"`{name}`: `values` holds `{value}` twice")
                 found.append(value)
     return Parameter(name, "categorical", tuple(found))
 
 
+def _read_when(
+    name: str, when: Any, every: Mapping[str, Parameter], keys: Collection[str]
+) -> dict[str, tuple[Any, ...]]:
+    """Return the keys that a `when` names, each with its typed values.
+
+    `keys` are those of the file, `every` the ones that could be read. Raises ConfigError.
+    """
+    if not isinstance(when, dict) or not when:
+        raise ConfigError(f"`{name}`: `when` expects `{{KEY: VALUE}}`, found `{when}`")
+    found: dict[str, tuple[Any, ...]] = {}
+    with raised_together() as mistakes:
+        for key, values in when.items():
+            with noted(mistakes):
+                if key not in keys:
+                    raise ConfigError(
+                        f"`{name}`: `when` names the unknown parameter `{key}`",
+                        did_you_mean(key, keys, f"add `{key}`, or leave it out"),
+                    )
+                if key in every:
+                    listed = values if isinstance(values, list) else [values]
+                    found[key] = _condition(name, every[key], listed)
+    return found
+
+
+def _condition(name: str, other: Parameter, listed: Sequence[Any]) -> tuple[Any, ...]:
+    """Return a condition's values, typed. Raises ConfigError unless `other` can have them all."""
+    key = other.name
+    if other.kind == "float":
+        raise ConfigError(
+            f"`{name}`: `when` names `{key}`, a range of reals, which hardly ever has a certain"
+            " value; a condition needs `values`, or a range of whole numbers"
+        )
+    if not listed:
+        raise ConfigError(f"`{name}`: `when` lists no value of `{key}`")
+    typed = tuple(read(key, value) for value in listed)
+    if unknown := [value for value in typed if value not in other.values()]:
+        steps = f" by {other.step}" if other.step else ""
+        has = ", ".join(map(str, other.choices)) or f"{other.low} to {other.high}{steps}"
+        raise ConfigError(f"`{name}`: `when` names `{key}={unknown[0]}`, and `{key}` has {has}")
+    return typed
+
+
+def _check_conditions(every: Mapping[str, Parameter]) -> None:
+    """Raise ConfigError for conditions that form a circle, or that can never hold."""
+    try:
+        TopologicalSorter({name: one.when for name, one in every.items()}).prepare()
+    except CycleError as error:
+        circle = " -> ".join(f"`{name}`" for name in reversed(error.args[1]))
+        raise ConfigError(f"the conditions of `when` form a circle: {circle}") from None
+    with raised_together() as mistakes:
+        mistakes += [
+            f"`{name}`: its `when`, and those of what it depends on, can never hold together"
+            for name in every
+            if not possible(name, every, {})
+        ]
+
+
 def _form(name: str, entry: Any) -> str:
-    """`value`, `values`, or `min` for both bounds: which it gives, with nothing else amiss."""
+    """Return which of `value`, `values` and `min` (for both bounds) a correct entry gives."""
     given = entry if isinstance(entry, dict) else {}
     for word in (*given, str(given.get("distribution"))):
         if word in INSTEAD:
@@ -96,18 +182,18 @@ def _form(name: str, entry: Any) -> str:
 
 
 def _check_distribution(name: str, given: Mapping[str, Any], form: str) -> None:
-    asked = given.get("distribution", DRAWN[form][0])
-    if asked not in DRAWN[form]:
+    distribution = given.get("distribution", DRAWN[form][0])
+    if distribution not in DRAWN[form]:
         raise ConfigError(
-            f"`{name}`: `distribution: {asked}` does not go with `{form}`;"
+            f"`{name}`: `distribution: {distribution}` does not go with `{form}`;"
             f" write {' or '.join(f'`{one}`' for one in DRAWN[form])}"
         )
-    if "q" in given and not asked.startswith("q_"):
+    if "q" in given and not distribution.startswith("q_"):
         raise ConfigError(f"`{name}`: `q` needs `distribution: q_uniform`")
 
 
 def _choice(name: str, text: Any, listed: bool) -> Any:
-    """A value, typed as the config shows it, if W&B takes it for the same."""
+    """Return a value typed as the config shows it. Raises ConfigError if W&B reads another."""
     if listed and not isinstance(text, Word):
         shown = str(text).replace("'", "")
         raise ConfigError(
@@ -121,7 +207,7 @@ def _choice(name: str, text: Any, listed: bool) -> Any:
         same = False
     if not same:
         raise ConfigError(
-            f"`{name}`: YAML 1.1, and so W&B, takes `{text}` for `{text.seen}`; write `'{text}'`"
+            f"`{name}`: YAML 1.1, and so W&B, reads `{text}` as `{text.seen}`; write `'{text}'`"
         )
     return value
 
@@ -129,56 +215,57 @@ def _choice(name: str, text: Any, listed: bool) -> Any:
 def _range(name: str, entry: Mapping[str, Any]) -> Parameter:
     low, high = _number(name, entry, "min"), _number(name, entry, "max")
     q = _number(name, entry, "q") if "q" in entry else 1
-    asked = str(entry.get("distribution", "int_uniform" if _whole(low, high) else "uniform"))
-    with together() as wrong:
-        wrong += [f"`{name}`: {mistake}" for mistake in _mistakes(entry, asked, low, high, q)]
-    whole = asked in WHOLE.values() or (asked == "q_uniform" and _whole(low, high, q))
+    drawn = str(entry.get("distribution", "int_uniform" if _whole(low, high) else "uniform"))
+    with raised_together() as mistakes:
+        if "distribution" not in entry and _whole(low) != _whole(high):
+            mistakes.append(
+                f"`{name}`: W&B can't tell whether these are whole numbers, found `min: {low}` and"
+                f" `max: {high}`; write both with a decimal point, or neither"
+            )
+        mistakes += [f"`{name}`: {mistake}" for mistake in _range_mistakes(drawn, low, high, q)]
+    whole = drawn in WHOLE.values() or (drawn == "q_uniform" and _whole(low, high, q))
     number = int if whole else float
     found = Parameter(
         name,
         "int" if whole else "float",
         low=number(low),
         high=number(high),
-        step=number(q) if asked == "q_uniform" else None,
-        log="log" in asked,
+        step=number(q) if drawn == "q_uniform" else None,
+        log="log" in drawn,
     )
-    _check_admitted(found, asked)
+    _check_allowed(found, drawn)
     return found
 
 
-def _check_admitted(found: Parameter, asked: str) -> None:
-    """Raise ConfigError unless the key admits what is drawn between the bounds."""
-    with together() as wrong:
+def _check_allowed(found: Parameter, drawn: str) -> None:
+    """Raise ConfigError unless the key allows all that is drawn between the bounds."""
+    with raised_together() as mistakes:
         for bound in (found.low, found.high):
-            with noted(wrong):
+            with noted(mistakes):
                 read(found.name, str(bound))
     spec = keys()[found.name]
     real = any(one.get("type") == "number" for one in (spec, *spec.get("anyOf", ())))
     if found.kind == "float" and not real:
         raise ConfigError(
-            f"`{found.name}`: expected {bounds(spec)}, but `{asked}` draws fractions;"
-            f" write `distribution: {WHOLE.get(asked, asked)}` with whole numbers"
+            f"`{found.name}`: expected {bounds(spec)}, but `{drawn}` draws fractions;"
+            f" write `distribution: {WHOLE.get(drawn, drawn)}` with whole numbers"
         )
 
 
-def _mistakes(
-    entry: Mapping[str, Any], asked: str, low: float, high: float, q: float
-) -> Iterator[str]:
-    """What is wrong with a range, whichever key it is for."""
+def _range_mistakes(drawn: str, low: float, high: float, q: float) -> Iterator[str]:
+    """Yield what is wrong with a range, whatever its key."""
     found = f"found `min: {low}` and `max: {high}`"
     if low >= high:
         yield f"`min` must be below `max`, {found}"
-    if "distribution" not in entry and _whole(low) != _whole(high):
-        yield f"W&B can't tell if this is whole numbers, {found}; write both or none with a point"
-    if asked in WHOLE.values() and not _whole(low, high):
-        yield f"`distribution: {asked}` needs whole bounds, {found}"
-    if "log" in asked and low <= 0:
+    if drawn in WHOLE.values() and not _whole(low, high):
+        yield f"`distribution: {drawn}` needs whole bounds, {found}"
+    if "log" in drawn and low <= 0:
         yield f"a logarithm needs `min` above 0, {found}"
-    if asked == "q_log_uniform_values" and q != 1:
+    if drawn == "q_log_uniform_values" and q != 1:
         yield f"Optuna has no steps of `q: {q}` in logarithms; write no `q`, or `q_uniform`"
     if q <= 0:
         yield f"`q` must be above 0, found `{q}`"
-    elif asked == "q_uniform" and any(Decimal(str(end)) % Decimal(str(q)) for end in (low, high)):
+    elif drawn == "q_uniform" and any(Decimal(str(end)) % Decimal(str(q)) for end in (low, high)):
         yield (
             f"W&B draws multiples of `q: {q}`, Optuna counts from `min`; write bounds that are"
             f" multiples, {found}"
@@ -186,7 +273,7 @@ def _mistakes(
 
 
 def _number(name: str, entry: Mapping[str, Any], word: str) -> float:
-    """A number of a range, as W&B reads it: `1e-4` is text in YAML 1.1."""
+    """Return a number of a range as W&B reads it: `1e-4` is text in YAML 1.1."""
     text = entry[word]
     number = getattr(text, "seen", None)
     if isinstance(number, int | float) and type(number) is not bool and math.isfinite(number):
@@ -196,7 +283,8 @@ def _number(name: str, entry: Mapping[str, Any], word: str) -> float:
     except (TypeError, ValueError):
         meant = "a number"
     raise ConfigError(
-        f"`{name}`: `{word}: {text}` is no finite number to YAML 1.1, nor to W&B; write {meant}"
+        f"`{name}`: `{word}: {text}` is not a finite number in YAML 1.1, which W&B reads;"
+        f" write {meant}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a sweep file says beside its parameters: what W&B admits, and what moist needs of it."""
+"""A sweep file but for its parameters: what W&B allows there, and what moist needs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from moist.errors import ConfigError, did_you_mean, unknown
 from moist.results.objectives import DEFAULT, PREFIX, QUANTITIES, Direction, Objective
-from moist.sweepfile.errors import noted, together
+from moist.sweepfile.errors import noted, raised_together
 
 WORDS = (
     "program", "command", "method", "metric", "metrics", "parameters", "run_cap", "scheduler",
@@ -23,54 +23,54 @@ GOALS: dict[str, Direction] = {"maximize": "max", "minimize": "min"}
 ARGUMENTS = "${args_no_hyphens}"
 
 
-def check_head(document: Mapping[str, Any]) -> None:
-    """Raise ConfigError, a line a mistake, for what W&B or moist could not work with."""
-    with together() as wrong:
-        wrong += [*_unknown(document), *_of_a_run(document), *_of_the_search(document)]
+def check_header(content: Mapping[str, Any]) -> None:
+    """Raise ConfigError, a line a mistake, for a file that W&B or moist can't run."""
+    with raised_together() as mistakes:
+        mistakes += [*_unknown_keys(content), *_run_mistakes(content), *_search_mistakes(content)]
         for word in ("metric", "metrics"):
-            if word in document:
-                with noted(wrong):
-                    read_objectives(document, word)
+            if word in content:
+                with noted(mistakes):
+                    read_objectives(content, word)
 
 
-def _unknown(document: Mapping[str, Any]) -> Iterator[str]:
-    for word in document:
+def _unknown_keys(content: Mapping[str, Any]) -> Iterator[str]:
+    for word in content:
         if word not in WORDS:
             yield f"unknown key `{word}`; {did_you_mean(word, WORDS)}"
 
 
-def _of_a_run(document: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with how an agent starts a run, and with how many it may start."""
-    if document.get("program") != "moist":
-        yield f"`program`: expected `moist`, found `{document.get('program', 'none')}`"
-    command = document.get("command")
+def _run_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with how an agent starts a run, and with how many it may start."""
+    if content.get("program") != "moist":
+        yield f"`program`: expected `moist`, found `{content.get('program', 'none')}`"
+    command = content.get("command")
     if not isinstance(command, list) or command[-1:] != [ARGUMENTS]:
         yield (
             f"`command`: expected a list that ends in `{ARGUMENTS}`, found `{command}`;"
             f' write ["${{env}}", moist, run, "{ARGUMENTS}"]'
         )
-    cap = getattr(document.get("run_cap", None), "seen", None)
-    if "run_cap" in document and not (type(cap) is int and cap > 0):
-        yield f"`run_cap`: expected a whole number above 0, found `{document['run_cap']}`"
-    if not isinstance(document.get("parameters"), dict) or not document["parameters"]:
+    cap = getattr(content.get("run_cap", None), "seen", None)
+    if "run_cap" in content and not (type(cap) is int and cap > 0):
+        yield f"`run_cap`: expected a whole number above 0, found `{content['run_cap']}`"
+    if not isinstance(content.get("parameters"), dict) or not content["parameters"]:
         yield "`parameters`: expected `KEY: {value: VALUE}` lines, found none"
 
 
-def _of_the_search(document: Mapping[str, Any]) -> Iterator[str]:
-    """What does not go together in method, metrics, scheduler and early termination."""
-    method, scheduler = document.get("method"), document.get("scheduler")
+def _search_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with method, metrics, scheduler and early termination together."""
+    method, scheduler = content.get("method"), content.get("scheduler")
     if method not in METHODS:
         yield f"`method`: expected {' | '.join(METHODS)}, found `{method or 'none'}`"
-    if method == "bayes" and "metric" not in document:
+    if method == "bayes" and "metric" not in content:
         yield f"`method: bayes` needs a `metric`; write {{name: {PREFIX}accuracy, goal: maximize}}"
     if method == "custom" and scheduler is None:
-        yield "`method: custom` needs a `scheduler`, or W&B starts nothing; write {engine: optuna}"
-    if "metrics" in document and method != "custom":
+        yield "`method: custom` needs a `scheduler`, or W&B starts no run; write {engine: optuna}"
+    if "metrics" in content and method != "custom":
         yield f"`metrics` need `method: custom`, found `{method}`; write one `metric`, or custom"
-    if "metrics" in document and "metric" in document:
+    if "metrics" in content and "metric" in content:
         yield "`metric` and `metrics` are both given; write one of them"
-    if "scheduler" in document and "early_terminate" in document:
-        yield "`early_terminate` does not go with a `scheduler`, which W&B refuses; leave one out"
+    if "scheduler" in content and "early_terminate" in content:
+        yield "`early_terminate` does not go with a `scheduler`, which W&B rejects; leave one out"
     engine = scheduler.get("engine") if isinstance(scheduler, dict) else None
     if scheduler is not None and engine not in ENGINES:
         yield f"`scheduler`: expected {{engine: {' | '.join(ENGINES)}}}, found `{scheduler}`"
@@ -81,46 +81,47 @@ def _of_the_search(document: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def for_wandb(document: Mapping[str, Any]) -> dict[str, str]:
-    """What of a sound file is for W&B's own search alone, and what plays its part in a study.
+def wandb_only(content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings of a correct file that only W&B's own search uses, each with the option
+    that replaces it in a study.
 
-    A `metric` that a study optimizes anyway is none of it.
+    A `metric` that a study optimizes anyway is not among them.
     """
     found = {}
-    if "metric" in document and read_objectives(document, "metric")[0] not in DEFAULT:
+    if "metric" in content and read_objectives(content, "metric")[0] not in DEFAULT:
         found["metric"] = "--objective"
-    if "early_terminate" in document:
+    if "early_terminate" in content:
         found["early_terminate"] = "--prune"
-    if "scheduler" in document and document["scheduler"]["engine"] == "ax":
+    if "scheduler" in content and content["scheduler"]["engine"] == "ax":
         found["engine: ax"] = "--sampler"
     return found
 
 
 def read_objectives(
-    document: Mapping[str, Any], word: Literal["metric", "metrics"]
+    content: Mapping[str, Any], word: Literal["metric", "metrics"]
 ) -> tuple[Objective, ...]:
-    """The objectives that `metric` or `metrics` name. Raises ConfigError, a line a mistake."""
-    entries = document[word] if word == "metrics" else [document[word]]
+    """Return the objectives of `metric` or `metrics`. Raises ConfigError, a line a mistake."""
+    entries = content[word] if word == "metrics" else [content[word]]
     if word == "metrics" and (not isinstance(entries, list) or len(entries) < 2):
         raise ConfigError(
             f"`metrics`: expected a list of two or more {{name, goal}}, found `{entries}`;"
             " one objective is a `metric`"
         )
     found: list[Objective] = []
-    with together() as wrong:
+    with raised_together() as mistakes:
         for entry in entries:
-            with noted(wrong):
+            with noted(mistakes):
                 found.append(_objective(word, entry))
         if len({one.name for one in found}) < len(found):
-            wrong.append("`metrics`: an objective is given twice")
+            mistakes.append("`metrics`: an objective is given twice")
     return tuple(found)
 
 
 def _objective(word: str, entry: Any) -> Objective:
-    asked = entry if isinstance(entry, dict) else {}
-    name, goal = str(asked.get("name", entry)), asked.get("goal")
-    if strange := [one for one in asked if one not in METRIC]:
-        raise unknown("key", f"{word}.{strange[0]}", [f"{word}.{one}" for one in METRIC])
+    fields = entry if isinstance(entry, dict) else {}
+    name, goal = str(fields.get("name", entry)), fields.get("goal")
+    if other := [one for one in fields if one not in METRIC]:
+        raise unknown("key", f"{word}.{other[0]}", [f"{word}.{one}" for one in METRIC])
     quantity = name.removeprefix(PREFIX)
     if name == quantity or quantity not in QUANTITIES:
         raise ConfigError(

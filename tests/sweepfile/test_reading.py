@@ -1,0 +1,155 @@
+"""A sweep file as a whole: its mistakes, conflicting values and overrides."""
+
+import pytest
+from sweep_texts import HEAD, WIDTHS, written
+
+from moist.config.overrides import parse
+from moist.errors import ConfigError
+from moist.sweepfile import (
+    config_of,
+    grid,
+    problems,
+    read_sweep,
+    size,
+)
+
+
+def test_a_sweep_has_its_name_method_constants_and_parameters_in_order(read, tmp_path):
+    found = read("seed: {value: 7}\nrouter: {values: [linear]}\nk: {min: 1, max: 3}")
+    assert (found.name, found.path, found.method) == ("some", tmp_path / "some.yaml", "random")
+    assert found.fixed == {"seed": 7}
+    assert [one.name for one in found.parameters] == ["router", "k"]
+    assert (found.objectives, found.run_cap) == (None, None)
+    assert config_of(found, {"router": "linear", "k": 2}) == parse(
+        ["seed=7", "k=2", "router=linear"]
+    )
+
+
+@pytest.mark.parametrize("parameters", ["", "parameters: {}\n", "parameters: 3\n"])
+def test_a_file_without_parameters_is_rejected(tmp_path, parameters):
+    (tmp_path / "some.yaml").write_text(HEAD + parameters)
+    (line,) = problems(tmp_path / "some.yaml")
+    assert line == "`parameters`: expected `KEY: {value: VALUE}` lines, found none"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("k: [", "is not YAML: "),
+        ("k: 2026-13-45", "is not YAML: "),
+        (
+            "k: {value: 1}\nseed: {value: 2}\nk: {min: 1, max: 2}",
+            "YAML: `k` is given twice in line 3",
+        ),
+        ("[1, 2]", "is not a W&B sweep"),
+        ("", "is not a W&B sweep"),
+    ],
+)
+def test_a_file_that_is_not_a_sweep_is_one_problem(tmp_path, text, said):
+    (tmp_path / "some.yaml").write_text(text)
+    (line,) = problems(tmp_path / "some.yaml")
+    assert line.startswith(f"`{tmp_path / 'some.yaml'}` ") and said in line
+    assert problems(tmp_path / "none.yaml") == [
+        f"can't read `{tmp_path / 'none.yaml'}`: No such file or directory"
+    ]
+
+
+def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path):
+    entries = (
+        "k: {value: 0}\nzzz: {value: 1}\nrouter: {values: [a, b, a]}\n"
+        "temperature: {min: 0, max: 101}\n"
+        "seed: {min: 1, max: 2, when: {router: a}}"
+    )
+    path = written(tmp_path, entries, "method: x\n")
+    lines = problems(path)
+    assert [line.split("`")[1] for line in lines] == [
+        "program", "command", "method", "k=0", "zzz", "router=a", "router=b", "temperature=0",
+        "temperature=101",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        read_sweep(path)
+    assert str(caught.value) == "\n".join(lines) + f"\nhint: correct `{path}`"
+
+
+# conflicting values
+
+
+def test_a_value_that_conflicts_with_a_fixed_one_is_rejected(refused):
+    said = refused(
+        "teacher.epochs: {value: 9}\nteacher.horizon: {values: [5, 20]}\nseed: {min: 0, max: 9999}"
+    )
+    assert said == "`teacher.horizon=5` is shorter than `teacher.epochs=9`"
+    said = refused("teacher.horizon: {value: 9}\nteacher.epochs: {min: 5, max: 30}")
+    assert said == "`teacher.horizon=9` is shorter than `teacher.epochs=30`"
+    said = refused("student.channels: {values: ['8', '8,16']}\ntemperature: {min: 1.0, max: 2.0}")
+    assert said == "`student.channels` needs two widths, found 1"
+    assert refused("joint.objective: {values: [switch, em]}").startswith(
+        "`joint.objective=switch` s"
+    )
+
+
+def test_each_conflicting_value_is_reported_once_even_if_no_other_remains(tmp_path):
+    entries = "teacher.epochs: {value: 9}\nteacher.horizon: {values: [5, 6]}\nk: {min: 1, max: 2}"
+    assert problems(written(tmp_path, entries)) == [
+        f"`teacher.horizon={horizon}` is shorter than `teacher.epochs=9`" for horizon in (5, 6)
+    ]
+
+
+def test_conflicting_constants_are_rejected_unless_an_override_fixes_them(read, refused):
+    entries = "teacher.epochs: {value: 9}\nteacher.horizon: {value: 5}"
+    assert refused(entries) == "`teacher.horizon=5` is shorter than `teacher.epochs=9`"
+    assert read(entries, "teacher.epochs=5").fixed["teacher.epochs"] == 5
+
+
+def test_conflicting_combinations_are_allowed_unless_all_conflict(read, refused):
+    some = "teacher.epochs: {values: [4, 9]}\nteacher.horizon: {values: [5, 6]}"
+    found = read(some)
+    with pytest.raises(ConfigError):
+        config_of(found, {"teacher.epochs": 9, "teacher.horizon": 5})
+    said = refused(some.replace("4", "8"))
+    assert said == (
+        "no combination of values works: `teacher.horizon=5` is shorter than `teacher.epochs=8`"
+    )
+
+
+# overrides
+
+
+def test_an_overridden_parameter_is_fixed_and_no_longer_searched(read):
+    found = read(
+        "k: {min: 1, max: 3}\nseed: {value: 1}\nhidden_width: {min: 8, max: 16}", "k=7", "seed=2"
+    )
+    assert found.fixed == {"seed": 2, "k": 7}
+    assert [one.name for one in found.parameters] == ["hidden_width"]
+    assert read("k: {min: 1, max: 3}", "teacher.lr=1e-4").fixed == {"teacher.lr": 1e-4}
+
+
+def test_a_parameter_that_can_not_apply_with_an_overridden_value_is_dropped(read):
+    entries = f"{WIDTHS}\nrouting.epochs: {{min: 1, max: 2, when: {{routing.widths: '64'}}}}"
+    assert [one.name for one in read(entries, "router=cnn").parameters] == []
+    assert size(read(entries, "router=cnn")) == 1
+    assert size(read(entries, "router=linear")) == 3
+    kept = read(entries, "routing.widths=64", "router=cnn")
+    assert [one.name for one in kept.parameters] == ["routing.epochs"]
+    assert kept.fixed == {"routing.widths": "64", "router": "cnn"}
+    assert [point["routing.epochs"] for point in grid(kept)] == [1, 2]
+
+
+def test_files_of_values_are_overrides_too_and_later_ones_win(read, tmp_path):
+    (tmp_path / "more.yaml").write_text("k: 5\nseed: 3\n")
+    found = read("k: {min: 1, max: 3}", "k=4", f"@{tmp_path / 'more.yaml'}", "seed=9")
+    assert found.fixed == {"k": 5, "seed": 9} and found.parameters == ()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("k=0", "`k=0`: expected 1 to 1000 | auto"),
+        ("kk=1", "unknown key `kk`\nhint: "),
+        ("k", "expected KEY=VALUE or @FILE, found `k`\nhint: "),
+    ],
+)
+def test_a_wrong_override_is_rejected(read, override, said):
+    with pytest.raises(ConfigError) as caught:
+        read("k: {min: 1, max: 3}", override)
+    assert str(caught.value).startswith(said)
