@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -31,7 +30,7 @@ PRELOAD = [
     "moist.cli.main",
     "moist.study.search",
     "moist.study.trainer",
-    "moist.study.foresight",
+    "moist.study.costs",
     "sklearn.cluster",
     "torch._dynamo",
     "optuna.storages._rdb.models",
@@ -154,12 +153,6 @@ def await_end(processes: Iterable[psutil.Process]) -> None:
 def records(home: Path) -> dict[str, str]:
     """When each run was recorded."""
     return {run.key: run.created for run in RunRecords(home).all()}
-
-
-def attempts(home: Path) -> list[dict[str, Any]]:
-    """Number, device and process of all work that was begun, in order."""
-    path = home / "attempts"
-    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
 
 def trials(home: Path, study: str = "toy", storage: str | None = None) -> list[Trial]:

@@ -1,4 +1,4 @@
-"""A study whose trials cost nothing, with a real driver and real workers: to be killed.
+"""A study whose trials cost nothing and follow a script, with a real driver and real workers.
 
 Nothing heavy is imported here, as every worker imports it.
 """
@@ -12,21 +12,33 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from moist.config import Config
-from moist.config.overrides import build
 from moist.errors import MoistError
-from moist.results.objectives import DEFAULT, quantities, reported
+from moist.results.objectives import DEFAULT
 from moist.results.report import Baselines, Machine, Measures, Report
+from moist.store.objects import ObjectStore
 from moist.store.runs import RunRecords
+from moist.study.events import (
+    Completed,
+    Deferred,
+    EpochDone,
+    Send,
+    StageFinished,
+    StageStarted,
+    Warned,
+)
 from moist.study.ref import StudyRef, url_of
 from moist.study.workers import Pool, Slot, Task
 
 PRELOAD = ("moist.store.runs", "moist.config.overrides", "moist.study.workers", "pytest")
 """What a worker's server imports: a second less than for a real pipeline, a hundred times."""
+
+PATIENCE = 120.0
+"""Seconds after which a test that waits fails."""
 
 SWEEP = """
 program: moist
@@ -67,76 +79,165 @@ def report(config: Config) -> Report:
 
 
 @dataclass(frozen=True)
+class Do:
+    """A step of a script that is no event: see `Toy.act` for what there is."""
+
+    what: str
+    about: Any = None
+
+
+Step = Do | EpochDone | StageStarted | StageFinished | Warned | Deferred
+"""What a worker does, or an event that it reports: the trial's number is filled in."""
+Script = Mapping[int, Sequence[Step]]
+
+WAIT = (Do("wait"),)
+DIE = (Do("die"),)
+DIE_ONCE = (Do("die once"),)
+FAIL = (Do("raise", ValueError("no such\nthing: [bold]really[/bold]")),)
+LINGER = (Do("complete"), Do("linger"))
+
+
+def epochs(stage: str, *accuracies: float) -> list[Step]:
+    """The epochs of a stage, by their validation accuracy."""
+    return [
+        EpochDone(None, stage, done, len(accuracies), {"val_accuracy": accuracy})
+        for done, accuracy in enumerate(accuracies, 1)
+    ]
+
+
+def computed(key: str, seconds: float) -> Step:
+    return StageFinished(None, f"stage_{key}", key, seconds, reused=False)
+
+
+def reused(key: str, seconds: float) -> Step:
+    return StageFinished(None, f"stage_{key}", key, seconds, reused=True)
+
+
+@dataclass(frozen=True)
 class Toy:
-    """A worker's work. What befalls it: by trial number, a word that `befall` knows."""
+    """A worker's work: the steps of its trial's script, or of `again` at a further attempt.
+
+    Without `again` every attempt follows the script. With `stage` each trial has a stage of that
+    name, which takes 0.25 s on record. A device called "broken" kills, and one called "faulty"
+    fails like a GPU.
+    """
 
     home: Path
-    fates: Mapping[int, str] = field(default_factory=dict)
+    script: Script = field(default_factory=dict)
+    again: Script | None = None
+    stage: str = ""
 
-    def __call__(
-        self, send: Callable[[Any, dict[str, Any]], None], task: Task, device: str | None, _: int
-    ) -> None:
-        config = build(task.config)
-        stage = {"stage": "toy", "key": key_of(config), "seconds": 0.25}
-        send("stage", {**stage, "state": "started"})
+    def __call__(self, send: Send, task: Task, device: str | None, _threads: int) -> None:
+        signal.alarm(int(PATIENCE))  # a test that fails must not hang
+        number, key = task.number, key_of(task.config)
+        if self.stage:
+            send(StageStarted(number, self.stage, key))
+        first = number not in numbers(self.home)
         self.note(task, device)
-        self.befall(self.fates.get(task.number, ""), device, send)
-        found = report(config)
-        RunRecords(self.home).save(
-            command=task.command, config=config, report=found, artifacts={}
-        )  # all that a killed driver needs is on disk from here on
-        send("stage", {**stage, "state": "computed"})
-        facts = {"key": found.key, "reported": reported(found), "curves": {}}
-        send("done", {"found": quantities(found), **facts})
-        if self.fates.get(task.number) == "lingers":
-            self.linger(task)
+        if device == "broken":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if device == "faulty":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")
+        script = self.script if first or self.again is None else self.again
+        trial = Attempt(self, task, send, report(task.config))
+        for step in script.get(number, ()):
+            trial.take(step)
+        if not trial.ended:
+            trial.complete()
 
     def note(self, task: Task, device: str | None) -> None:
         """A line for each attempt, so that a test can count them."""
         with (self.home / "attempts").open("a") as file:
-            said = {"number": task.number, "device": device, "worker": os.getpid()}
-            file.write(json.dumps(said) + "\n")
+            found = {"number": task.number, "device": device, "worker": os.getpid()}
+            file.write(json.dumps(found | {"blocking": task.blocking}) + "\n")
 
-    def linger(self, task: Task) -> None:
-        """Stay until another worker has begun."""
-        deadline = time.monotonic() + PATIENCE
-        while len((self.home / "attempts").read_text().splitlines()) <= task.number + 1:
-            if time.monotonic() > deadline:
-                (self.home / "alone").touch()
-                return
-            time.sleep(0.01)
 
-    def befall(self, fate: str, device: str | None, send: Callable[..., None]) -> None:
-        if fate == "waits":
-            while not (self.home / "go").exists():
-                time.sleep(0.01)
-        elif fate == "dies" or device == "broken":
-            os.kill(os.getpid(), signal.SIGKILL)
-        elif device == "faulty":
-            raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")
-        elif fate == "dies once":
-            marker = self.home / "died"
-            if not marker.exists():
-                marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-        elif fate == "errs":
-            raise ValueError("no such\nthing: [bold]really[/bold]")
-        elif fate == "fills memory":
-            raise MemoryError
-        elif fate == "allocates too much":
+@dataclass
+class Attempt:
+    """One attempt at a trial: where it sends events, and what it will have found."""
+
+    toy: Toy
+    task: Task
+    send: Send
+    report: Report
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    ended: bool = False
+
+    def take(self, step: Step) -> None:
+        if isinstance(step, Do):
+            self.act(step.what, step.about)
+            return
+        if isinstance(step, EpochDone):
+            self.curves.setdefault(step.stage, []).append(step.metrics["val_accuracy"])
+        self.send(replace(step, number=self.task.number))
+        self.ended = isinstance(step, Deferred)
+
+    def act(self, what: str, about: Any) -> None:
+        home = self.toy.home
+        if what == "find":  # this accuracy
+            self.report = self.report.model_copy(update={"val_accuracy": about})
+        elif what == "store":  # an output of this key
+            ObjectStore(home).folder(about).mkdir(parents=True)
+        elif what == "await":  # a byte in this pipe
+            (home / about).open("rb").read(1)
+        elif what == "wait":  # for the file `go`
+            until(lambda: (home / "go").exists())
+        elif what == "linger":  # until another worker has begun
+            if not until(lambda: len(attempts(home)) > self.task.number + 1):
+                (home / "alone").touch()
+        elif what == "raise":  # this error
+            raise about
+        elif what == "allocate":  # too much
             import torch
 
             torch.empty(1 << 50)
-        elif fate == "talks":
-            self.befall("waits", device, send)
-            send("warned", {"text": "x" * 10_000_000})
+        elif what == "hang":
+            while True:
+                signal.pause()
+        elif what == "die" or (what == "die once" and not (home / "died").exists()):
+            (home / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif what == "complete":
+            self.complete()
+
+    def complete(self) -> None:
+        self.ended, number = True, self.task.number
+        RunRecords(self.toy.home).save(
+            command=self.task.command, config=self.task.config, report=self.report, artifacts={}
+        )  # all that a killed driver needs is on disk from here on
+        if self.toy.stage:
+            key = self.report.key
+            self.send(StageFinished(number, self.toy.stage, key, 0.25, reused=False))
+        self.send(Completed(number, self.report, self.curves))
 
 
-def foresee(config: Config) -> Any:
+def until(seen: Callable[[], bool]) -> bool:
+    """Wait for something; return whether it came."""
+    deadline = time.monotonic() + PATIENCE
+    while not seen():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def attempts(home: Path) -> list[dict[str, Any]]:
+    """Number, device, process of all attempts, and whether they were blocking, in order."""
+    path = home / "attempts"
+    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+
+
+def numbers(home: Path, **having: Any) -> list[int]:
+    """The trials of all attempts, or only of those that have these properties."""
+    found = attempts(home)
+    return [one["number"] for one in found if having.items() <= one.items()]
+
+
+def estimate(config: Config) -> Any:
     """Known before training: the key of the run, and its cost."""
-    from moist.study.schedule import Foreseen
+    from moist.study.costs import CostEstimate
 
-    return Foreseen(key_of(config), (), {"mflops": float(config.hidden_width)})
+    return CostEstimate(key_of(config), (), {"mflops": float(config.hidden_width)})
 
 
 @dataclass(frozen=True)
@@ -149,12 +250,9 @@ class Start:
     study: str = "toy"
     storage: str | None = None
     retries: int = 2
-    fates: Mapping[int, str] = field(default_factory=dict)
+    script: Script = field(default_factory=dict)
     devices: Sequence[str | None] = (None,)
     kill_at: int | None = None
-
-
-PATIENCE = 120.0
 
 
 def ref(home: Path, name: str = "toy", storage: str | None = None) -> StudyRef:
@@ -164,11 +262,12 @@ def ref(home: Path, name: str = "toy", storage: str | None = None) -> StudyRef:
 
 def search(start: Start) -> Any:
     """Drive a study in this process, to the end: its trials."""
-    from moist.reporting.progress import Board
+    from moist.reporting.progress import SearchProgress
     from moist.study.driver import Driver
+    from moist.study.events import StudyOpened
     from moist.study.ledger import opened
-    from moist.study.search import describe
     from moist.study.settings import Settings
+    from moist.study.spec import study_spec
     from moist.sweepfile import read_sweep
 
     file = start.home / "toy.yaml"
@@ -176,15 +275,17 @@ def search(start: Start) -> Any:
     read = read_sweep(file)
     found = ref(start.home, start.study, start.storage)
     places = [Slot(start.devices[i % len(start.devices)], 1) for i in range(start.workers)]
-    described = describe(read, DEFAULT, 0, "moist sweep optuna toy.yaml")
-    work = Toy(start.home, start.fates)
+    spec = study_spec(read, DEFAULT, 0, "moist sweep optuna toy.yaml")
+    work = Toy(start.home, start.script, stage="toy")
     settings = Settings(start.trials, sampler="tpe", retries=start.retries, best={})
     with (
-        opened(found, described) as ledger,
+        opened(found, spec) as ledger,
         Pool(work, places, start.home / "logs", PRELOAD) as pool,
-        Board(start.study, DEFAULT, start.trials) as board,
+        SearchProgress() as progress,
     ):
-        Driver(found, ledger, read, pool, foresee, settings, board, seed=0).run()
+        notify = progress.observe
+        notify(StudyOpened(start.study, ledger.spec, start.trials, 0))
+        Driver(found, ledger, read, pool, estimate, settings, notify).run()
         return ledger.trials()
 
 

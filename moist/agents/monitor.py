@@ -7,7 +7,7 @@ from typing import Any
 
 from moist.errors import StageError, first_line
 from moist.reporting.study_tables import format_params, format_quantity
-from moist.reporting.terminal import Watcher
+from moist.reporting.terminal import TerminalProgress
 from moist.results.objectives import PREFIX
 from moist.tracking.journal import TRIAL
 
@@ -20,7 +20,7 @@ class Monitor:
     def __init__(self, sweep: str, quiet: bool) -> None:
         self.sweep = sweep
         self.project, _, self.id = sweep.rpartition("/")
-        self.progress = Watcher(quiet)
+        self.progress = TerminalProgress(quiet)
         self.ended: dict[str, str] = {}
         """Final states of runs, by id."""
         self.has_warned = False
@@ -53,7 +53,7 @@ class Monitor:
         for run in runs:
             if run.state in ENDED and run.id not in self.ended:
                 self.ended[run.id] = run.summary.get(f"{TRIAL}state", run.state)
-                self.progress.said(self._line(run))
+                self.progress.noted(self._line(run))
 
     def check(self) -> None:
         """Raise StageError when runs ended and none was completed."""

@@ -14,7 +14,7 @@ import yaml
 from moist.config.files import included
 from moist.config.overrides import given
 from moist.errors import ConfigError, StoreError
-from moist.study.search import requested
+from moist.study.search import requested_trials
 from moist.sweepfile import read_sweep, size
 from moist.tracking.client import PROJECT
 from moist.tracking.mode import choose_mode
@@ -73,7 +73,7 @@ def registration(
         name: {word: value for word, value in entry.items() if word != "when"}
         for name, entry in parameters.items()
     }
-    budget = min(requested(search, count), size(search) or sys.maxsize)
+    budget = min(requested_trials(search, count), size(search) or sys.maxsize)
     return Registration(path, overrides, content, budget)
 
 

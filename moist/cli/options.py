@@ -73,9 +73,9 @@ class Compute:
     quiet: bool = False
 
     @contextmanager
-    def progress(self) -> Iterator[terminal.Watcher]:
+    def progress(self) -> Iterator[terminal.TerminalProgress]:
         """Show progress on stderr while the context is open."""
-        with closing(terminal.Watcher(self.quiet)) as progress:
+        with closing(terminal.TerminalProgress(self.quiet)) as progress:
             yield progress
 
     def env(self, progress: Progress) -> Env:

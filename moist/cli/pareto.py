@@ -150,9 +150,13 @@ def pareto(
     elif hypervolume:
         _print_hypervolume(first, axes, corner, as_json)
     elif reseed:
+        from moist.reporting.progress import SearchProgress
         from moist.study.reseed import reseed as train_again
 
-        members = train_again(refs[0], times=reseed, workers=workers, threads=threads, quiet=quiet)
+        with SearchProgress(quiet) as progress:
+            members = train_again(
+                refs[0], times=reseed, workers=workers, threads=threads, observers=[progress]
+            )
         _print_members(refs[0], members, as_json)
     else:
         _print_frontier(first, axes, as_csv, as_json)
@@ -175,8 +179,8 @@ def _check_count(found: int, expected: int) -> None:
 def _from_database(ref: StudyRef) -> Results:
     from moist.study.storage import load
 
-    described, trials = load(ref)
-    return Results(ref.name, described.objectives, trials)
+    spec, trials = load(ref)
+    return Results(ref.name, spec.objectives, trials)
 
 
 def _from_wandb(sources: Sequence[str], groups: Sequence[str]) -> list[Results]:
@@ -190,7 +194,7 @@ def _from_wandb(sources: Sequence[str], groups: Sequence[str]) -> list[Results]:
         return []
     from moist.tracking.results import load
 
-    warned = terminal.Watcher().warned
+    warned = terminal.TerminalProgress().warned
     pairs = zip(sources, groups or [""] * len(sources), strict=True)
     loaded = [load(source, group or None, DEFAULT, warned) for source, group in pairs]
     return [Results(name, DEFAULT, trials) for name, trials in loaded]

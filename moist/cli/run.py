@@ -35,19 +35,19 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
     from moist.store.store import Store
     from moist.tracking.client import run_info
     from moist.tracking.journal import summary_of
-    from moist.tracking.progress import Tracked
+    from moist.tracking.progress import WandbProgress
     from moist.tracking.tracker import open_tracker
 
     home, command = compute.home, reproducing(config)
     with compute.progress() as progress:
         env = compute.env(progress)
         if crowded := env.crowding():
-            progress.said(crowded)
+            progress.noted(crowded)
         with (
-            open_tracker(wandb, home, progress.said, progress.warned) as tracked,
+            open_tracker(wandb, home, progress.noted, progress.warned) as tracked,
             tracked.open(run_info(config, home, command), config) as journal,
         ):
-            store = Store(home, replace(env, progress=Tracked(progress, journal)))
+            store = Store(home, replace(env, progress=WandbProgress(progress, journal)))
             report = run_pipeline(config, store)
             record = RunRecords(home).save(
                 command=command, config=config, report=report, artifacts=store.keys()

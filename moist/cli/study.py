@@ -56,16 +56,16 @@ def best(
     check_together(apart=[("--knee", "--by")])
     from moist.study.storage import load
 
-    described, trials = load(ref)
+    spec, trials = load(ref)
     limits = parse_limits(at_most, at_least)
-    objective = Objective(by, known(by).better) if by else described.objectives[0]
+    objective = Objective(by, known(by).better) if by else spec.objectives[0]
     found = queries.best(trials, limits, objective)  # raises unless a trial is within the limits
     if knee:
-        found = queries.knee(queries.keeping(trials, limits), described.objectives)
+        found = queries.knee(queries.keeping(trials, limits), spec.objectives)
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
-    study_tables.print_trials("", [found], described.objectives)
+    study_tables.print_trials("", [found], spec.objectives)
     click.echo(f"reproduce it with\n  {found.command}")
     if found.key:
         show = ref.locate(f"moist show {found.key[:SHORT]}", storage=False)
@@ -114,12 +114,12 @@ def table(
     check_together(apart=[("--csv", "--json"), ("--csv", "--across"), ("--csv", "--show")])
     from moist.study.storage import load
 
-    described, trials = load(ref)
+    spec, trials = load(ref)
     complete = [trial for trial in trials if trial.state == "complete"]
     if as_csv:
         click.echo(trial_frame(complete).to_csv(index=False), nl=False)
         return
-    objectives = [one.name for one in described.objectives]
+    objectives = [one.name for one in spec.objectives]
     default = (*(objectives[:1] if across else objectives), f"{TEST}accuracy")
     rows = averaged(trials, show or default, over)
     if across is not None and not any(across in row.params for row in rows):

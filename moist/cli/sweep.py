@@ -72,16 +72,16 @@ def status(ref: StudyRef, as_json: bool) -> None:
     \b
     moist sweep status quickstart
     """
-    from moist.study.leases import holder
+    from moist.study.leases import driver_of
     from moist.study.storage import load
 
-    described, trials = load(ref)
-    driver = holder(ref)
+    spec, trials = load(ref)
+    driver = driver_of(ref)
     if as_json:
         listed = [trial.model_dump(mode="json") for trial in trials]
-        print_json({**described.model_dump(mode="json"), "driver": driver, "trials": listed})
+        print_json({**spec.model_dump(mode="json"), "driver": driver, "trials": listed})
     else:
-        study_tables.print_status(ref, described, trials, driver)
+        study_tables.print_status(ref, spec, trials, driver)
 
 
 @sweep.command()
@@ -98,12 +98,12 @@ def retry(ref: StudyRef, reason: str) -> None:
     from moist.study.ledger import opened
     from moist.study.storage import load
 
-    described, _ = load(ref)
-    with opened(ref, described) as ledger:
+    spec, _ = load(ref)
+    with opened(ref, spec) as ledger:
         again = ledger.retry_failed(reason)
     click.echo(f"{len(again)} trials requeued: {', '.join(map(str, again)) or 'none'}")
     if again:
-        click.echo(f"run them with\n  {ref.locate(described.command)}")
+        click.echo(f"run them with\n  {ref.locate(spec.command)}")
 
 
 @sweep.command()
@@ -122,12 +122,12 @@ def doctor(ref: StudyRef, fix: bool, as_json: bool) -> None:
     from moist.study.ledger import opened
     from moist.study.storage import load
 
-    described, trials = load(ref)
+    spec, trials = load(ref)
     if fix:
-        with opened(ref, described) as ledger:
+        with opened(ref, spec) as ledger:
             ledger.requeue_unfinished()
         _, trials = load(ref)
-    found = examine(ref, described, trials)
+    found = examine(ref, spec, trials)
     if as_json:
         print_json([finding.model_dump(mode="json") for finding in found])
     else:

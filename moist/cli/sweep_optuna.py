@@ -26,12 +26,12 @@ from moist.cli.options import (
 )
 from moist.reporting import run_tables, study_tables, terminal
 from moist.results.objectives import DEFAULT, parse_limits, parse_objectives, parse_values
-from moist.study.policy import BEST, SAMPLERS
+from moist.study.settings import BEST, SAMPLERS
 
 if TYPE_CHECKING:
     from moist.study.ref import StudyRef
     from moist.study.settings import Settings
-    from moist.study.storage import Described
+    from moist.study.spec import StudySpec
     from moist.study.workers import Slot
     from moist.sweepfile import Sweep
 
@@ -69,26 +69,29 @@ class SearchOptions:
 
     def slots(self) -> list[Slot]:
         """Return the device and threads of each worker. Raises ConfigError."""
-        from moist.study.search import slots
+        from moist.study.workers import make_slots
 
-        return slots(self.devices, self.workers, self.threads)
+        return make_slots(self.devices, self.workers, self.threads)
 
-    def describe(self, sweep: Sweep, slots: Sequence[Slot]) -> Described:
+    def describe(self, sweep: Sweep, slots: Sequence[Slot]) -> StudySpec:
         """Describe the study, with the command that continues it, passwords masked."""
         from moist.study.ref import masked
-        from moist.study.search import describe
+        from moist.study.spec import study_spec
+        from moist.study.workers import machine_of
 
         given = parse_objectives(self.objectives) if self.objectives else sweep.objectives
+        objectives = given or DEFAULT
         command = shlex.join(["moist", *map(masked, sys.argv[1:])])
-        return describe(sweep, given or DEFAULT, self.seed, command, slots)
+        machine = machine_of(slots, objectives)
+        return study_spec(sweep, objectives, self.seed, command, machine=machine)
 
     def settings(self, sweep: Sweep) -> Settings:
         """Return how far to search, and which trials to skip. Raises ConfigError."""
-        from moist.study.search import requested
+        from moist.study.search import requested_trials
         from moist.study.settings import Settings
 
         return Settings(
-            trials=requested(sweep, self.trials),
+            trials=requested_trials(sweep, self.trials),
             sampler=self.sampler,
             retries=self.retries,
             timeout=self.timeout,
@@ -197,7 +200,7 @@ def optuna(file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     if not asked.quiet:
         _print_ignored(sweep, bool(asked.objectives))
     if asked.dry_run:
-        _rehearse(sweep, asked)
+        _plan_search(sweep, asked)
     else:
         _search(sweep, asked)
 
@@ -215,37 +218,41 @@ def _print_ignored(sweep: Sweep, has_objectives: bool) -> None:
 
 def _search(sweep: Sweep, options: SearchOptions) -> None:
     from moist.reporting.plots import check_plot_path, plot_study
+    from moist.reporting.progress import SearchProgress
     from moist.reporting.wandb_summary import log_summary
     from moist.results.queries import members
+    from moist.study.events import Observer
     from moist.study.search import search
+    from moist.study.tracking import WandbObserver
     from moist.tracking.tracker import open_tracker
 
     check_plot_path(options.plot)
     slots, ref = options.slots(), options.ref(sweep)
-    described, settings = options.describe(sweep, slots), options.settings(sweep)
+    spec, settings = options.describe(sweep, slots), options.settings(sweep)
     plot = options.plot or ref.home / "plots" / f"{ref.name}.html"
-    progress = terminal.Watcher(options.quiet)
-    with open_tracker(options.wandb, ref.home, progress.said, progress.warned) as tracked:
-        outcome = search(
-            ref, sweep, described, settings, slots=slots, quiet=options.quiet, tracker=tracked
-        )
-        if front := members(outcome.trials, described.objectives):
+    progress = terminal.TerminalProgress(options.quiet)
+    with open_tracker(options.wandb, ref.home, progress.noted, progress.warned) as tracked:
+        with SearchProgress(options.quiet) as shown:
+            observers: list[Observer] = [shown]
+            observers += [] if tracked.off else [WandbObserver(tracked)]
+            result = search(ref, sweep, spec, settings, slots=slots, observers=observers)
+        if front := members(result.trials, spec.objectives):
             plot.parent.mkdir(parents=True, exist_ok=True)
             plot_study(plot, ref)
-            if outcome.tally.told and not tracked.off:
+            if result.stats.outcomes and not tracked.off:
                 log_summary(tracked, ref, plot)
         if options.as_json:
-            print_json(outcome.record(front))
+            print_json(result.record(front))
         else:
-            study_tables.print_outcome(ref, outcome, front, described.objectives, plot)
+            study_tables.print_result(ref, result, front, spec.objectives, plot)
 
 
-def _rehearse(sweep: Sweep, options: SearchOptions) -> None:
-    from moist.study.search import rehearse
+def _plan_search(sweep: Sweep, options: SearchOptions) -> None:
+    from moist.study.search import plan_search
 
     slots, ref = options.slots(), options.ref(sweep)
-    described, settings = options.describe(sweep, slots), options.settings(sweep)
-    found = rehearse(ref, sweep, described, settings, slots=slots)
+    spec, settings = options.describe(sweep, slots), options.settings(sweep)
+    found = plan_search(ref, sweep, spec, settings, slots=slots)
     if options.as_json:
         print_json(found.record())
         return

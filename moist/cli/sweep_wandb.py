@@ -65,7 +65,7 @@ def wandb(
     from moist.agents.monitor import Monitor
     from moist.agents.pool import AgentPool
     from moist.agents.register import check_online, register, registration
-    from moist.study.search import slots
+    from moist.study.workers import make_slots
 
     plan = registration(file, overrides, count) if file else None
     if register_only and plan and plan.scheduled:
@@ -73,7 +73,7 @@ def wandb(
             f"`{file}` has a `scheduler`, which must run along with its agents",
             "omit `--register-only`; other machines can join with `--sweep`",
         )
-    places = slots(devices, workers, threads)
+    places = make_slots(devices, workers, threads)
     check_online(file)
     path = register(plan, entity, project) if plan else str(joined)
     click.echo(f"sweep {path}", err=True)

@@ -52,14 +52,14 @@ def sync(
     """
     from moist.tracking.upload import Destination, Outbox, UploadResult
 
-    progress = terminal.Watcher(quiet)
+    progress = terminal.TerminalProgress(quiet)
     outbox = Outbox(home, progress.warned)
     running, due = (_selected(found, runs, home) for found in (outbox.running(), outbox.due()))
     results: list[UploadResult] = []
 
     def report(result: UploadResult) -> None:
         results.append(result)
-        progress.said(_line(result))
+        progress.noted(_line(result))
 
     for run in running:
         report(UploadResult.of(run, "running", "skipped for now"))
@@ -206,7 +206,7 @@ def workspace(place: str, group: str | None, as_json: bool) -> None:
     from moist.tracking.results import load
     from moist.tracking.workspace import build, save, tag
 
-    name, trials = load(place, group, DEFAULT, terminal.Watcher().warned)
+    name, trials = load(place, group, DEFAULT, terminal.TerminalProgress().warned)
     front = queries.members(trials, DEFAULT)
     panels = build(entity, project, group)
     changed = tag(place, group, {trial.key for trial in front if trial.key})

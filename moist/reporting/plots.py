@@ -38,12 +38,12 @@ def plot_study(
     The suffix of `path` selects the format. Raises ConfigError for an unknown suffix, a missing
     folder, and a study without a complete trial.
     """
-    described, trials = load(ref)
-    axes = axes or described.objectives
+    spec, trials = load(ref)
+    axes = axes or spec.objectives
     y, x = (*axes, COST)[:2]
     plot = frontier_plot(trials, members(trials, axes), x, y, errors)
-    shares = importances(find(ref), described.objectives)
-    save_plot(path, plot, f"Pareto frontier of {ref.name}", described.command, shares)
+    shares = importances(find(ref), spec.objectives)
+    save_plot(path, plot, f"Pareto frontier of {ref.name}", spec.command, shares)
 
 
 def save_plot(

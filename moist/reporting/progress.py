@@ -1,9 +1,10 @@
-"""The progress of a sweep on stderr: a live board on a terminal, else one line a trial."""
+"""The progress of a search on stderr: a live display on a terminal, else a line for each trial."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -11,106 +12,105 @@ from rich.text import Text
 
 from moist.reporting.study_tables import format_params, trial_line
 from moist.reporting.terminal import SHORT, duration
-from moist.results.objectives import Objective
 from moist.results.trials import Trial
-from moist.study.schedule import Entry
-from moist.study.workers import Message
+from moist.study.events import (
+    Deferred,
+    EpochDone,
+    Event,
+    Lost,
+    Noted,
+    StageFinished,
+    StageStarted,
+    StudyOpened,
+    TrialEnded,
+    TrialStarted,
+    Warned,
+)
 
 
-class Board:
-    """What a driver tells, as people read it; `quiet` shows warnings only. Use as a context."""
+class SearchProgress:
+    """An observer that shows a study on stderr; `quiet` shows warnings only. A context."""
 
-    def __init__(
-        self, name: str, objectives: Sequence[Objective], requested: int, quiet: bool = False
-    ) -> None:
-        self.name, self.objectives, self.requested, self.quiet = name, objectives, requested, quiet
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.console = Console(stderr=True, highlight=False)
-        self.begun = time.monotonic()
+        self.opened: StudyOpened | None = None
+        self.began = time.monotonic()
         self.complete = self.fresh = 0
-        self.own = ""
-        self.running: dict[int, tuple[Entry, str]] = {}
-        self.live = Live(get_renderable=self._board, console=self.console, transient=True)
+        self.own_stage = ""
+        self.params: dict[int, Mapping[str, Any]] = {}
+        self.at: dict[int, str] = {}
+        """What each running trial is computing."""
+        self.live = Live(get_renderable=self._display, console=self.console, transient=True)
 
-    def __enter__(self) -> Board:
-        if self.console.is_terminal and not self.quiet:
-            self.live.start()
+    def __enter__(self) -> SearchProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def resumed(self, complete: int) -> None:
-        """Say what an earlier start of the study has done already."""
-        self.complete = complete
-        if complete:
-            self.said(f"{self.name}: {complete} of {self.requested} trials were complete before")
+    def observe(self, event: Event) -> None:
+        match event:
+            case StudyOpened():
+                self._open(event)
+            case TrialStarted():
+                self.params[event.number] = event.params
+                self.at[event.number] = ""
+            case StageStarted(number=None):
+                self.own_stage = event.stage
+            case StageFinished(number=None, reused=False):
+                self.own_stage = ""
+                took = f"computed in {duration(event.seconds)}"
+                self._print(f"{event.stage:<18} {event.key[:SHORT]}  {took}")
+            case StageStarted(number=int(number)):
+                self.at[number] = event.stage
+            case EpochDone(number=int(number)):
+                self.at[number] = f"{event.stage}  {event.done} of {event.total}"
+            case Warned():
+                self._warn(event)
+            case Deferred() | Lost():
+                self.at.pop(event.number, None)
+            case TrialEnded():
+                self._end(event.trial)
+            case Noted():
+                self._print(event.text)
 
-    def started(self, entry: Entry) -> None:
-        self.running[entry.number] = (entry, "")
+    def _open(self, event: StudyOpened) -> None:
+        self.opened, self.complete = event, event.complete
+        if self.console.is_terminal and not self.quiet:
+            self.live.start()
+        if event.complete:
+            done = f"{event.complete} of {event.requested} trials were complete before"
+            self._print(f"{event.name}: {done}")
 
-    def heard(self, entry: Entry, message: Message) -> None:
-        """Show the stage and epoch that a trial is at."""
-        about = message.about
-        if message.kind == "epoch":
-            said = f"{about['stage']}  {about['done']} of {about['total']}"
-            self.running[entry.number] = (entry, said)
-        elif message.kind == "stage" and about["state"] == "started":
-            self.running[entry.number] = (entry, about["stage"])
-        elif message.kind == "warned":
-            self.warned(f"trial {entry.number}: {about['text']}")
-        elif message.kind in {"held", "lost"}:
-            self.running.pop(entry.number, None)
-
-    def told(self, trial: Trial, how: str) -> None:
-        self.running.pop(trial.number, None)
+    def _end(self, trial: Trial) -> None:
+        self.at.pop(trial.number, None)
         if trial.state == "complete":
             self.complete += 1
             self.fresh += 1
-        self.said(trial_line(trial, self.objectives))
+        if self.opened is not None:
+            self._print(trial_line(trial, self.opened.spec.objectives))
 
-    def warned(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+    def _warn(self, event: Warned) -> None:
+        where = "" if event.number is None else f"trial {event.number}: "
+        text = f"warning: {where}{event.text}"
+        self.console.print(text, style="yellow", markup=False, soft_wrap=True)
 
-    def unwanted(self) -> Collection[int]:
-        """None: a terminal stops nothing but all."""
-        return ()
-
-    def said(self, text: str) -> None:
-        """A line of progress."""
+    def _print(self, text: str) -> None:
         if not self.quiet:
             self.console.print(text, markup=False, soft_wrap=True)
 
-    def _board(self) -> RenderableType:
-        """Counts and time, and a line for each trial at work."""
-        gone = time.monotonic() - self.begun
-        head = f"{self.name}: {self.complete} of {self.requested} trials, {duration(gone)}"
-        if self.fresh and self.complete < self.requested:
-            left = gone / self.fresh * (self.requested - self.complete)
+    def _display(self) -> RenderableType:
+        """Render counts and time, and a line for each running trial."""
+        if self.opened is None:
+            return Group()
+        seconds, requested = time.monotonic() - self.began, self.opened.requested
+        head = f"{self.opened.name}: {self.complete} of {requested} trials, {duration(seconds)}"
+        if self.fresh and self.complete < requested:
+            left = seconds / self.fresh * (requested - self.complete)
             head += f", about {duration(left)} left"
         lines = [
-            Text(f"  trial {number:>3}  {said:<28}  {format_params(entry.params)}", no_wrap=True)
-            for number, (entry, said) in sorted(self.running.items())
+            Text(f"  trial {n:>3}  {at:<28}  {format_params(self.params[n])}", no_wrap=True)
+            for n, at in sorted(self.at.items())
         ]
-        return Group(Text(f"{head}  {self.own}"), *lines)
-
-
-class Aside:
-    """The driver's own stages (data, latencies) on the board: what they took, and warnings."""
-
-    def __init__(self, board: Board) -> None:
-        self.board = board
-
-    def started(self, stage: str, key: str) -> None:
-        self.board.own = stage
-
-    def advanced(
-        self, stage: str, done: int, total: int, metrics: Mapping[str, float]
-    ) -> None: ...
-    def reused(self, stage: str, key: str, seconds: float) -> None: ...
-
-    def finished(self, stage: str, key: str, seconds: float) -> None:
-        self.board.own = ""
-        self.board.said(f"{stage:<18} {key[:SHORT]}  computed in {duration(seconds)}")
-
-    def warned(self, message: str) -> None:
-        self.board.warned(message)
+        return Group(Text(f"{head}  {self.own_stage}"), *lines)

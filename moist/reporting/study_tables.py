@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from moist.results.queries import Comparison
     from moist.study.ref import StudyRef
     from moist.study.reseed import Member
-    from moist.study.settings import Outcome
-    from moist.study.storage import Described
+    from moist.study.settings import SearchResult
+    from moist.study.spec import StudySpec
 
 CONFIDENT = 0.9
 """Probability below which a member of a frontier is named as uncertain."""
@@ -29,7 +29,7 @@ HEADS = {
 }  # fmt: skip
 
 OUTCOMES = {
-    "trained": "trained", "known": "reused from records", "screened": "rejected before training",
+    "trained": "trained", "reused": "reused from records", "screened": "rejected before training",
     "pruned": "stopped early", "failed": "failed",
 }  # fmt: skip
 
@@ -85,31 +85,31 @@ def trial_line(trial: Trial, objectives: Sequence[Objective]) -> str:
     return f"{head}  {trial.state}: {reason[0]}  {format_params(trial.params)}"
 
 
-def print_outcome(
+def print_result(
     ref: StudyRef,
-    outcome: Outcome,
+    result: SearchResult,
     front: Sequence[Trial],
     objectives: Sequence[Objective],
     plot: Path,
 ) -> None:
     """Print the frontier, what it cost, what was saved, and a command to continue with."""
     print_trials(f"Pareto frontier of {ref.name}", front, objectives)
-    told = outcome.tally.told
-    counts = [f"{told[how]} {text}" for how, text in OUTCOMES.items() if told[how]]
-    print(f"{len(outcome.trials)} trials in the study; now {', '.join(counts) or 'none'}")
-    tally = outcome.tally
+    stats = result.stats
+    ends = stats.outcomes
+    counts = [f"{ends[name]} {text}" for name, text in OUTCOMES.items() if ends[name]]
+    print(f"{len(result.trials)} trials in the study; now {', '.join(counts) or 'none'}")
     print(
-        f"{tally.computed} stages computed in {duration(tally.seconds)}, {tally.reused} reused,"
-        f" {duration(tally.saved)} saved"
+        f"{stats.computed} stages computed in {duration(stats.seconds)}, {stats.reused} reused,"
+        f" {duration(stats.saved)} saved"
     )
-    if tally.doubted:
-        wrong = [str(trial.number) for trial in front if trial.number in tally.doubted]
+    if stats.would_prune:
+        wrong = [str(trial.number) for trial in front if trial.number in stats.would_prune]
         print(
-            f"--prune would have stopped {len(tally.doubted)} trials; members of the frontier"
+            f"--prune would have stopped {len(stats.would_prune)} trials; members of the frontier"
             f" among them: {', '.join(wrong) or 'none'}"
         )
-    if tally.ended:
-        print(f"ended early: {tally.ended}")
+    if stats.ended:
+        print(f"ended early: {stats.ended}")
     if front:
         print(f"plot: {plot}")
         cost = next((o.name for o in objectives if o.direction == "min"), "mflops")
@@ -168,7 +168,7 @@ def format_spread(name: str, spread: Spread) -> str:
 
 
 def print_status(
-    ref: StudyRef, described: Described, trials: Sequence[Trial], driver: str | None
+    ref: StudyRef, spec: StudySpec, trials: Sequence[Trial], driver: str | None
 ) -> None:
     """Print how far a study is, its driver, and what failed and why."""
     counts = Counter(trial.state for trial in trials)
@@ -180,7 +180,7 @@ def print_status(
         if trial.state == "failed":
             after = again.get(trial.number)
             tried = "" if after is None else f"  (retried as trial {after})"
-            print(f"{trial_line(trial, described.objectives)}{tried}")
+            print(f"{trial_line(trial, spec.objectives)}{tried}")
         elif trial.attempts and trial.state != "complete":
             print(f"trial {trial.number}: {'; '.join(trial.attempts)}")
     if driver:
@@ -190,7 +190,7 @@ def print_status(
         print(
             f"no driver is running{f', {idle} trials unfinished' if idle else ''}; continue with"
         )
-        print(f"  {ref.locate(described.command)}")
+        print(f"  {ref.locate(spec.command)}")
 
 
 def print_averages(study: str, rows: Sequence[Averaged], across: str | None = None) -> None:

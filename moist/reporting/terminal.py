@@ -42,7 +42,7 @@ def size(count: float) -> str:
     raise AssertionError
 
 
-class Watcher:
+class TerminalProgress:
     """Progress of a run: a bar a stage on a terminal, else a line a stage.
 
     `quiet` tells nothing but warnings.
@@ -78,15 +78,15 @@ class Watcher:
 
     def finished(self, stage: str, key: str, seconds: float) -> None:
         self._stop()
-        self.said(f"{stage:<18} {key[:SHORT]}  computed in {duration(seconds)}")
+        self.noted(f"{stage:<18} {key[:SHORT]}  computed in {duration(seconds)}")
 
     def reused(self, stage: str, key: str, seconds: float) -> None:
-        self.said(f"{stage:<18} {key[:SHORT]}  reused, {duration(seconds)} saved")
+        self.noted(f"{stage:<18} {key[:SHORT]}  reused, {duration(seconds)} saved")
 
     def warned(self, message: str) -> None:
         self.console.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
 
-    def said(self, text: str) -> None:
+    def noted(self, text: str) -> None:
         """A line of progress."""
         if not self.quiet:
             self.console.print(text, markup=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 
 def log_summary(tracker: Tracker, ref: StudyRef, page: Path) -> None:
     """Log a study's current state to W&B; `page` is its HTML report."""
-    described, trials = load(ref)
-    objectives = described.objectives
+    spec, trials = load(ref)
+    objectives = spec.objectives
     front = members(trials, objectives)
     drawn = figures(trials, front, objectives, importances(find(ref), objectives))
-    values = described.facts.fixed | {"objectives": [*map(str, objectives)]}
-    about = about_of(ref.name, described, STUDY, STUDY, values, described.command)
+    values = spec.facts.fixed | {"objectives": [*map(str, objectives)]}
+    about = replace(about_of(ref.name, spec, STUDY, STUDY, values), notes=spec.command)
     journal = tracker.open(about)
     journal.submit(lambda run: _log(run, ref.home, ref.name, trials, front, drawn, page))
     counts = Counter(trial.state for trial in trials)

@@ -1,9 +1,11 @@
-"""What a config's architecture decides, known before anything is trained."""
+"""Cost estimates: what a config computes, and what its architecture decides before training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
 
 import torch
 
@@ -20,23 +22,88 @@ from moist.nets.build import (
 )
 from moist.nets.cnn import Shape
 from moist.nets.mixture import MoIST
+from moist.pipeline import stages
 from moist.results.report import Cost, Timing, asking
 from moist.stages.latency import synchronizer
 from moist.store.artifacts import Dataset
-from moist.store.calls import Backend, Ref
+from moist.store.calls import Backend, Call, Ref
+from moist.store.plan import Plan
 from moist.systems import architecture
 from moist.systems.bound import Bound
+from moist.systems.outputs import run_key
 from moist.systems.shared import prepared, timed
 
+LATENCY = "measure_latency"
 
-def known(config: Config, store: Backend, latency: bool) -> dict[str, float]:
-    """The quantities that training can't change, as the run will report them.
 
-    None of them for `k=auto`, where the number of students depends on the teacher, and for second
-    opinions, of which training says how many are asked for. Prepares the data, which gives the
-    images' shape, and measures times only if `latency`, those of second opinions too; both are
-    stored, and the run itself reuses them. A `Plan` can't answer: it has no data. Raises
-    ConfigError for what can't work on these data.
+@dataclass(frozen=True)
+class CostEstimate:
+    """What is known of a config before training: its run's key, its stages, its quantities.
+
+    `measure` finds the quantities that take a while, and are worth it once the others are no
+    reason to reject the trial.
+    """
+
+    key: str
+    calls: tuple[Call, ...]
+    quantities: dict[str, float]
+    measure: Callable[[], dict[str, float]] = dict
+
+    def measured(self) -> CostEstimate:
+        """Return the estimate with all quantities."""
+        return replace(self, quantities=self.quantities | self.measure(), measure=dict)
+
+
+@dataclass
+class CostEstimator:
+    """Estimates configs over one home; `paused` stops all workers while a latency is measured.
+
+    So that no latency is measured beside a training: an architecture's is measured once, before
+    its first trial starts, and not at all if its counts are reason enough to reject it. Two are
+    measured by the trial: that of `k=auto`, whose architecture isn't known yet, and with
+    `reuse=False`, where every trial computes all its stages.
+    """
+
+    store: Backend
+    reuse: bool = True
+    paused: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
+
+    def __call__(self, config: Config) -> CostEstimate:
+        """Prepare the data and count; the estimate can be `measured`, too."""
+        planned = self.plan(config)
+        counted = untrained_quantities(config, self.store, latency=False)
+        if known_students(config) is None or not self.reuse:
+            return replace(planned, quantities=counted)
+        return replace(planned, quantities=counted, measure=partial(self._measure, config))
+
+    def _measure(self, config: Config) -> dict[str, float]:
+        # The data are prepared by now: a worker that is paused may hold their lock.
+        timed = all(call.reused for call in self.plan(config).calls if call.stage == LATENCY)
+        with nullcontext() if timed else self.paused():
+            return untrained_quantities(config, self.store, latency=True)
+
+    def plan(self, config: Config) -> CostEstimate:
+        """Return the key and the stages alone: computes nothing."""
+        forecast = self._first.fresh()
+        key = run_key(config, stages(config, forecast))
+        calls: dict[str, Call] = {}
+        for call in forecast.calls:  # the second call of a stage finds it planned
+            calls.setdefault(call.key, call)
+        return CostEstimate(key, tuple(calls.values()), {})
+
+    @cached_property
+    def _first(self) -> Plan:
+        return Plan(self.store.home, self.store.env, self.reuse, verify=False)
+
+
+def untrained_quantities(config: Config, store: Backend, latency: bool) -> dict[str, float]:
+    """Return the quantities that training can't change, as the run will report them.
+
+    None of them for `k=auto`, where the number of students depends on the teacher, and for a
+    model that defers, where training decides how many images are deferred. Prepares the data,
+    which gives the images' shape, and measures times only if `latency`, those of deferral too;
+    both are stored, and the run itself reuses them. A `Plan` has no data to do so. Raises
+    ConfigError for a config that can't work on these data.
     """
     arch, k = architecture(config), known_students(config)
     if k is None:
@@ -63,7 +130,7 @@ _seen: dict[str, tuple[Shape, int]] = {}
 
 
 def _images(data: Ref[Dataset]) -> tuple[Shape, int]:
-    """Image shape and number of classes; a data set is loaded for them once a process."""
+    """Return image shape (C, H, W) and number of classes; loads a data set once a process."""
     if data.key not in _seen:
         loaded = data.value
         _seen[data.key] = (loaded.image_shape, len(loaded.classes))
@@ -72,19 +139,19 @@ def _images(data: Ref[Dataset]) -> tuple[Shape, int]:
 
 @cache
 def _cost(image_shape: Shape, classes: int, arch: Architecture, k: int) -> Cost:
-    """A trace takes a fifth of a second, so it is taken once."""
+    """Count an untrained model once: a trace takes a fifth of a second."""
     return cost(module(blank(arch, image_shape, classes, k)), image_shape)
 
 
 def time_together(configs: Sequence[Config], store: Backend) -> list[Timing]:
-    """Milliseconds a call with one image, of each config's model, all of them in turn.
+    """Measure each config's model in turn, in milliseconds a call with one image.
 
-    For comparing them on a machine that does nothing else: measured anew, never stored.
+    For comparing them on an otherwise idle machine: measured anew, never stored.
     """
     env, latency, precision = store.env, configs[0].latency, configs[0].precision
     label = torch.zeros(1, dtype=torch.int64, device=env.device)
     calls: dict[str, Callable[[], object]] = {}
-    for index, config in enumerate(configs):  # of k=auto two students: an image meets one
+    for index, config in enumerate(configs):  # two students for k=auto: an image meets one
         shape, classes = _images(prepared(config, store)[0])
         image = torch.zeros(1, *shape, device=env.device)
         parts = timed_models(architecture(config), shape, classes, known_students(config) or 2)
@@ -103,7 +170,7 @@ def time_together(configs: Sequence[Config], store: Backend) -> list[Timing]:
 
 
 def _both(timings: Mapping[str, Timing], index: int, config: Config) -> Timing:
-    """The model's time, with second opinions for the share of images meant to ask for one."""
+    """Return the model's time, with deferral of the share of images that is configured."""
     never, always = timings[f"{index}/model"], timings.get(f"{index}/asked")
     if always is None:
         return never

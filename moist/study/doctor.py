@@ -1,4 +1,4 @@
-"""What can be wrong with a study that no driver mends by itself."""
+"""Problems of a study that no driver repairs by itself."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from pathlib import Path
 from moist.results.report import Record
 from moist.results.trials import Trial
 from moist.store.runs import RunRecords
-from moist.study.leases import holder
+from moist.study.leases import driver_of
 from moist.study.ref import StudyRef
-from moist.study.storage import Described, open_storage
+from moist.study.spec import StudySpec
+from moist.study.storage import open_storage
 
 SHARED = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"}
 """File systems whose locks SQLite can't rely on."""
 
 
 class Finding(Record):
-    """Something wrong, and what mends it."""
+    """A problem and its remedy."""
 
     problem: str
     remedy: str
 
 
-def examine(ref: StudyRef, described: Described, trials: Sequence[Trial]) -> list[Finding]:
-    """All findings on a study, the gravest first."""
+def examine(ref: StudyRef, spec: StudySpec, trials: Sequence[Trial]) -> list[Finding]:
+    """List all problems of a study, the worst first."""
     found = [*_database(ref), *_disk(ref)]
-    if holder(ref) is None:
-        found += _abandoned(ref, described, trials)
-    return [*found, *_records(ref, described, trials)]
+    if driver_of(ref) is None:
+        found += _abandoned(ref, spec, trials)
+    return [*found, *_records(ref, spec, trials)]
 
 
 def _database(ref: StudyRef) -> Iterator[Finding]:
@@ -37,11 +38,11 @@ def _database(ref: StudyRef) -> Iterator[Finding]:
     if not ref.is_file:
         return
     with open_storage(ref).engine.connect() as connection:
-        said = connection.execute(text("PRAGMA integrity_check")).scalar()
-    if said != "ok":
+        answer = connection.execute(text("PRAGMA integrity_check")).scalar()
+    if answer != "ok":
         yield Finding(
-            problem=f"the database `{ref.url.database}` is damaged: {said}",
-            remedy="restore a copy of it; the runs themselves are on record (`moist runs`)",
+            problem=f"the database `{ref.url.database}` is damaged: {answer}",
+            remedy="restore a copy of it; the runs themselves have records (`moist runs`)",
         )
 
 
@@ -60,27 +61,27 @@ def _disk(ref: StudyRef) -> Iterator[Finding]:
         )
 
 
-def _abandoned(ref: StudyRef, described: Described, trials: Sequence[Trial]) -> Iterator[Finding]:
+def _abandoned(ref: StudyRef, spec: StudySpec, trials: Sequence[Trial]) -> Iterator[Finding]:
     for trial in trials:
         if trial.state == "running":
             yield Finding(
-                problem=f"trial {trial.number} is unfinished and nobody drives the study",
-                remedy=f"continue with `{ref.locate(described.command)}`",
+                problem=f"trial {trial.number} is unfinished, and no driver is running",
+                remedy=f"continue with `{ref.locate(spec.command)}`",
             )
 
 
-def _records(ref: StudyRef, described: Described, trials: Sequence[Trial]) -> Iterator[Finding]:
+def _records(ref: StudyRef, spec: StudySpec, trials: Sequence[Trial]) -> Iterator[Finding]:
     for trial in trials:
         if trial.state == "failed" and not trial.reason:
             yield Finding(
                 problem=f"trial {trial.number} failed without a reason",
-                remedy=f"`{ref.command('sweep retry')}` puts it in line again",
+                remedy=f"`{ref.command('sweep retry')}` requeues it",
             )
         if trial.state == "complete" and trial.key and not RunRecords(ref.home).get(trial.key):
-            again = ref.locate(described.command)
+            again = ref.locate(spec.command)
             if trial.command:
                 again = ref.locate(trial.command, storage=False)
             yield Finding(
-                problem=f"trial {trial.number} has no sound run record `{trial.key[:8]}` here",
+                problem=f"trial {trial.number} has no valid run record `{trial.key[:8]}` here",
                 remedy=f"run it again: `{again}`",
             )

@@ -1,45 +1,57 @@
-"""The one process that owns a study: asks, starts workers, judges, tells.
+"""The one process that owns a study: it draws trials, starts workers, ends trials.
 
-All policy meets here: what is not worth training (`judge.py`), what was measured before, what
-is tried again, when to give up.
+All policy meets here: what is not worth training (`screening.py`), what a record answers, what is
+retried, when to stop (`stopping.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moist.config import Config, flat
+from moist.config import Config
 from moist.errors import ConfigError, StageError
 from moist.results.objectives import check_honest, check_measured, quantities, reported
+from moist.results.report import Report
 from moist.results.trials import Trial
 from moist.store.runs import RunRecords, reproducing
-from moist.study.interrupts import interruptible
-from moist.study.judge import Judge
+from moist.study.events import (
+    Completed,
+    Deferred,
+    EpochDone,
+    Failed,
+    Lost,
+    Send,
+    StageFinished,
+    StageStarted,
+    TrialEnded,
+    TrialStarted,
+    Warned,
+    WorkerEvent,
+)
 from moist.study.ledger import Ledger
-from moist.study.notes import note, with_content
-from moist.study.patience import ALIKE, Patience
 from moist.study.ref import StudyRef
 from moist.study.samplers import Untried, chosen, seed_of, suggest
-from moist.study.schedule import Entry, Foreseen, Schedule
-from moist.study.settings import Settings, Tally, Watch
-from moist.study.worker import failure, of_device
-from moist.study.workers import SLOT_LOSSES, Message, Pool, Task
+from moist.study.schedule import Entry, Schedule
+from moist.study.screening import Screening
+from moist.study.settings import Settings, Stats
+from moist.study.stopping import EQUAL_FAILURES, Stopping, deferred_interrupts
+from moist.study.workers import SLOT_LOSSES, Pool, Task, failure, is_device_error
 from moist.sweepfile import Sweep, config_of, size
 
+if TYPE_CHECKING:
+    from moist.study.costs import CostEstimate
+
 TICK = 0.5
-"""Seconds after which the driver looks at the clock, whatever workers say."""
+"""Seconds after which the driver checks its deadline, whether or not workers send events."""
 
-DRIVERS = ("prepare", "measure_latency")
-"""Stages that the driver computes for all trials: what they took is nobody's saving."""
-
-
-Foresee = Callable[[Config], Foreseen]
+OWN_STAGES = ("prepare", "measure_latency")
+"""Stages that the driver computes for all trials: no trial saves their seconds."""
 
 
 class Driver:
-    """Runs a study's trials until there are enough, one `step` after another."""
+    """Runs a study's trials until there are enough."""
 
     def __init__(
         self,
@@ -47,249 +59,287 @@ class Driver:
         ledger: Ledger,
         sweep: Sweep,
         pool: Pool,
-        foresee: Foresee,
+        estimate: Callable[[Config], CostEstimate],
         settings: Settings,
-        watch: Watch,
-        *,
-        seed: int,
+        notify: Send,
     ) -> None:
         self.ref, self.ledger, self.sweep, self.pool = ref, ledger, sweep, pool
-        self.foresee, self.settings, self.watch, self.seed = foresee, settings, watch, seed
+        self.estimate, self.settings, self.notify = estimate, settings, notify
         self.schedule = Schedule(ref.home)
-        self.tally = Tally()
-        self.judge = Judge(ledger.objectives, settings)
-        self.patience = Patience(settings.timeout)
+        self.stats = Stats()
+        self.screening = Screening(ledger.objectives, settings)
+        self.stopping = Stopping(settings.timeout)
+        self.stop_requests: dict[int, str] = {}
+        """Reasons by trial, from observers; they may come from other threads."""
         for trial in ledger.trials():
             self._learn(trial)
 
-    def run(self) -> Tally:
-        """All trials asked for, those of a lost driver first. Raises StageError when going on
-        makes no sense: no sound worker is left, or every trial fails alike."""
+    def run(self) -> Stats:
+        """Run all trials that were asked for, those of a lost driver first.
+
+        Raises StageError when going on makes no sense: there is no healthy worker left, or the
+        last trials failed with the same error.
+        """
         for trial in self.ledger.unfinished():
             self._admit(trial.number, trial.params, trial.attempts)
-        self.ledger.line_up(self.settings.points or ())
-        with interruptible() as interrupted:
+        self.ledger.enqueue(self.settings.points or ())
+        with deferred_interrupts() as interrupted:
             while not interrupted() and self._fill(interrupted):
-                for message in self.pool.wait(TICK):
-                    self._hear(message)
-                for number in {*self.watch.unwanted()} & {*self.schedule.running}:
-                    self._stop(self.schedule.running[number], "somebody stopped it")
+                for event in self.pool.wait(TICK):
+                    self._handle(event)
+                for number in self.stop_requests.keys() & self.schedule.running.keys():
+                    self._stop(self.schedule.running[number], self.stop_requests[number])
         if interrupted():
             raise KeyboardInterrupt
-        return self.tally
+        return self.stats
 
     def _fill(self, interrupted: Callable[[], bool]) -> bool:
-        """Give every free worker a trial; False when nothing is left to do."""
+        """Give every free worker a trial; return False when nothing is left to do."""
         if self._is_over():
             return False
-        if not any(slot.sound for slot in self.pool.slots):
+        if not any(slot.healthy for slot in self.pool.slots):
             raise StageError(
-                f"no worker is sound: each lost {SLOT_LOSSES} different trials in a row",
+                f"no healthy workers left: each lost {SLOT_LOSSES} different trials in a row",
                 f"see `{self.ref.command('sweep status')}`; the same command continues",
             )
         while self.pool.free and not interrupted() and not self._is_over():
-            if entry := self.schedule.pick(but=self.pool.unlucky):
+            if entry := self.schedule.pick(exclude=self.pool.lost_everywhere):
                 self._start(entry)
             elif self._wants_more():
                 self._draw()
-            elif not self.pool.busy and (entry := self.schedule.pick(patient=True)):
-                self._start(entry, patient=True)
+            elif not self.pool.busy and (entry := self.schedule.pick(blocking=True)):
+                self._start(entry, blocking=True)
             else:
                 break
         return bool(self.pool.busy)
 
     def _is_over(self) -> bool:
-        over = self.patience.over
-        self.tally.ended = over or self.tally.ended
-        return bool(over)
+        timed_out = self.stopping.timed_out
+        self.stats.ended = timed_out or self.stats.ended
+        return bool(timed_out)
 
     def _wants_more(self) -> bool:
-        """Whether to draw another trial: enough are neither told nor on their way."""
+        """Return whether to draw another trial: too few have ended or are on their way."""
         workers = len(self.pool.slots)
         ahead = 1 if workers == 1 else 2 * workers
         if len(self.schedule) >= ahead:
             return False
         if self.ledger.has_waiting():
             return True
-        left = self.settings.trials - len(self.judge.finished) - len(self.schedule)
-        return self.settings.points is None and left > 0 and not self._is_exhausted()
+        missing = self.settings.trials - len(self.screening.complete) - len(self.schedule)
+        return self.settings.points is None and missing > 0 and not self._is_exhausted()
 
     def _is_exhausted(self) -> bool:
-        if fruitless := self.patience.fruitless:
-            self.tally.ended = fruitless
+        if useless := self.stopping.draws_are_useless:
+            self.stats.ended = useless
         elif (points := size(self.sweep)) is not None and len(self.ledger.tried) >= points:
-            self.tally.ended = f"all {points} points of the space have been tried"
-        return bool(self.tally.ended)
+            self.stats.ended = f"all {points} points of the space have been tried"
+        return bool(self.stats.ended)
 
     def _draw(self) -> None:
-        index = self.ledger.drawn
-        finished = self.judge.finished
-        name = chosen(self.settings.sampler, self.sweep, finished, self.settings.trials)
+        index, complete = self.ledger.drawn, self.screening.complete
+        name = chosen(self.settings.sampler, self.sweep, complete, self.settings.trials)
         number, params = self.ledger.ask(
             Untried(
                 self.sweep,
                 name,
-                seed_of(self.seed, index),
+                seed_of(self.ledger.spec.facts.seed, index),
                 self.ledger.tried,
                 alone=not len(self.schedule),
             ),
             partial(suggest, self.sweep),
             {"index": index, "sampler": name},
         )
-        self.patience.drew()
+        self.stopping.drew()
         self._admit(number, params)
 
     def _admit(self, number: int, params: Mapping[str, Any], attempts: Sequence[str] = ()) -> None:
-        """Tell at once what needs no training; let the rest wait for a worker."""
+        """End a trial at once if it needs no training; else let it wait for a worker."""
         try:
             config = config_of(self.sweep, params)
             check_measured(self.ledger.objectives, config.data.val_fraction)
             check_honest(config.router)
-            foreseen = self.foresee(config)
-            if not self.judge.hopeless(foreseen.known):
-                foreseen = foreseen.measured()
+            estimate = self.estimate(config)
+            if not self.screening.reject(estimate.quantities):
+                estimate = estimate.measured()
         except ConfigError as error:
             self._fail(number, f"ConfigError: {error}")
             return
         except (MemoryError, RuntimeError) as error:  # of counting or timing too large a network
-            self._fail(number, self._said(error))
+            self._fail(number, self._reason(number, error))
             return
-        self._hold_to_limits(number, foreseen.known)
-        if reason := self.judge.hopeless(foreseen.known):
-            self._tell(number, "screened", self.ledger.prune, reason=reason)
-        elif self.settings.reuse and (run := RunRecords(self.ref.home).get(foreseen.key)):
-            found = quantities(run.report) | foreseen.known
-            reason = f"told from the run of {run.created[:19]}"
-            self._tell(
-                number, "known", self.ledger.complete, found=found, key=run.key, reason=reason,
-                reported=reported(run.report), command=run.command,
-            )  # fmt: skip
+        self._store_excesses(number, estimate.quantities)
+        if reason := self.screening.reject(estimate.quantities):
+            self._end(number, "screened", self.ledger.prune, reason=reason)
+        elif self.settings.reuse and (run := RunRecords(self.ref.home).get(estimate.key)):
+            reason = f"reused the run recorded at {run.created[:19]}"
+            found = quantities(run.report) | estimate.quantities
+            self._complete(number, "reused", run.report, found, reason=reason, command=run.command)
         else:
             command = reproducing(config)
-            self.schedule.add(
-                Entry(number, params, flat(config), command, foreseen, list(attempts))
-            )
+            self.schedule.add(Entry(number, params, config, command, estimate, list(attempts)))
 
-    def _said(self, error: Exception) -> str:
-        """What a trial failed of in this process. Raises StageError for what it can't survive."""
-        about = failure(error)
-        if of_device(error):
+    def _reason(self, number: int, error: Exception) -> str:
+        """Describe why a trial failed in this process. Raises StageError if its device failed."""
+        failed = failure(number, error)
+        if is_device_error(error):
             raise StageError(
-                f"the driver's device failed: {about['error']}", "the same command continues"
+                f"the driver's device failed: {failed.error}", "the same command continues"
             ) from error
-        return "\n".join([about["error"], *about["lines"]])
+        return failed.text
 
-    def _hold_to_limits(self, number: int, known: Mapping[str, float]) -> None:
-        """Note how far a trial is beyond each limit on what is known of it."""
-        for name, excess in self.judge.beyond(known).items():
+    def _store_excesses(self, number: int, known: Mapping[str, float]) -> None:
+        """Store how far a trial exceeds each limit on quantities that are known of it."""
+        for name, excess in self.screening.excesses(known).items():
             self.ledger.limit(number, name, excess)
 
-    def _start(self, entry: Entry, patient: bool = False) -> None:
-        self.watch.started(entry)
-        self.pool.start(Task(entry.number, entry.config, entry.command, patient))
+    def _start(self, entry: Entry, blocking: bool = False) -> None:
+        stop = partial(self.stop_requests.__setitem__, entry.number)
+        self.notify(TrialStarted(entry.number, entry.params, entry.config, entry.command, stop))
+        self.pool.start(Task(entry.number, entry.config, entry.command, blocking))
 
-    def _hear(self, message: Message) -> None:
-        """Act on what a worker said."""
-        entry = self.schedule.running.get(message.number)
-        if entry is None:  # it was stopped while it spoke
+    def _handle(self, event: WorkerEvent) -> None:
+        """Act on a worker's event."""
+        number = event.number
+        entry = None if number is None else self.schedule.running.get(number)
+        if entry is None:  # the trial was stopped while its worker sent this
             return
-        self.watch.heard(entry, message)
-        about = message.about
-        if message.kind == "stage":
-            self._note_stage(entry, **about)
-        elif message.kind == "epoch":
-            self._judge(entry, **about)
-        elif message.kind == "held":
-            entry.held = set(about["keys"])
-            self.schedule.add(entry)
-        elif message.kind == "done":
-            self.schedule.drop(entry.number)
-            self._tell(entry.number, "trained", self.ledger.complete, entry=entry, **about)
-        elif message.kind == "failed" and not about["memory"]:
-            self.schedule.drop(entry.number)
-            self._fail(entry.number, "\n".join([about["error"], *about["lines"]]), entry)
-        elif message.kind in {"lost", "failed"}:
-            self._lose(entry, about.get("reason") or f"out of memory: {about['lines'][-1]}")
+        self.notify(event)
+        match event:
+            case StageStarted():
+                entry.stage = event.stage
+            case StageFinished():
+                self._add_stage(entry, event)
+            case EpochDone():
+                self._prune(entry, event)
+            case Deferred():
+                entry.locked = set(event.keys)
+                self.schedule.add(entry)
+            case Completed():
+                self.schedule.drop(entry.number)
+                found = quantities(event.report)
+                self._complete(
+                    entry.number, "trained", event.report, found, entry, curves=event.curves
+                )
+            case Failed(out_of_memory=False):
+                self.schedule.drop(entry.number)
+                self._fail(entry.number, event.text, entry)
+            case Failed():
+                self._retry(entry, f"out of memory: {event.lines[-1]}")
+            case Lost():
+                self._retry(entry, event.reason)
 
-    def _note_stage(self, entry: Entry, stage: str, key: str, state: str, seconds: float) -> None:
-        entry.stage = stage if state == "started" else ""
-        if state != "started":
-            self.schedule.stored.add(key)
-        if state == "computed":
-            entry.computed[key] = seconds
-        elif state == "reused" and key not in entry.computed and stage not in DRIVERS:
-            entry.reused[key] = seconds
+    def _add_stage(self, entry: Entry, event: StageFinished) -> None:
+        entry.stage = ""
+        self.schedule.stored.add(event.key)
+        if not event.reused:
+            entry.computed[event.key] = event.seconds
+        elif event.key not in entry.computed and event.stage not in OWN_STAGES:
+            entry.reused[event.key] = event.seconds
 
-    def _judge(self, entry: Entry, stage: str, done: int, total: int, **metrics: float) -> None:
-        """Stop a trial, or only doubt it, when even an optimistic end would be dominated."""
+    def _prune(self, entry: Entry, event: EpochDone) -> None:
+        """Stop a trial whose optimistic bound is dominated; with `audit` only note it."""
         if not (self.settings.prune or self.settings.audit):
             return
-        accuracy = metrics.get("val_accuracy")
-        overtaken = self.judge.overtaken(entry.known, stage, done, total, accuracy)
-        if overtaken is None:
+        reason = self.screening.prune(
+            entry.estimate.quantities,
+            stage=event.stage,
+            done=event.done,
+            total=event.total,
+            accuracy=event.metrics.get("val_accuracy"),
+        )
+        if reason is None:
             return
-        said = f"{stage} epoch {done} of {total}"
+        epoch = f"{event.stage} epoch {event.done} of {event.total}"
         if self.settings.audit:
-            self.tally.doubted.setdefault(entry.number, said)
+            self.stats.would_prune.setdefault(entry.number, epoch)
             return
-        self._stop(entry, f"after {said}, {overtaken}")
+        self._stop(entry, f"after {epoch}, {reason}")
 
     def _stop(self, entry: Entry, reason: str) -> None:
         self.pool.stop(entry.number)
         self.schedule.drop(entry.number)
-        self._tell(entry.number, "pruned", self.ledger.prune, entry=entry, reason=reason)
+        self._end(entry.number, "pruned", self.ledger.prune, entry, reason=reason)
 
-    def _lose(self, entry: Entry, reason: str) -> None:
-        """Try again what no fault of its own ended, so many times."""
+    def _retry(self, entry: Entry, reason: str) -> None:
+        """Retry a trial that was lost through no fault of its own, up to `retries` times."""
         where = f" in {entry.stage}" if entry.stage else ""
         entry.attempts.append(reason + where)
         self.ledger.lost(entry.number, entry.attempts)
         if len(entry.attempts) <= self.settings.retries:
-            self.watch.warned(f"trial {entry.number}: {entry.attempts[-1]}; trying again")
+            text = f"trial {entry.number}: {entry.attempts[-1]}; retrying"
+            self.notify(Warned(None, text))
             self.schedule.add(entry)
             return
         self.schedule.drop(entry.number)
         self._fail(entry.number, f"lost {len(entry.attempts)} times; last: {reason}{where}", entry)
 
     def _fail(self, number: int, reason: str, entry: Entry | None = None) -> None:
-        self._tell(number, "failed", self.ledger.fail, entry=entry, reason=reason)
-        if self.patience.alike:
+        self._end(number, "failed", self.ledger.fail, entry, reason=reason)
+        if self.stopping.failures_are_equal:
             raise StageError(
-                f"the last {ALIKE} trials failed alike, the last with: {reason}",
-                f"mend it; `{self.ref.command('sweep retry')}` puts them in line again",
+                f"the last {EQUAL_FAILURES} trials failed with the same error: {reason}",
+                f"fix it, then requeue with `{self.ref.command('sweep retry')}`",
             )
 
-    def _tell(
+    def _complete(
         self,
         number: int,
-        how: str,
-        tell: Callable[..., None],
+        outcome: str,
+        report: Report,
+        found: Mapping[str, float],
         entry: Entry | None = None,
         **facts: Any,
     ) -> None:
-        """Write what became of a trial, once, and learn from it."""
+        facts |= {"found": found, "key": report.key, "reported": reported(report)}
+        self._end(number, outcome, self.ledger.complete, entry, **facts)
+
+    def _end(
+        self,
+        number: int,
+        outcome: str,
+        write: Callable[..., None],
+        entry: Entry | None = None,
+        **facts: Any,
+    ) -> None:
+        """Write the end of a trial, once, and learn from it."""
         if entry is not None:
-            self.tally.add(entry.computed, entry.reused)
+            self.stats.add(entry.computed, entry.reused)
             facts |= {
                 "seconds": sum(entry.computed.values()),
                 "saved": sum(entry.reused.values()),
                 "command": entry.command,
             }
-        self._annotate(number, how, facts)
-        self._hold_to_limits(number, facts.get("found", {}))
-        tell(number, **facts)
-        self.tally.told[how] += 1
+        self._annotate(number, outcome, facts)
+        self._store_excesses(number, facts.get("found", {}))
+        write(number, **facts)
+        self.stats.outcomes[outcome] += 1
         trial = self.ledger.trial(number)
         self._learn(trial)
-        self.watch.told(trial, how)
-        self.patience.told(how)
+        self.notify(TrialEnded(trial, outcome))
+        self.stopping.ended(outcome)
 
-    def _annotate(self, number: int, how: str, facts: Mapping[str, Any]) -> None:
+    def _annotate(self, number: int, outcome: str, facts: Mapping[str, Any]) -> None:
+        """Show a trial's note, run record and log in optuna-dashboard."""
         record = RunRecords(self.ref.home).path(str(facts.get("key")))
-        files = with_content([record, self.pool.log(number)])
-        self.ledger.annotate(number, note(how, facts), files)
+        present = [
+            path
+            for path in (record, self.pool.log(number))
+            if path.exists() and path.stat().st_size > 0
+        ]
+        self.ledger.annotate(number, _note(outcome, facts), present)
 
     def _learn(self, trial: Trial) -> None:
-        self.patience.learn(trial)
+        self.stopping.learn(trial)
         if trial.state == "complete":
-            self.judge.learn(trial)
+            self.screening.learn(trial)
+
+
+def _note(outcome: str, facts: Mapping[str, Any]) -> str:
+    """Describe a trial in Markdown."""
+    lines = [f"**{outcome}**", facts.get("reason")]
+    if "command" in facts:
+        lines.append(f"`{facts['command']}`")
+    if "seconds" in facts:
+        lines.append(f"{facts['seconds']:.1f} s computed, {facts['saved']:.1f} s saved")
+    return "\n\n".join(filter(None, lines))

@@ -1,8 +1,7 @@
-"""One driver a study: a lock that its holder's death frees, and who holds it.
+"""One driver for each study: a lock that is released when its process dies, and its owner.
 
-For PostgreSQL it is an advisory lock of the server's; for a file, and any other database, a lock
-on a file (beside the database's, or in the home folder: there it keeps apart the drivers of one
-home only).
+For PostgreSQL it is an advisory lock of the server; else a lock on a file, beside an SQLite
+database, or in the home folder (there it excludes only drivers with the same home).
 """
 
 from __future__ import annotations
@@ -23,30 +22,30 @@ from moist.study.ref import StudyRef
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-PATIENCE = 1.0
-"""Seconds in which a lock can be somebody's who only looks whether it is held, and in which its
-new holder says who it is."""
+LOCK_TIMEOUT = 1.0
+"""Seconds for which a process may hold a lock only to see whether it is free."""
 
 
-class Held(StoreError):
+class AlreadyDriven(StoreError):
     """Another process drives the study."""
 
 
-def me() -> str:
+def this_process() -> str:
+    """Name this process to users of other machines."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 @contextmanager
 def lease(ref: StudyRef) -> Iterator[None]:
-    """Be the only driver of a study. Raises Held, naming the driver."""
+    """Be the only driver of a study. Raises AlreadyDriven, naming the driver."""
     with _advisory(ref) if ref.is_postgres else _locked(ref):
         yield
 
 
-def holder(ref: StudyRef) -> str | None:
+def driver_of(ref: StudyRef) -> str | None:
     """Return the process that drives a study now; None if there is none."""
     if ref.is_postgres:
-        return _advisor(ref)
+        return _advisory_owner(ref)
     path = lock_file(ref)
     if not path.exists():
         return None
@@ -77,23 +76,23 @@ def turn(ref: StudyRef) -> Iterator[None]:
 @contextmanager
 def _locked(ref: StudyRef) -> Iterator[None]:
     path = lock_file(ref)
-    with locked_if_free(path, timeout=PATIENCE) as free:
+    with locked_if_free(path, timeout=LOCK_TIMEOUT) as free:
         if not free:
-            raise _held(ref, _owner(path))
+            raise _already_driven(ref, _owner(path))
         with writing(path.parent, ELSEWHERE):
-            path.with_suffix(".owner").write_text(me())
+            path.with_suffix(".owner").write_text(this_process())
         yield
 
 
 def _owner(path: Path) -> str:
-    """What the holder wrote; it may be about to."""
+    """Read the owner's name, which it writes just after it took the lock."""
     with suppress(FileNotFoundError):
         return path.with_suffix(".owner").read_text() or "another process"
     return "another process"
 
 
-def _held(ref: StudyRef, driver: str) -> Held:
-    return Held(
+def _already_driven(ref: StudyRef, driver: str) -> AlreadyDriven:
+    return AlreadyDriven(
         f"study `{ref.name}` is driven by {driver}",
         f"wait for it, watch it with `{ref.command('sweep status')}`, or choose another `--study`",
     )
@@ -101,36 +100,36 @@ def _held(ref: StudyRef, driver: str) -> Held:
 
 @contextmanager
 def _advisory(ref: StudyRef, wait: bool = False) -> Iterator[None]:
-    """A lock of the server's, as long as this connection lives; its name says who holds it."""
+    """Hold a lock of the server, as long as this connection lives; the connection names us."""
     from sqlalchemy import text
 
-    asked = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
+    function = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
     with _engine(ref) as engine, engine.connect() as connection:
-        answer = connection.execute(text(f"SELECT {asked}(:key)"), {"key": _number(ref.name)})
+        answer = connection.execute(text(f"SELECT {function}(:key)"), {"key": _number(ref.name)})
         if answer.scalar() is False:
-            raise _held(ref, _advisor(ref) or "another process")
+            raise _already_driven(ref, _advisory_owner(ref) or "another process")
         yield
 
 
-def _advisor(ref: StudyRef) -> str | None:
+def _advisory_owner(ref: StudyRef) -> str | None:
     from sqlalchemy import text
 
-    asked = text(
+    query = text(
         "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)"
         " WHERE locktype = 'advisory' AND granted AND datname = current_database()"
         " AND ((classid::bigint << 32) | objid::bigint) = :key"
     )
     with _engine(ref) as engine, engine.connect() as connection:
-        name = connection.execute(asked, {"key": _number(ref.name)}).scalar()
+        name = connection.execute(query, {"key": _number(ref.name)}).scalar()
     return None if name is None else str(name).removeprefix("moist ")
 
 
 @contextmanager
 def _engine(ref: StudyRef) -> Iterator[Engine]:
-    """Connections that say whose they are. Raises StoreError for what the server refuses."""
+    """Connect under this process's name. Raises StoreError for what the server refuses."""
     from sqlalchemy import create_engine
 
-    name = f"moist {me()}"[:63]  # what PostgreSQL keeps of it
+    name = f"moist {this_process()}"[:63]  # PostgreSQL stores no more
     with ref.translated_errors():
         with ref.translated_errors(ImportError):
             engine = create_engine(
@@ -143,6 +142,6 @@ def _engine(ref: StudyRef) -> Iterator[Engine]:
 
 
 def _number(study: str) -> int:
-    """63 bits of the study's name, which is what an advisory lock is called by."""
+    """Hash a study's name to 63 bits: advisory locks are named by integers."""
     digest = hashlib.sha256(f"moist study {study}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

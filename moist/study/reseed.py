@@ -1,7 +1,7 @@
-"""How sure a frontier is: its members trained again under new seeds, their times taken anew.
+"""How sure a frontier is: its members trained again under new seeds, latencies measured anew.
 
-A frontier's members were chosen by their luck, too: so what chose them is left out, and only the
-new seeds count.
+A frontier's members were selected for their luck, too: so the runs that selected them are left
+out, and only the new seeds count.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from moist.results.aggregate import Spread, spread
 from moist.results.objectives import Objective, losses
 from moist.results.report import Record, Timing
 from moist.results.trials import Trial
+from moist.study.events import Observer
 from moist.study.ref import StudyRef
-from moist.study.search import facts_of, search, slots, sweep_of
+from moist.study.search import search
 from moist.study.settings import Settings
+from moist.study.spec import search_spec, sweep_of
 from moist.study.storage import load
+from moist.study.workers import machine_of, make_slots
 from moist.sweepfile import Parameter, Sweep, config_of
 
 MOST = 1000
-"""Seeds that a frontier can be trained under, so that more can be asked for later."""
+"""Seeds that a frontier can be trained under: a study of fixed size, to be extended later."""
 
 
 class Member(Record):
@@ -51,49 +54,49 @@ def reseed(
     times: int,
     workers: int,
     threads: int | None,
-    quiet: bool,
+    observers: Sequence[Observer] = (),
 ) -> list[Member]:
-    """Train each member of a study's frontier `times` times more, and say how sure each is.
+    """Train each member of a study's frontier under `times` new seeds; say how sure each is.
 
     The new trials are a study of their own, `STUDY.reseed`, kept and resumed like any other.
     Raises ConfigError without members, StageError when a training failed.
     """
-    described, trials = load(ref)
-    front = queries.members(trials, described.objectives)
+    spec, trials = load(ref)
+    front = queries.members(trials, spec.objectives)
     if not front:
         raise ConfigError(
-            f"study `{ref.name}` has no complete trial", f"run `{ref.locate(described.command)}`"
+            f"study `{ref.name}` has no complete trial", f"run `{ref.locate(spec.command)}`"
         )
     from moist.env import Env, make_env
     from moist.store.store import Store
     from moist.study.costs import time_together
 
-    sweep = seeded(sweep_of(described, ref.name))
+    sweep = seeded(sweep_of(spec, ref.name))
     seeds = next(one for one in sweep.parameters if one.name == "seed").values()[:times]
     points = [trial.params | {"seed": seed} for trial in front for seed in seeds]
-    places = slots(None, workers, threads)
+    slots = make_slots(None, workers, threads)
+    machine = machine_of(slots, spec.objectives)
     again = replace(ref, name=f"{ref.name}.reseed")
-    outcome = search(
+    changed = {
+        "facts": search_spec(sweep, spec.objectives, 0, machine),
+        "command": ref.command("pareto", "--reseed", str(times)),
+    }
+    result = search(
         again,
         sweep,
-        described.model_copy(
-            update={
-                "facts": facts_of(sweep, described.objectives, 0, places),
-                "command": ref.command("pareto", "--reseed", str(times)),
-            }
-        ),
+        spec.model_copy(update=changed),
         Settings(trials=len(points), best={}, points=points),
-        slots=places,
-        quiet=quiet,
+        slots=slots,
+        observers=observers,
     )
-    groups = [_group(again, trial, outcome.trials, seeds) for trial in front]
+    groups = [_group(again, trial, result.trials, seeds) for trial in front]
     store = Store(ref.home, make_env(Env().progress, threads=threads))
     latencies = time_together([config_of(sweep, trial.params) for trial in front], store)
-    return _members(front, groups, described.objectives, latencies)
+    return _members(front, groups, spec.objectives, latencies)
 
 
 def seeded(sweep: Sweep) -> Sweep:
-    """The same search under new seeds: those that follow the ones it was made with."""
+    """Replace a search's seeds by those that follow them."""
     searched = [one.values() for one in sweep.parameters if one.name == "seed"]
     old = max(map(int, searched[0] if searched else [sweep.fixed.get("seed", Config().seed)]))
     seed = Parameter("seed", "int", low=old + 1, high=old + MOST)
@@ -105,7 +108,7 @@ def seeded(sweep: Sweep) -> Sweep:
 def _group(
     ref: StudyRef, member: Trial, trials: Sequence[Trial], seeds: Sequence[int]
 ) -> list[Trial]:
-    """A member's runs under the new seeds. Raises StageError unless all are complete."""
+    """Return a member's runs under the new seeds. Raises StageError unless all are complete."""
     group = [
         trial
         for trial in trials
@@ -117,7 +120,7 @@ def _group(
         raise StageError(
             f"trial {member.number} was trained {len(group)} of {len(seeds)} times",
             f"`{ref.command('sweep status')}` says why;"
-            f" `{ref.command('sweep retry')}` and the same command try again",
+            f" `{ref.command('sweep retry')}` and the same command retry",
         )
     return group
 
@@ -128,7 +131,7 @@ def _members(
     objectives: Sequence[Objective],
     latencies: Sequence[Timing],
 ) -> list[Member]:
-    """Means and deviations, and from them the probability to be on the front."""
+    """Compute means and deviations, and from them the probability to be on the frontier."""
     times = len(groups[0])
     values = [
         {one.name: spread([trial.values[one.name] for trial in group]) for one in objectives}
@@ -157,7 +160,7 @@ def _members(
 def on_front(
     values: Sequence[Mapping[str, Spread]], objectives: Sequence[Objective], times: int
 ) -> list[float]:
-    """Probability that each member's true means are on the front (Monte Carlo).
+    """Estimate the probability that each member's true means are on the front (Monte Carlo).
 
     A mean's error is the deviation pooled over all members, by the root of the number of seeds.
     """

@@ -1,67 +1,49 @@
-"""Which of the waiting trials can use a worker now, so that no stage is computed twice."""
+"""Which waiting trial can use a worker now, so that no stage is computed twice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moist.store.calls import Call
+from moist.config import Config
 from moist.store.objects import ObjectStore
 
-
-@dataclass(frozen=True)
-class Foreseen:
-    """What is known of a config without training: its run's key, stages and quantities.
-
-    `measure` finds quantities that take a while, and are worth it once the others are no reason
-    against the trial.
-    """
-
-    key: str
-    calls: tuple[Call, ...]
-    known: dict[str, float]
-    measure: Callable[[], dict[str, float]] = dict
-
-    def measured(self) -> Foreseen:
-        """The same with all quantities known."""
-        return replace(self, known=self.known | self.measure(), measure=dict)
+if TYPE_CHECKING:
+    from moist.store.calls import Call
+    from moist.study.costs import CostEstimate
 
 
 @dataclass
 class Entry:
-    """A trial that was asked for and not told.
+    """A trial that was drawn and has not ended.
 
-    `attempts` says how each earlier one was lost, `held` are keys it found in others' hands;
-    `computed` and `reused` are seconds by key.
+    `attempts` says how each earlier one was lost, `locked` are keys that it found locked by other
+    processes; `computed` and `reused` are seconds by key; `stage` is being computed.
     """
 
     number: int
     params: Mapping[str, Any]
-    config: Mapping[str, Any]
+    config: Config
     command: str
-    foreseen: Foreseen
+    estimate: CostEstimate
     attempts: list[str] = field(default_factory=list)
-    held: set[str] = field(default_factory=set)
+    locked: set[str] = field(default_factory=set)
     computed: dict[str, float] = field(default_factory=dict)
     reused: dict[str, float] = field(default_factory=dict)
     stage: str = ""
 
     @property
     def calls(self) -> tuple[Call, ...]:
-        return self.foreseen.calls
-
-    @property
-    def known(self) -> dict[str, float]:
-        return self.foreseen.known
+        return self.estimate.calls
 
 
 class Schedule:
-    """Trials that wait and trials that run; a waiting one needs no worker.
+    """Trials that wait for a worker and trials that run.
 
-    A running trial has a claim on all its stages that are not stored. Another may start as soon
-    as it has a stage to compute that nobody claims and whose inputs are stored.
+    A running trial claims all its stages that are not stored. Another may start as soon as it has
+    a stage to compute that no other claims and whose inputs are stored.
     """
 
     def __init__(self, home: Path) -> None:
@@ -74,31 +56,33 @@ class Schedule:
         return len(self.waiting) + len(self.running)
 
     def add(self, entry: Entry) -> None:
-        """Let a trial wait for its turn: those asked for first come first."""
+        """Let a trial wait for its turn, in order of number."""
         self.running.pop(entry.number, None)
         self.stored |= {call.key for call in entry.calls if call.reused}
         self.waiting = sorted([*self.waiting, entry], key=lambda one: one.number)
 
     def drop(self, number: int) -> Entry:
-        """A running trial that is done with: what it has not stored, nobody need wait for."""
+        """Remove a running trial; no other waits any more for what it has not stored."""
         entry = self.running.pop(number)
         for other in self.waiting:
-            other.held -= self._missing(entry)
+            other.locked -= self._missing(entry)
         return entry
 
-    def pick(self, patient: bool = False, but: Collection[int] = ()) -> Entry | None:
-        """The next trial to start, `but` none of these numbers; with `patient` the first that
-        waits, whatever it waits for."""
+    def pick(self, blocking: bool = False, exclude: Collection[int] = ()) -> Entry | None:
+        """Move the next trial that can start to the running ones, none of `exclude`.
+
+        With `blocking` it is the first, whatever it waits for.
+        """
         claimed = {key for entry in self.running.values() for key in self._missing(entry)}
         for entry in self.waiting:
-            if patient or (entry.number not in but and self._ready(entry, claimed)):
+            if blocking or (entry.number not in exclude and self._ready(entry, claimed)):
                 self.waiting.remove(entry)
                 self.running[entry.number] = entry
                 return entry
         return None
 
     def _ready(self, entry: Entry, claimed: set[str]) -> bool:
-        if not all(self._is_stored(key) for key in entry.held):
+        if not all(self._is_stored(key) for key in entry.locked):
             return False
         missing = self._missing(entry)
         ours = [c for c in entry.calls if c.key in missing and c.key not in claimed]

@@ -1,25 +1,28 @@
-"""What a driver is told, what it tells, and what it counts."""
+"""What a driver is asked to do, and what it did. Imported by the command line: nothing heavy."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from moist.results.objectives import Limit
 from moist.results.trials import Trial
-from moist.study.policy import BEST
-from moist.study.schedule import Entry
-from moist.study.workers import Message
+
+SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random", "grid")
+"""Ways to choose the next trial, made by `samplers.py`, which is slow to import."""
+
+BEST = {"accuracy": 1.0}
+"""What no trial can exceed, unless less is declared."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How far and how carefully; nothing here changes what a trial finds.
+    """How far and how carefully to search; nothing here changes what a trial finds.
 
     `trials` counts complete ones; `best` declares what no trial can exceed; `points` are run
-    instead of what a sampler draws. Without `reuse` no trial is told from a record.
+    instead of what a sampler draws. Without `reuse` no trial is answered from a record.
     """
 
     trials: int
@@ -34,28 +37,20 @@ class Settings:
     reuse: bool = True
 
 
-class Watch(Protocol):
-    """What a sweep tells whoever watches it."""
-
-    def started(self, entry: Entry) -> None: ...
-    def heard(self, entry: Entry, message: Message) -> None: ...
-    def told(self, trial: Trial, how: str) -> None: ...
-    def warned(self, text: str) -> None: ...
-    def unwanted(self) -> Collection[int]:
-        """Trials that somebody who watches wants stopped."""
-        ...
-
-
 @dataclass
-class Tally:
-    """What a sweep did, and what it was spared, since it was started or resumed."""
+class Stats:
+    """What a driver did since it was started: stages and their seconds, and trials by outcome.
+
+    `would_prune` says after which epoch `--prune` would have stopped a trial, by its number;
+    `ended` why the search ended early.
+    """
 
     computed: int = 0
     reused: int = 0
     seconds: float = 0.0
     saved: float = 0.0
-    told: Counter[str] = field(default_factory=Counter)
-    doubted: dict[int, str] = field(default_factory=dict)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    would_prune: dict[int, str] = field(default_factory=dict)
     ended: str = ""
 
     def add(
@@ -69,17 +64,16 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """All that a study has, and what this start of its sweep did."""
+class SearchResult:
+    """All trials of a study, and what this driver did."""
 
     trials: list[Trial]
-    tally: Tally
+    stats: Stats
 
-    def record(self, front: Sequence[Trial]) -> dict[str, Any]:
-        """For `--json`."""
+    def record(self, frontier: Sequence[Trial]) -> dict[str, Any]:
+        """Return it as JSON values, for `--json`."""
         return {
             "trials": [trial.model_dump(mode="json") for trial in self.trials],
-            "frontier": [trial.number for trial in front],
-            **asdict(self.tally),
-            "told": dict(self.tally.told),  # asdict would count pairs
+            "frontier": [trial.number for trial in frontier],
+            **asdict(self.stats),
         }

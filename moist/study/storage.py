@@ -1,6 +1,6 @@
-"""A study's database: opened, its tables created once, its trials read by anybody.
+"""A study's database: open it, create its tables once, read the study and its trials.
 
-An Optuna study in any storage that Optuna takes. Only its driver writes (`ledger.py`).
+Any storage that Optuna takes. Only the study's driver writes to it (`ledger.py`).
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.errors import ConfigError, did_you_mean
-from moist.results.objectives import Objective, parse_objectives
-from moist.results.report import Machine, Record
+from moist.results.objectives import Objective
 from moist.results.trials import State, Trial
 from moist.study.leases import turn
 from moist.study.ref import StudyRef
+from moist.study.spec import FACTS, StudySpec
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
-FACTS, ASKED, RUN, ATTEMPTS = "moist", "asked", "run", "attempts"
-"""Attributes: of a study; of a trial once asked, when told, and whenever a worker is lost."""
+ASKED, RUN, ATTEMPTS, RETRY_OF = "asked", "run", "attempts", "retry_of"
+"""Optuna's user attributes of a trial: set when its parameters are drawn, when it ends, whenever a
+worker is lost, and when it repeats a failed trial."""
 
 STATES: dict[str, State] = {
     "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running",
@@ -32,49 +33,21 @@ STATES: dict[str, State] = {
 
 
 class NoStudy(ConfigError):
-    """There is no study of that name."""
-
-
-class Facts(Record):
-    """What is searched: two studies of one name that differ in it must not mix.
-
-    `machine` is what latencies are taken on, where one of the objectives is a latency.
-    """
-
-    parameters: tuple[dict[str, Any], ...]
-    fixed: dict[str, Any]
-    objectives: tuple[str, ...]
-    seed: int
-    machine: Machine | None = None
-
-
-class Described(Record):
-    """A study's facts, where its files are, and the command that continues it."""
-
-    facts: Facts
-    where: dict[str, Any]
-    method: str
-    command: str
-    created: str
-    moist: str
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        return parse_objectives(self.facts.objectives)
+    """No study has the name that was asked for."""
 
 
 def open_storage(ref: StudyRef, keep: bool = False) -> RDBStorage:
-    """Optuna's storage, its tables created once. SQLite writes ahead and waits for its turn.
+    """Open Optuna's storage, creating its tables once; SQLite in WAL mode with a long timeout.
 
-    Who wants to `keep` connections open disposes of the engine. Raises StoreError when the
-    database can't be reached or written.
+    A caller that wants to `keep` connections open must dispose of the engine. Raises StoreError
+    when the database can't be reached or written.
     """
     import optuna
     from optuna.storages import RDBStorage
     from sqlalchemy import NullPool, event
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # it logs the traceback of a Ctrl-C that finds it at work, and raises it all the same
+    # it logs the traceback of a Ctrl-C during its work, although it raises it, too
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"connect_args": {"timeout": 60}} if ref.is_file else {}
     options |= {} if keep else {"poolclass": NullPool}
@@ -83,25 +56,25 @@ def open_storage(ref: StudyRef, keep: bool = False) -> RDBStorage:
         if ref.is_file:
             event.listen(storage.engine, "connect", _write_ahead)
             storage.engine.dispose()
-            storage.engine.connect().close()  # who switches to it must be alone
+            storage.engine.connect().close()  # switching to WAL needs an exclusive lock
     return storage
 
 
 def _write_ahead(connection: Any, _record: Any) -> None:
-    """Readers and the writer don't block each other; a power failure may cost the last trial."""
+    """Let readers and the writer not block each other; a power failure may cost the last trial."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
-def load(ref: StudyRef) -> tuple[Described, list[Trial]]:
-    """A study and its trials, in order. Raises ConfigError, listing what there is."""
+def load(ref: StudyRef) -> tuple[StudySpec, list[Trial]]:
+    """Read a study and its trials, in order. Raises ConfigError, listing similar names."""
     study = find(ref)
-    described = Described.model_validate(study.user_attrs[FACTS])
-    return described, trials_of(study, described.objectives)
+    spec = StudySpec.model_validate(study.user_attrs[FACTS])
+    return spec, trials_of(study, spec.objectives)
 
 
 def find(ref: StudyRef) -> Study:
-    """Optuna's study, to read. Raises ConfigError unless moist made one of that name here."""
+    """Open Optuna's study to read it. Raises ConfigError unless moist made it."""
     study = existing(ref)
     if FACTS not in study.user_attrs:
         raise ConfigError(f"study `{ref.name}` was not made by moist", "choose another `--study`")
@@ -109,7 +82,7 @@ def find(ref: StudyRef) -> Study:
 
 
 def existing(ref: StudyRef) -> Study:
-    """Optuna's study, whoever made it. Raises NoStudy, listing what there is."""
+    """Open Optuna's study, whether or not moist made it. Raises NoStudy, listing similar names."""
     import optuna
 
     name, url = ref.name, ref.url
@@ -125,12 +98,12 @@ def existing(ref: StudyRef) -> Study:
 
 
 def trials_of(study: Study, objectives: Sequence[Objective]) -> list[Trial]:
-    """Its trials, in order."""
+    """Read the trials of a study, in order."""
     return [trial_of(one, objectives) for one in study.get_trials(deepcopy=False)]
 
 
 def trial_of(frozen: FrozenTrial, objectives: Sequence[Objective]) -> Trial:
-    """Optuna's trial as a record."""
+    """Convert Optuna's trial to a record."""
     state = STATES[frozen.state.name]
     values = frozen.values if state == "complete" else []
     return Trial(
@@ -141,6 +114,6 @@ def trial_of(frozen: FrozenTrial, objectives: Sequence[Objective]) -> Trial:
         constraints=frozen.constraints,
         attempts=tuple(frozen.user_attrs.get(ATTEMPTS, ())),
         asked=ASKED in frozen.user_attrs,
-        retry_of=frozen.user_attrs.get("retry_of"),
+        retry_of=frozen.user_attrs.get(RETRY_OF),
         **frozen.user_attrs.get(RUN, {}),
     )

@@ -1,74 +1,81 @@
-"""A study as W&B shows it: a run a trial, and one of the study with its frontier.
+"""A study in W&B: one run for each trial, logged by the driver.
 
-The driver tells W&B, not its workers: one client process serves all trials, so that a trial costs
-milliseconds, and one that is lost is told as what becomes of it.
+Not by the workers: one client process serves all trials, so that a trial costs milliseconds, and
+a trial whose worker is lost is one run whatever becomes of it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-from moist.config.overrides import build
+from moist.config import flat
 from moist.results.trials import Trial
 from moist.store.keys import canonical
 from moist.store.runs import commit, version
-from moist.study.schedule import Entry
-from moist.study.settings import Watch
-from moist.study.storage import Described
-from moist.study.workers import Message
+from moist.study.events import (
+    EpochDone,
+    Event,
+    StageFinished,
+    StudyOpened,
+    TrialEnded,
+    TrialStarted,
+)
+from moist.study.spec import StudySpec
 from moist.tracking.client import RunInfo
 from moist.tracking.journal import LIMIT, Journal, summary_of
 from moist.tracking.tracker import Tracker
 
-if TYPE_CHECKING:
-    from moist.config import Config
+STOPPED = "stopped from the W&B dashboard"
 
 
-class Told:
-    """Tells W&B of each trial what the driver tells `watch`."""
+class WandbObserver:
+    """Logs each trial to W&B, and stops those that are stopped in its dashboard."""
 
-    def __init__(self, watch: Watch, tracker: Tracker, study: str, described: Described) -> None:
-        self.watch, self.tracker, self.study, self.described = watch, tracker, study, described
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
         self.journals: dict[int, Journal] = {}
-        self.stopped: set[int] = set()
-        self.had: dict[int, set[str]] = {}
+        self.logged: dict[int, set[str]] = {}
+        """Keys of the stages that each trial's run has: later attempts reuse them."""
 
-    def started(self, entry: Entry) -> None:
-        """A run begins, unless this is another attempt at its trial."""
-        self.watch.started(entry)
-        if entry.number not in self.journals:
-            config = build(entry.config)
-            self.journals[entry.number] = self._open(
-                entry.number, entry.params, entry.config, config, entry.command
-            )
+    def observe(self, event: Event) -> None:
+        match event:
+            case StudyOpened():
+                self.study, self.spec = event.name, event.spec
+            case TrialStarted():
+                self._start(event)
+            case EpochDone(number=int(number)):
+                self.journals[number].log_epoch(event.stage, event.done, event.metrics)
+            case StageFinished(number=int(number)):
+                self._log_stage(number, event)
+            case TrialEnded():
+                self._end(event.trial, event.outcome)
 
-    def heard(self, entry: Entry, message: Message) -> None:
-        self.watch.heard(entry, message)
-        journal, about = self.journals[entry.number], message.about
-        if message.kind == "epoch":
-            metrics = {k: v for k, v in about.items() if k not in {"stage", "done", "total"}}
-            journal.log_epoch(about["stage"], about["done"], metrics)
-        elif message.kind == "stage" and self._is_news(entry.number, **about):
-            journal.log_stage(about["stage"], about["seconds"], about["state"] == "reused")
+    def _start(self, event: TrialStarted) -> None:
+        """Open a run, unless this is another attempt at its trial."""
+        if event.number not in self.journals:
+            about = self._about(event.number, event.params, flat(event.config))
+            stopped = partial(event.stop, STOPPED)
+            about = replace(about, notes=event.command, on_stop=stopped)
+            self.journals[event.number] = self.tracker.open(about, event.config)
 
-    def _is_news(self, number: int, key: str, state: str, **_: Any) -> bool:
-        """Whether a stage's output was had for the first time: attempts have it again."""
-        had = self.had.setdefault(number, set())
-        new = state != "started" and key not in had
-        had |= {key} if new else set()
-        return new
+    def _log_stage(self, number: int, event: StageFinished) -> None:
+        logged = self.logged.setdefault(number, set())
+        if event.key not in logged:
+            logged.add(event.key)
+            self.journals[number].log_stage(event.stage, event.seconds, event.reused)
 
-    def told(self, trial: Trial, how: str) -> None:
-        """The end of a trial's run; of one that was never trained, all of it."""
-        self.watch.told(trial, how)
-        journal = self.journals.pop(trial.number, None) or self._open(
-            trial.number, trial.params, self.described.facts.fixed | trial.params
+    def _end(self, trial: Trial, outcome: str) -> None:
+        """End a trial's run; open it first if the trial was never started."""
+        number, values = trial.number, self.spec.facts.fixed | trial.params
+        journal = self.journals.pop(number, None) or self.tracker.open(
+            self._about(number, trial.params, values)
         )
         facts = {
-            "how": how, "key": trial.key, "reason": trial.reason, "command": trial.command,
+            "how": outcome, "key": trial.key, "reason": trial.reason, "command": trial.command,
             "seconds": trial.seconds, "saved": trial.saved, "attempts": len(trial.attempts),
         }  # fmt: skip
         journal.update_summary(
@@ -76,40 +83,20 @@ class Told:
         )
         journal.end(trial.state, summary_of(trial.quantities, trial.reported, **facts))
 
-    def warned(self, text: str) -> None:
-        self.watch.warned(text)
-
-    def unwanted(self) -> Collection[int]:
-        """Those stopped in W&B's dashboard, too."""
-        return {*self.watch.unwanted(), *self.stopped}
-
-    def _open(
-        self,
-        number: int,
-        params: Mapping[str, Any],
-        values: Mapping[str, Any],
-        config: Config | None = None,
-        command: str | None = None,
-    ) -> Journal:
+    def _about(self, number: int, params: Mapping[str, Any], values: Mapping[str, Any]) -> RunInfo:
         shown = {**values, "trial": number, "params": [*params]}
-        about = about_of(self.study, self.described, f"{number:05d}", "trial", shown, command)
-        asked = replace(about, on_stop=lambda: self.stopped.add(number))
-        return self.tracker.open(asked, config)
+        return about_of(self.study, self.spec, f"{number:05d}", "trial", shown)
 
 
 def about_of(
-    study: str,
-    described: Described,
-    part: str,
-    job_type: str,
-    values: Mapping[str, Any],
-    notes: str | None,
+    study: str, spec: StudySpec, part: str, job_type: str, values: Mapping[str, Any]
 ) -> RunInfo:
-    """What a trial, or the study itself, is told as: the same again when the study goes on.
+    """Describe the W&B run of a trial, or of the study itself.
 
-    Two studies of one name that were made at different times are two to W&B.
+    Its id is the same whenever the study is continued; studies of one name that were made at
+    different times differ in it.
     """
-    made = canonical([study, described.created, described.facts.model_dump(mode="json")])
+    made = canonical([study, spec.created, spec.facts.model_dump(mode="json")])
     digest = hashlib.sha256(made).hexdigest()[:8]
     extra = {"study": study, "moist": version(), "commit": commit()}
     return RunInfo(
@@ -119,5 +106,4 @@ def about_of(
         config={**values, **extra},
         group=study,
         tags=("optuna", study),
-        notes=notes,
     )

@@ -1,8 +1,9 @@
 """Worker processes: one trial each, on a device of their own, that die with their driver.
 
 They are forked from a server that has imported everything once: a fresh process for each trial,
-so that nothing piles up on a GPU, in tens of milliseconds. Signals that a terminal or a batch
-system sends to all processes of a job reach the driver only: it decides what becomes of trials.
+so that no memory accumulates on a GPU, in tens of milliseconds. They ignore the signals that a
+terminal or a batch system sends to all processes of a job: the driver decides what becomes of
+trials.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
@@ -18,39 +21,52 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from moist.config import Config
 from moist.disk import ELSEWHERE, writing
-from moist.errors import StageError
-from moist.study.worker import STOPPING, Kind, Task, Work, begin
+from moist.errors import ConfigError, MoistError, StageError, brief, first_line
+from moist.results.objectives import Objective
+from moist.results.report import Machine
+from moist.study.events import (
+    FINAL,
+    Completed,
+    Deferred,
+    Failed,
+    Lost,
+    Send,
+    WorkerEvent,
+    WorkerStarted,
+)
+from moist.study.spec import format_machine
 
-__all__ = ["LEAVE", "PRELOADED", "SLOT_LOSSES", "Kind", "Message", "Pool", "Slot", "Task"]
-
-LAST: set[Kind] = {"done", "held", "failed", "lost"}
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""Signals that a terminal or a batch system sends to all processes of a job."""
 PRELOADED = ("moist.cli.main", "moist.study.trainer", "sklearn.cluster", "torch._dynamo")
 """`moist.cli.main` because a fresh process imports what the command line started with."""
 SLOT_LOSSES = 3
-"""Different trials lost one after another on a slot, after which it gets none any more."""
-LEAVE = 2.0
-"""Seconds that a worker has to end once all it found is on disk and told."""
+"""Different trials lost in a row on a slot, after which it gets no more."""
+EXIT_TIMEOUT = 2.0
+"""Seconds that a worker has to exit after its final event, when its results are on disk."""
 
 
 @dataclass(frozen=True)
-class Message:
-    """What became known of a trial: `about` depends on the kind.
-
-    stage: {stage, key, state, seconds}; epoch: {stage, done, total, **metrics}; done: a run's
-    facts; held: {keys}; failed: {error, lines, memory}; lost: {reason}; warned: {text}.
-    """
+class Task:
+    """One attempt at a trial; if `blocking`, it waits for keys that other processes lock."""
 
     number: int
-    kind: Kind
-    about: dict[str, Any]
+    config: Config
+    command: str
+    blocking: bool = False
+
+
+Work = Callable[[Send, Task, str | None, int], None]
+"""What a worker does: given a way to send events, the task, a device and a number of threads."""
 
 
 @dataclass
 class Slot:
-    """A place for one worker: its device, and the trials lost on it since one came through.
+    """A place for one worker: its device, and the trials lost on it since one succeeded.
 
-    A worker that has `begun` can't outlive its driver.
+    A worker that has `started` can't outlive its driver.
     """
 
     device: str | None
@@ -58,16 +74,16 @@ class Slot:
     process: Any = None
     connection: Connection | None = None
     task: Task | None = None
-    begun: bool = False
+    started: bool = False
     lost: set[int] = field(default_factory=set)
 
     @property
-    def sound(self) -> bool:
+    def healthy(self) -> bool:
         return len(self.lost) < SLOT_LOSSES
 
 
 class Pool:
-    """Slots that run tasks; `wait` gives what they say. Use as a context: it leaves no process."""
+    """Slots that run tasks. Use as a context: it leaves no process behind."""
 
     def __init__(
         self, work: Work, slots: Sequence[Slot], logs: Path, preload: Sequence[str] = PRELOADED
@@ -79,7 +95,7 @@ class Pool:
         self.context.set_forkserver_preload([*preload])
 
     def __enter__(self) -> Pool:
-        """Let the server import while the driver gets ready."""
+        """Start the server, which imports while the driver prepares."""
         with writing(self.logs, ELSEWHERE):
             self.logs.mkdir(parents=True, exist_ok=True)
         resource_tracker.ensure_running()
@@ -102,28 +118,28 @@ class Pool:
 
     @property
     def free(self) -> list[Slot]:
-        return [slot for slot in self.slots if slot.task is None and slot.sound]
+        return [slot for slot in self.slots if slot.task is None and slot.healthy]
 
     @property
-    def unlucky(self) -> set[int]:
-        """Trials that every free slot has lost: let another try them, once it is free."""
+    def lost_everywhere(self) -> set[int]:
+        """Trials that every free slot has lost: a busy one may try them later."""
         lost = [slot.lost for slot in self.free]
         return set.intersection(*lost) if lost and self.busy else set()
 
     def log(self, number: int) -> Path:
-        """Where a trial's workers write what they would write to a terminal."""
+        """Return the file that has the standard output and error of a trial's workers."""
         return self.logs / f"{number:05d}.txt"
 
     def start(self, task: Task) -> None:
-        """Run a task on a free slot, one that hasn't lost it if there is one.
+        """Run a task on a free slot, if possible one that has not lost it.
 
         Raises StageError when no process can be started.
         """
         slot = min(self.free, key=lambda slot: task.number in slot.lost)
-        self._end(slot, LEAVE)
+        self._end(slot, EXIT_TIMEOUT)
         ours, theirs = self.context.Pipe(duplex=False)
         process = self.context.Process(
-            target=begin,
+            target=run_worker,
             args=(theirs, self.work, task, slot.device, slot.threads, self.log(task.number)),
             daemon=True,
         )
@@ -137,63 +153,63 @@ class Pool:
         theirs.close()
         slot.process, slot.connection, slot.task = process, ours, task
 
-    def wait(self, timeout: float | None) -> list[Message]:
-        """What workers said; waits for the first word, at most so many seconds."""
+    def wait(self, timeout: float | None) -> list[WorkerEvent]:
+        """Return new events of workers; waits for the first, `timeout` seconds at most."""
         by_connection = {slot.connection: slot for slot in self.busy}
         ready = wait([c for c in by_connection if c is not None], timeout)
         return [
-            message
+            event
             for connection in ready
-            for message in self._heard(by_connection[connection])  # type: ignore[index]
+            for event in self._receive(by_connection[connection])  # type: ignore[index]
         ]
 
     def stop(self, number: int) -> None:
-        """Kill the worker of a trial; what it had finished is stored, its epochs are kept."""
+        """Kill the worker of a trial; its finished stages and epochs stay on disk."""
         for slot in self.busy:
             if slot.task is not None and slot.task.number == number:
                 self._end(slot)
 
     @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Hold every worker still, so that a time can be taken."""
+    def paused(self) -> Iterator[None]:
+        """Pause every worker, while a latency is measured."""
         for slot in self.busy:
-            slot.begun = slot.begun or bool(slot.connection and slot.connection.poll(None))
-        still = [slot.process.pid for slot in self.busy]
-        for pid in still:
+            slot.started = slot.started or bool(slot.connection and slot.connection.poll(None))
+        pids = [slot.process.pid for slot in self.busy]
+        for pid in pids:
             _signal(pid, signal.SIGSTOP)
         try:
             yield
         finally:
-            for pid in still:
+            for pid in pids:
                 _signal(pid, signal.SIGCONT)
 
-    def _heard(self, slot: Slot) -> list[Message]:
+    def _receive(self, slot: Slot) -> list[WorkerEvent]:
         assert slot.task is not None and slot.connection is not None
-        number, messages = slot.task.number, []
+        number, events = slot.task.number, list[WorkerEvent]()
         while slot.connection is not None and slot.connection.poll():
-            slot.begun = True
-            kind, about = received(slot.connection)
-            if kind == "lost":
-                about = about or {"reason": _ended(slot.process)}
-                slot.lost.add(number)
-            if kind in {"done", "held", "failed"}:
-                slot.lost.clear()
-            if kind != "begun":
-                messages.append(Message(number, kind, about))
-            if kind in LAST:
+            slot.started = True
+            event = _received(slot.connection) or Lost(number, _exit_reason(slot.process))
+            match event:
+                case Lost():
+                    slot.lost.add(number)
+                case Completed() | Deferred() | Failed():
+                    slot.lost.clear()
+            if not isinstance(event, WorkerStarted):
+                events.append(event)
+            if isinstance(event, FINAL):
                 self._release(slot)
-        return messages
+        return events
 
     def _release(self, slot: Slot) -> None:
-        """A worker that has said its last word may take its time to end: all of it is told."""
+        """Free a slot; after its final event a worker may exit at leisure."""
         if slot.connection is not None:
             slot.connection.close()
         slot.connection = slot.task = None
-        slot.begun = False
+        slot.started = False
 
-    def _end(self, slot: Slot, patience: float = 0.0) -> None:
+    def _end(self, slot: Slot, timeout: float = 0.0) -> None:
         if slot.process is not None:
-            slot.process.join(patience)
+            slot.process.join(timeout)
             slot.process.kill()
             slot.process.join()
             slot.process.close()
@@ -201,26 +217,136 @@ class Pool:
         self._release(slot)
 
 
-def received(connection: Connection) -> tuple[Kind, dict[str, Any]]:
-    """What a worker said next; that it is lost if it ended, even in the middle of a word."""
+def _received(connection: Connection) -> WorkerEvent | None:
+    """Read a worker's next event; None if it ended, even in the middle of one."""
     try:
-        kind, about = connection.recv()
+        event: WorkerEvent = connection.recv()
     except (EOFError, OSError):
-        return "lost", {}
-    return kind, about
+        return None
+    return event
 
 
-def _ended(process: Any) -> str:
-    """Why a process that said nothing is no more, by its exit code."""
+def _exit_reason(process: Any) -> str:
+    """Describe how a process ended that sent no final event, by its exit code."""
     process.join()
     code = process.exitcode
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        hint = " (out of memory, if nobody sent it)" if name == "SIGKILL" else ""
+        hint = " (out of memory, unless it was sent by hand)" if name == "SIGKILL" else ""
         return f"its worker was killed by {name}{hint}"
     return f"its worker ended with exit code {code}"
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):  # it ended: nothing to hold
+    with suppress(ProcessLookupError):  # it has ended
         os.kill(pid, number)
+
+
+def make_slots(devices: str | None, workers: int, threads: int | None) -> list[Slot]:
+    """Spread workers over devices: those named, else all GPUs, else the CPU.
+
+    Torch's threads (OMP_NUM_THREADS, or the cores) are divided among them. Raises ConfigError for
+    a device that does not exist.
+    """
+    import torch
+
+    from moist.env import Silent, make_env
+
+    found: list[str | None] = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    found = [*devices.split(",")] if devices else found or [None]
+    for device in dict.fromkeys(found if devices else ()):
+        make_env(Silent(), device)
+    each = threads or max(1, torch.get_num_threads() // workers)
+    return [Slot(found[i % len(found)], each) for i in range(workers)]
+
+
+def machine_of(slots: Sequence[Slot], objectives: Sequence[Objective]) -> Machine | None:
+    """Describe the machine that latencies are measured on; None if no objective is a latency.
+
+    Raises ConfigError when that depends on the slot.
+    """
+    from moist.env import Silent, make_env
+
+    if not any(one.name == "latency_ms" for one in objectives):
+        return None
+    places = dict.fromkeys((slot.device, slot.threads) for slot in slots)
+    found = list(dict.fromkeys(make_env(Silent(), *place).machine() for place in places))
+    if len(found) > 1:
+        raise ConfigError(
+            "objective `latency_ms` would be measured on different devices:"
+            f" {' and '.join(map(format_machine, found))}",
+            "give `--devices` of one kind",
+        )
+    return found[0]
+
+
+def run_worker(
+    connection: Connection,
+    work: Work,
+    task: Task,
+    device: str | None,
+    threads: int,
+    log: Path,
+) -> None:
+    """Run one task in this process, its output going to `log`; report how it failed."""
+    _die_with_driver()
+    connection.send(WorkerStarted(task.number))
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    target = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(target, stream.fileno())
+    try:
+        work(connection.send, task, device, threads)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        failed = failure(task.number, error)
+        if is_device_error(error):
+            connection.send(Lost(task.number, f"its device failed: {failed.error}"))
+        else:
+            connection.send(failed)
+
+
+def failure(number: int, error: Exception) -> Failed:
+    """Describe how a trial failed by an exception."""
+    name, first = type(error).__name__, first_line(error)
+    trace = "".join(traceback.format_exception(error)).splitlines()
+    return Failed(
+        number,
+        error=brief(error),
+        lines=str(error).splitlines()[1:] if isinstance(error, MoistError) else trace[-8:],
+        out_of_memory=isinstance(error, MemoryError)
+        or name == "OutOfMemoryError"  # CUDA's
+        or (name == "RuntimeError" and "can't allocate memory" in first),  # torch's, of the CPU
+    )
+
+
+def is_device_error(error: Exception) -> bool:
+    """Return whether a GPU does not go on: it is busy, or an earlier kernel has broken it.
+
+    Whatever the cause, this process can't compute on it any more. PyTorch's message starts with
+    "CUDA error: "; memory that its own allocator doesn't get is an `OutOfMemoryError`.
+    """
+    return type(error).__name__ == "AcceleratorError" or "CUDA error: " in str(error)
+
+
+def _die_with_driver() -> None:
+    """Ask Linux for SIGKILL when the driver ends, by a pipe that it holds open.
+
+    It reaches a paused process, too. (PR_SET_PDEATHSIG would not help: our parent is the server,
+    which lives as long as any worker.)
+    """
+    driver = multiprocessing.parent_process()
+    if driver is None:
+        return
+    if sys.platform == "linux":
+        import fcntl
+
+        pipe = driver.sentinel
+        fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    if not driver.is_alive():  # it ended before the signal was set up
+        sys.exit(1)

@@ -20,7 +20,7 @@ from moist.reporting import study_tables
 from moist.results.objectives import parse_objectives
 from moist.results.trials import Trial
 from moist.store.runs import RunRecords
-from moist.study.search import describe
+from moist.study.spec import study_spec
 from moist.sweepfile import Sweep
 
 PATIENCE = 240.0
@@ -362,10 +362,8 @@ def test_status_says_which_trial_retries_a_failed_one(capsys):
     other = Trial(number=4, state="failed", params={"k": 3}, reason="no luck")
     again = Trial(number=7, state="complete", params={"k": 2}, values={"mflops": 1}, retry_of=3)
     sweep = Sweep("some", Path("some.yaml"), "grid", None, {}, ())
-    described = describe(sweep, parse_objectives(["mflops"]), 0, "moist")
-    study_tables.print_status(
-        toy.ref(Path(), "some"), described, [failed, other, again], "somebody"
-    )
+    spec = study_spec(sweep, parse_objectives(["mflops"]), 0, "moist")
+    study_tables.print_status(toy.ref(Path(), "some"), spec, [failed, other, again], "somebody")
     lines = capsys.readouterr().out.splitlines()
     assert "trial   3  failed: KeyError: 'who?'  k=2  (retried as trial 7)" in lines
     assert "trial   4  failed: no luck  k=3" in lines

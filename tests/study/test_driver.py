@@ -8,21 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import Line, Scripted, attempts, epochs, stage
-from toy import key_of, ref
+from toy import Do, Script, Step, Toy, computed, epochs, estimate, key_of, numbers, ref, reused
 
 from moist.config import Config
 from moist.errors import ConfigError, StageError
 from moist.results.objectives import DEFAULT, parse_limits
-from moist.results.trials import Trial
 from moist.store.calls import Call
+from moist.study.costs import CostEstimate
 from moist.study.driver import Driver
+from moist.study.events import (
+    Deferred,
+    Event,
+    StageStarted,
+    TrialStarted,
+    Warned,
+    broadcast,
+)
 from moist.study.ledger import in_memory
-from moist.study.patience import FRUITLESS
-from moist.study.policy import ENOUGH
-from moist.study.schedule import Entry, Foreseen
-from moist.study.settings import Settings, Tally
-from moist.study.workers import PRELOADED, Message, Pool, Slot
+from moist.study.screening import ENOUGH
+from moist.study.settings import Settings, Stats
+from moist.study.spec import study_spec
+from moist.study.stopping import USELESS_DRAWS
+from moist.study.workers import PRELOADED, Pool, Slot
 from moist.sweepfile import Parameter, Sweep
 
 GRID = "grid"
@@ -41,28 +48,18 @@ def space(**choices: Any) -> Sweep:
     return Sweep("some", Path("some.yaml"), GRID, None, fixed, tuple(searched))
 
 
-def foresee(config: Config) -> Foreseen:
-    """Known before training: the key of the run, and its cost."""
-    return Foreseen(key_of(config), (), {"mflops": float(config.hidden_width)})
-
-
 @dataclass
 class Seen:
-    """Notes what a driver warns of, and may want trials stopped."""
+    """An observer that keeps warnings, and stops some trials once they train."""
 
     warnings: list[str] = field(default_factory=list)
-    stopped: set[int] = field(default_factory=set)
+    stopped: Mapping[int, str] = field(default_factory=dict)
 
-    def started(self, entry: Entry) -> None: ...
-    def heard(self, entry: Entry, message: Message) -> None: ...
-
-    def told(self, trial: Trial, how: str) -> None: ...
-
-    def warned(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def unwanted(self) -> set[int]:
-        return self.stopped
+    def observe(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self.warnings.append(event.text)
+        if isinstance(event, TrialStarted) and event.number in self.stopped:
+            event.stop(self.stopped[event.number])
 
 
 @dataclass
@@ -71,21 +68,21 @@ class Study:
 
     home: Path
     sweep: Sweep
-    work: Scripted
-    foresee: Callable[[Config], Foreseen] = foresee
+    work: Toy
+    estimate: Callable[[Config], CostEstimate] = estimate
 
     def __post_init__(self) -> None:
-        self.ledger = in_memory(DEFAULT)
+        self.ledger = in_memory(study_spec(self.sweep, DEFAULT, 0, "moist"))
         self.seen = Seen()
         self.ref = ref(self.home)
 
-    def drive(self, trials: int, workers: int = 1, **settings: Any) -> Tally:
+    def drive(self, trials: int, workers: int = 1, **settings: Any) -> Stats:
         slots = [Slot(None, 1) for _ in range(workers)]
         settings.setdefault("sampler", GRID)
         with Pool(self.work, slots, self.home / "logs", PRELOAD) as pool:
             driver = Driver(
-                self.ref, self.ledger, self.sweep, pool, self.foresee,
-                Settings(trials, **settings), self.seen, seed=0,
+                self.ref, self.ledger, self.sweep, pool, self.estimate,
+                Settings(trials, **settings), broadcast([self.seen]),
             )  # fmt: skip
             return driver.run()
 
@@ -104,14 +101,14 @@ def study(tmp_path: Path) -> Callable[..., Study]:
     homes = (tmp_path / str(number) for number in count())
 
     def made(
-        script: Mapping[int, Sequence[Line]] | None = None,
-        again: Mapping[int, Sequence[Line]] | None = None,
+        script: Script | None = None,
+        again: Script | None = None,
         home: Path | None = None,
         **choices: Any,
     ) -> Study:
         home = home or next(homes)
         home.mkdir(exist_ok=True)
-        return Study(home, space(**choices), Scripted(home, script or {}, again or {}))
+        return Study(home, space(**choices), Toy(home, script or {}, again or {}))
 
     return made
 
@@ -121,32 +118,32 @@ def study(tmp_path: Path) -> Callable[..., Study]:
 
 def test_who_can_not_keep_a_limit_is_not_trained_and_samplers_know_by_how_much(study):
     one = study(hidden_width=[20, 5, 10])
-    tally = one.drive(3, limits=parse_limits(["mflops=10"]))
+    stats = one.drive(3, limits=parse_limits(["mflops=10"]))
     assert one.states == ["pruned", "complete", "complete"]
     assert one.reasons[0] == "it can't keep mflops <= 10"
     excess = [trial.constraints for trial in one.ledger.trials()]
     assert excess == [{"mflops <= 10": 10.0}, {"mflops <= 10": -5.0}, {"mflops <= 10": 0.0}]
-    assert attempts(one.home) == [1, 2]
-    assert tally.told == {"screened": 1, "trained": 2}
+    assert numbers(one.home) == [1, 2]
+    assert stats.outcomes == {"screened": 1, "trained": 2}
 
 
 def test_nothing_is_timed_for_a_trial_that_what_is_counted_rules_out(study):
     """Neither by a limit nor by the frontier; a time may rule out the others."""
-    one = study({0: [("find", 0.9)]}, hidden_width=[5, 20, 4, 6], temperature=[2.0])
+    one = study({0: [Do("find", 0.9)]}, hidden_width=[5, 20, 4, 6], temperature=[2.0])
     timed = []
 
-    def foresee_times(config: Config) -> Foreseen:
+    def estimate_times(config: Config) -> CostEstimate:
         def measure() -> dict[str, float]:
             timed.append(config.hidden_width)
             return {"latency_ms": 3.0 if config.hidden_width == 4 else 1.0}
 
-        return replace(foresee(config), measure=measure)
+        return replace(estimate(config), measure=measure)
 
-    one.foresee = foresee_times
+    one.estimate = estimate_times
     limits = parse_limits(["latency_ms=2", "mflops=10"])
     points = [{"hidden_width": width, "temperature": 2.0} for width in (5, 20, 4, 6)]
     one.drive(4, limits=limits, best={"accuracy": 0.8}, points=points)
-    assert timed == [5, 4] and attempts(one.home) == [0]
+    assert timed == [5, 4] and numbers(one.home) == [0]
     assert one.reasons[1:] == [
         "it can't keep mflops <= 10", "it can't keep latency_ms <= 2",
         "even with accuracy 0.8 it would be dominated by trial 0",
@@ -158,8 +155,8 @@ def test_nothing_is_timed_for_a_trial_that_what_is_counted_rules_out(study):
 
 def test_limits_are_held_against_what_only_training_tells_too(study):
     """With `k=auto` that is everything."""
-    one = study({0: [("find", 0.6)], 1: [("find", 0.4)]}, hidden_width=[5, 30])
-    one.foresee = lambda config: replace(foresee(config), known={})
+    one = study({0: [Do("find", 0.6)], 1: [Do("find", 0.4)]}, hidden_width=[5, 30])
+    one.estimate = lambda config: replace(estimate(config), quantities={})
     one.drive(2, limits=parse_limits(["mflops=7"], ["accuracy=0.5"]))
     first, second = one.ledger.trials()
     assert first.constraints == {"accuracy >= 0.5": pytest.approx(-0.1), "mflops <= 7": -2.0}
@@ -169,23 +166,23 @@ def test_limits_are_held_against_what_only_training_tells_too(study):
 
 
 def test_who_would_be_dominated_at_its_very_best_is_not_trained(study):
-    found: dict[int, list[Line]] = {0: [("find", 0.75)], 1: [("find", 0.5)]}
+    found: dict[int, list[Step]] = {0: [Do("find", 0.75)], 1: [Do("find", 0.5)]}
     one = study(found, hidden_width=[10, 5, 10, 20], temperature=[1.0])
     one.drive(9, best={"accuracy": 0.75}, points=[{"hidden_width": w} for w in (10, 5, 20)])
     assert one.states == ["complete", "complete", "pruned"]
     assert one.reasons[2] == "even with accuracy 0.75 it would be dominated by trial 0"
-    assert attempts(one.home) == [0, 1]
+    assert numbers(one.home) == [0, 1]
 
 
 def test_who_could_still_reach_the_frontier_is_trained(study):
-    found: dict[int, list[Line]] = {n: [("find", 0.75)] for n in range(3)}
+    found: dict[int, list[Step]] = {n: [Do("find", 0.75)] for n in range(3)}
     one = study(found, hidden_width=[10, 20, 40])
     one.drive(3, best={"accuracy": 0.76})
     assert one.states == ["complete"] * 3
 
 
 def test_an_infeasible_trial_dominates_nobody(study):
-    one = study({0: [("find", 0.9)]}, hidden_width=[10, 20])
+    one = study({0: [Do("find", 0.9)]}, hidden_width=[10, 20])
     one.drive(2, best={"accuracy": 0.8}, limits=parse_limits(["mflops=50"], ["accuracy=0.95"]))
     assert one.states == ["complete"] * 2
 
@@ -197,39 +194,39 @@ def test_a_run_on_record_is_told_and_not_trained(study):
     first = study(hidden_width=[10, 20])
     first.drive(1)
     second = study(home=first.home, hidden_width=[10, 20])
-    tally = second.drive(2)
-    assert tally.told == {"known": 1, "trained": 1} and second.states == ["complete"] * 2
+    stats = second.drive(2)
+    assert stats.outcomes == {"reused": 1, "trained": 1} and second.states == ["complete"] * 2
     before, after = (one.ledger.trial(0) for one in (first, second))
     assert (after.values, after.quantities, after.key) == (
         before.values, before.quantities, before.key
     )  # fmt: skip
     assert after.reported == before.reported and after.command == before.command
-    assert second.reasons[0].startswith("told from the run of 20") and not second.reasons[1]
-    assert attempts(first.home) == [0, 1] and after.seconds == 0
+    assert second.reasons[0].startswith("reused the run recorded at 20") and not second.reasons[1]
+    assert numbers(first.home) == [0, 1] and after.seconds == 0
 
 
 def test_other_parameters_that_make_the_same_run_are_told_from_it_too(study):
     """The run's key doesn't know of `distill.alpha` here."""
     one = study(hidden_width=[10, 20], **{"distill.alpha": [0.1, 0.2, 0.3]})
-    tally = one.drive(6)
-    assert tally.told == {"trained": 2, "known": 4} and attempts(one.home) == [0, 3]
+    stats = one.drive(6)
+    assert stats.outcomes == {"trained": 2, "reused": 4} and numbers(one.home) == [0, 3]
     values = [trial.values for trial in one.ledger.trials()]
     assert values == [values[0]] * 3 + [values[3]] * 3 and values[0] != values[3]
 
 
 # while training
 
-SOUND = [*epochs("distill_student", 0.5, 0.7, 0.8), ("find", 0.8)]
+SOUND = [*epochs("distill_student", 0.5, 0.7, 0.8), Do("find", 0.8)]
 """Gains of 0.3, 0.1 and 0 are left after its epochs."""
 HOPELESS = epochs("distill_student", 0.6, 0.65, 0.7)
 """After its second epoch there is 0.75 to hope for, at more cost."""
 
 
-def hopeful(study: Callable[..., Study], *last: Line) -> Study:
+def hopeful(study: Callable[..., Study], *last: Step) -> Study:
     """Eight sound trials, then one that is dearer and worse, and one that is cheaper."""
-    script: dict[int, Sequence[Line]] = dict.fromkeys(range(ENOUGH), SOUND)
-    script[ENOUGH] = [*HOPELESS, ("find", 0.79), *last]
-    script[ENOUGH + 1] = [*HOPELESS, ("find", 0.79)]
+    script: dict[int, Sequence[Step]] = dict.fromkeys(range(ENOUGH), SOUND)
+    script[ENOUGH] = [*HOPELESS, Do("find", 0.79), *last]
+    script[ENOUGH + 1] = [*HOPELESS, Do("find", 0.79)]
     heats = [1 + n / 10 for n in range(ENOUGH)]
     one: Study = study(script, hidden_width=[5, 10, 20], temperature=heats)
     one.points = [{"hidden_width": 10, "temperature": heat} for heat in heats]
@@ -238,30 +235,30 @@ def hopeful(study: Callable[..., Study], *last: Line) -> Study:
 
 
 def test_pruning_kills_a_trial_at_the_first_epoch_after_which_it_is_hopeless(study):
-    one = hopeful(study, ("hang", None))
-    tally = one.drive(10, prune=True, points=one.points)
+    one = hopeful(study, Do("hang"))
+    stats = one.drive(10, prune=True, points=one.points)
     assert one.states == ["complete"] * 8 + ["pruned", "complete"]
     assert one.reasons[8] == (
-        "after distill_student epoch 2 of 3, 75.00% is the most to hope for: trial 0 is better"
+        "after distill_student epoch 2 of 3, accuracy would be 75.00% at most: trial 0 is better"
     )
-    assert tally.told == {"trained": 9, "pruned": 1} and tally.doubted == {}
+    assert stats.outcomes == {"trained": 9, "pruned": 1} and stats.would_prune == {}
 
 
 def test_an_audit_stops_nobody_and_doubts_whom_pruning_would_have_stopped(study):
     one = hopeful(study)
-    tally = one.drive(10, audit=True, points=one.points)
+    stats = one.drive(10, audit=True, points=one.points)
     assert one.states == ["complete"] * 10
-    assert tally.doubted == {8: "distill_student epoch 2 of 3"}
+    assert stats.would_prune == {8: "distill_student epoch 2 of 3"}
 
 
-def test_without_pruning_nobody_is_doubted(study):
+def test_without_pruning_nobody_is_would_prune(study):
     one = hopeful(study)
-    tally = one.drive(10, points=one.points)
-    assert one.states == ["complete"] * 10 and tally.doubted == {}
+    stats = one.drive(10, points=one.points)
+    assert one.states == ["complete"] * 10 and stats.would_prune == {}
 
 
 def test_gains_are_learned_from_trials_of_an_earlier_start_too(study):
-    one = hopeful(study, ("hang", None))
+    one = hopeful(study, Do("hang"))
     one.drive(8, points=one.points[:8])
     one.drive(10, prune=True, points=one.points)
     assert one.states[8] == "pruned"
@@ -271,10 +268,10 @@ def test_gains_are_learned_from_trials_of_an_earlier_start_too(study):
 
 
 def test_trials_are_complete_ones_in_all_over_every_start(study):
-    one = study({1: [("raise", ValueError("no luck"))]}, hidden_width=[10, 20, 30, 40, 50])
-    assert one.drive(2).told == {"trained": 2, "failed": 1}
-    assert one.drive(3).told == {"trained": 1}
-    assert one.drive(3).told == {}
+    one = study({1: [Do("raise", ValueError("no luck"))]}, hidden_width=[10, 20, 30, 40, 50])
+    assert one.drive(2).outcomes == {"trained": 2, "failed": 1}
+    assert one.drive(3).outcomes == {"trained": 1}
+    assert one.drive(3).outcomes == {}
     assert one.states == ["complete", "failed", "complete", "complete"]
     assert one.drive(4).ended == ""
 
@@ -282,76 +279,76 @@ def test_trials_are_complete_ones_in_all_over_every_start(study):
 def test_a_space_that_is_used_up_ends_a_study_with_its_reason(study):
     one = study(hidden_width=[10, 20], k=[2, 3])
     assert one.drive(9).ended == "all 4 points of the space have been tried"
-    assert one.states == ["complete"] * 4 and one.drive(9).told == {}
+    assert one.states == ["complete"] * 4 and one.drive(9).outcomes == {}
 
 
 def test_only_points_that_are_given_are_run_and_in_their_order(study):
     one = study(hidden_width=[10, 20, 30, 40])
     points = [{"hidden_width": width} for width in (30, 10)]
-    tally = one.drive(9, points=points)
-    assert [trial.params for trial in one.ledger.trials()] == points and tally.ended == ""
-    assert one.drive(9, points=[*points, {"hidden_width": 20}]).told == {"trained": 1}
+    stats = one.drive(9, points=points)
+    assert [trial.params for trial in one.ledger.trials()] == points and stats.ended == ""
+    assert one.drive(9, points=[*points, {"hidden_width": 20}]).outcomes == {"trained": 1}
 
 
 def test_two_hundred_draws_in_a_row_that_are_not_worth_training_end_a_study(study):
     one = study(k=2)
     one.sweep = replace(one.sweep, parameters=(Parameter("temperature", "float", low=1, high=9),))
-    tally = one.drive(3, sampler="random", limits=parse_limits(["mflops=1"]))
-    assert tally.ended == f"the last {FRUITLESS} draws were not worth training"
-    assert one.states == ["pruned"] * FRUITLESS and attempts(one.home) == []
+    stats = one.drive(3, sampler="random", limits=parse_limits(["mflops=1"]))
+    assert stats.ended == f"the last {USELESS_DRAWS} draws were not worth training"
+    assert one.states == ["pruned"] * USELESS_DRAWS and numbers(one.home) == []
 
 
 def test_draws_that_were_not_worth_training_count_only_in_a_row(study):
-    dear = list(range(11, FRUITLESS))
+    dear = list(range(11, USELESS_DRAWS))
     one = study(hidden_width=[*dear, 5, *(width + 999 for width in dear), 6])
-    tally = one.drive(2, limits=parse_limits(["mflops=10"]))
-    assert tally.told == {"screened": 2 * len(dear), "trained": 2} and tally.ended == ""
-    assert 2 * len(dear) > FRUITLESS
+    stats = one.drive(2, limits=parse_limits(["mflops=10"]))
+    assert stats.outcomes == {"screened": 2 * len(dear), "trained": 2} and stats.ended == ""
+    assert 2 * len(dear) > USELESS_DRAWS
 
 
 def test_a_study_ends_when_its_time_is_over_and_can_be_continued(study):
-    one = study({0: [("hang", None)]}, hidden_width=[10, 20])
-    assert one.drive(2, timeout=0.5).ended == "the 0.5 seconds are over"
+    one = study({0: [Do("hang")]}, hidden_width=[10, 20])
+    assert one.drive(2, timeout=0.5).ended == "the time limit of 0.5 seconds is reached"
     assert one.states == ["running"]
-    assert one.drive(2).told == {"trained": 2}
+    assert one.drive(2).outcomes == {"trained": 2}
 
 
 @pytest.mark.parametrize(("workers", "most"), [(1, 1), (2, 4), (3, 6)])
 def test_workers_can_choose_from_twice_their_number_of_trials(study, workers, most):
     """All need what the first computes, which it does when `most` trials have been drawn."""
-    one = study({0: [("await", "pipe"), ("store", "00")]}, hidden_width=list(range(1, 13)))
+    one = study({0: [Do("await", "pipe"), Do("store", "00")]}, hidden_width=list(range(1, 13)))
     os.mkfifo(one.home / "pipe")
     pipe = os.open(one.home / "pipe", os.O_RDWR)
     under_way = []
 
-    def counted(config: Config) -> Foreseen:
+    def counted(config: Config) -> CostEstimate:
         under_way.append(sum(trial.state == "running" for trial in one.ledger.trials()))
         if len(under_way) == most:
             os.write(pipe, b"!")
         own = Call("own", key_of(config), False, None, ("00",))
-        return replace(foresee(config), calls=(Call("shared", "00", False, None), own))
+        return replace(estimate(config), calls=(Call("shared", "00", False, None), own))
 
-    one.foresee = counted
+    one.estimate = counted
     one.drive(12, workers=workers)
     os.close(pipe)
     assert max(under_way) == most and one.states == ["complete"] * 12
-    assert sorted(attempts(one.home)) == list(range(12))
+    assert sorted(numbers(one.home)) == list(range(12))
 
 
-HELD: list[Line] = [("held", {"keys": ["00"]})]
+DEFERRED: list[Step] = [Deferred(0, ("00",))]
 
 
 def test_a_single_worker_waits_for_a_stage_in_a_strangers_hands(study):
-    one = study({0: HELD}, hidden_width=[10, 20])
+    one = study({0: DEFERRED}, hidden_width=[10, 20])
     one.drive(2)
-    assert attempts(one.home) == [0, 0, 1] and attempts(one.home, "patient") == [0]
+    assert numbers(one.home) == [0, 0, 1] and numbers(one.home, blocking=True) == [0]
     assert one.states == ["complete"] * 2
 
 
 def test_several_do_all_else_before_one_of_them_waits(study):
-    one = study({0: HELD, 3: HELD}, hidden_width=list(range(1, 9)))
+    one = study({0: DEFERRED, 3: DEFERRED}, hidden_width=list(range(1, 9)))
     one.drive(8, workers=2)
-    assert attempts(one.home, "patient") == [0, 3] == attempts(one.home)[-2:]
+    assert numbers(one.home, blocking=True) == [0, 3] == numbers(one.home)[-2:]
     assert one.states == ["complete"] * 8
 
 
@@ -362,78 +359,80 @@ def test_values_that_do_not_go_together_fail_at_once_and_are_not_tried_again(stu
     one = study(
         hidden_width=[10], **{"joint.objective": ["switch"], "joint.mask_students": [True, False]}
     )
-    tally = one.drive(2)
-    assert one.states == ["failed", "complete"] and tally.told == {"failed": 1, "trained": 1}
+    stats = one.drive(2)
+    assert one.states == ["failed", "complete"] and stats.outcomes == {"failed": 1, "trained": 1}
     assert one.reasons[0].startswith("ConfigError: ") and "mask_students" in one.reasons[0]
-    assert one.ledger.trial(0).attempts == () and attempts(one.home) == [1]
+    assert one.ledger.trial(0).attempts == () and numbers(one.home) == [1]
 
 
 def test_what_can_not_work_on_the_data_fails_at_once_too(study):
-    def refuse(config: Config) -> Foreseen:
+    def refuse(config: Config) -> CostEstimate:
         if config.hidden_width == 10:
             raise ConfigError("ten is too much", "write 9")
-        return foresee(config)
+        return estimate(config)
 
     one = study(hidden_width=[10, 9])
-    one.foresee = refuse
+    one.estimate = refuse
     one.drive(2)
     assert one.reasons == ["ConfigError: ten is too much\nhint: write 9", ""]
-    assert attempts(one.home) == [1]
+    assert numbers(one.home) == [1]
 
 
 def test_a_study_whose_trials_fail_alike_in_a_row_is_stopped(study):
-    script: dict[int, list[Line]] = {n: [("raise", KeyError("who?"))] for n in range(9)}
+    script: dict[int, list[Step]] = {n: [Do("raise", KeyError("who?"))] for n in range(9)}
     one = study(script, hidden_width=list(range(1, 10)))
-    with pytest.raises(StageError, match="the last 5 trials failed alike") as stopped:
+    with pytest.raises(
+        StageError, match="the last 5 trials failed with the same error"
+    ) as stopped:
         one.drive(9)
     assert "KeyError: 'who?'" in str(stopped.value) and "retry" in stopped.value.hint
-    assert one.states == ["failed"] * 5 and attempts(one.home) == list(range(5))
+    assert one.states == ["failed"] * 5 and numbers(one.home) == list(range(5))
 
 
 def test_a_study_is_stopped_by_failures_in_a_row_after_a_success_too(study):
-    script: dict[int, list[Line]] = {n: [("raise", KeyError("who?"))] for n in range(1, 9)}
+    script: dict[int, list[Step]] = {n: [Do("raise", KeyError("who?"))] for n in range(1, 9)}
     one = study(script, hidden_width=list(range(1, 10)))
-    with pytest.raises(StageError, match="the last 5 trials failed alike"):
+    with pytest.raises(StageError, match="the last 5 trials failed with the same error"):
         one.drive(9)
     assert one.states == ["complete"] + ["failed"] * 5
 
 
 def test_failures_of_different_kinds_or_with_a_success_between_stop_nothing(study):
-    script: dict[int, list[Line]] = {n: [("raise", KeyError("who?"))] for n in range(9)}
+    script: dict[int, list[Step]] = {n: [Do("raise", KeyError("who?"))] for n in range(9)}
     one = study(script | {4: []}, hidden_width=list(range(1, 10)))
-    assert one.drive(9).told == {"trained": 1, "failed": 8}
-    kinds = {n: [("raise", ValueError("what?"))] for n in range(0, 9, 2)}
+    assert one.drive(9).outcomes == {"trained": 1, "failed": 8}
+    kinds = {n: [Do("raise", ValueError("what?"))] for n in range(0, 9, 2)}
     other = study(script | kinds, hidden_width=list(range(1, 10)))
-    assert other.drive(9).told == {"failed": 9}
+    assert other.drive(9).outcomes == {"failed": 9}
 
 
 def test_a_driver_whose_own_gpu_fails_stops_at_once_and_goes_on_with_the_same_trial(study):
-    def refuse(config: Config) -> Foreseen:
+    def refuse(config: Config) -> CostEstimate:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     one = study(hidden_width=[10, 20])
-    one.foresee = refuse
+    one.estimate = refuse
     with pytest.raises(StageError, match="the driver's device failed: RuntimeError: CUDA error"):
         one.drive(2)
-    one.foresee = foresee
-    assert one.states == ["running"] and one.drive(2).told == {"trained": 2}
+    one.estimate = estimate
+    assert one.states == ["running"] and one.drive(2).outcomes == {"trained": 2}
 
 
 def test_a_network_too_large_to_count_is_its_trials_own_failure(study):
-    def refuse(config: Config) -> Foreseen:
+    def refuse(config: Config) -> CostEstimate:
         if config.hidden_width == 10:
             raise RuntimeError("can't allocate memory")
-        return foresee(config)
+        return estimate(config)
 
     one = study(hidden_width=[10, 20])
-    one.foresee = refuse
+    one.estimate = refuse
     one.drive(1)
     assert one.states == ["failed", "complete"]
     assert one.reasons[0].startswith("RuntimeError: can't allocate memory\n")
 
 
 def test_a_driver_that_gives_up_says_commands_that_find_its_study(study):
-    script: dict[int, list[Line]] = {n: [("raise", KeyError("who?"))] for n in range(9)}
+    script: dict[int, list[Step]] = {n: [Do("raise", KeyError("who?"))] for n in range(9)}
     one = study(script, hidden_width=list(range(1, 10)))
     one.ref = replace(one.ref, options={"--home": "there"})
     with pytest.raises(StageError) as stopped:
@@ -441,38 +440,38 @@ def test_a_driver_that_gives_up_says_commands_that_find_its_study(study):
     assert "`moist sweep retry toy --home there`" in stopped.value.hint
 
 
-# the tally
+# the stats
 
 
-def test_the_tally_counts_each_stage_once_that_a_trial_computed_or_reused(study):
-    script: dict[int, list[Line]] = {
-        0: [stage("a", "reused", 8.0), stage("b", "computed", 2.0), ("die", None)],
-        1: [stage("a", "reused", 8.0), stage("b", "reused", 2.0)],
+def test_the_stats_counts_each_stage_once_that_a_trial_computed_or_reused(study):
+    script: dict[int, list[Step]] = {
+        0: [reused("a", 8.0), computed("b", 2.0), Do("die")],
+        1: [reused("a", 8.0), reused("b", 2.0)],
     }
-    again: dict[int, list[Line]] = {
+    again: dict[int, list[Step]] = {
         0: [
-            stage("a", "reused", 8.0), stage("b", "reused", 2.0), stage("c", "started"),
-            stage("c", "computed", 4.0),
+            reused("a", 8.0), reused("b", 2.0), StageStarted(0, "stage_c", "c"),
+            computed("c", 4.0),
         ]
     }  # fmt: skip
     one = study(script, again, hidden_width=[10, 20])
-    tally = one.drive(2)
-    assert (tally.computed, tally.seconds) == (2, 6.0)
-    assert (tally.reused, tally.saved) == (3, 18.0)
+    stats = one.drive(2)
+    assert (stats.computed, stats.seconds) == (2, 6.0)
+    assert (stats.reused, stats.saved) == (3, 18.0)
     spent = [(trial.seconds, trial.saved) for trial in one.ledger.trials()]
     assert spent == [(6.0, 8.0), (0.0, 10.0)]
     assert len(one.ledger.trial(0).attempts) == 1 == len(one.seen.warnings)
 
 
 def test_what_failed_and_pruned_trials_computed_counts_too(study):
-    one = hopeful(study, ("hang", None))
+    one = hopeful(study, Do("hang"))
     script = dict(one.work.script)
-    script[0] = [stage("a", "computed", 1.5), ("raise", ValueError("no luck"))]
+    script[0] = [computed("a", 1.5), Do("raise", ValueError("no luck"))]
     script[9] = script[1]
-    script[8] = [stage("b", "computed", 2.5), *script[8]]
+    script[8] = [computed("b", 2.5), *script[8]]
     one.work = replace(one.work, script=script)
     points = [*one.points[:8], one.points[9] | {"temperature": 1.1}, one.points[8]]
     script[8], script[9] = script[9], script[8]
-    tally = one.drive(10, prune=True, points=points)
-    assert tally.told == {"failed": 1, "trained": 8, "pruned": 1}
-    assert (tally.computed, tally.seconds) == (2, 4.0)
+    stats = one.drive(10, prune=True, points=points)
+    assert stats.outcomes == {"failed": 1, "trained": 8, "pruned": 1}
+    assert (stats.computed, stats.seconds) == (2, 4.0)

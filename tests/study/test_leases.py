@@ -5,11 +5,11 @@ import threading
 import time
 
 import pytest
-from driving import PATIENCE, Driving, attempts, start, trials
-from toy import Start, ref, search
+from driving import PATIENCE, Driving, start, trials
+from toy import WAIT, Start, attempts, ref, search
 
 from moist.errors import ConfigError, StoreError
-from moist.study.leases import Held, holder, lease, lock_file, me
+from moist.study.leases import AlreadyDriven, driver_of, lease, lock_file, this_process
 from moist.study.ledger import opened
 from moist.study.ref import url_of
 from moist.study.storage import load
@@ -33,15 +33,15 @@ def rivals(*starts: Start) -> tuple[Driving, list[Driving]]:
 
 @pytest.mark.slow
 def test_of_six_drivers_at_once_one_runs_and_the_others_say_who(tmp_path):
-    winner, losers = rivals(*[Start(tmp_path, trials=3, fates={0: "waits"})] * 6)
+    winner, losers = rivals(*[Start(tmp_path, trials=3, script={0: WAIT})] * 6)
     said = f"study `toy` is driven by {winner.name}"
     for loser in losers:
         assert loser.finish() == 1 and loser.text.splitlines()[1] == said, loser.text
     study = ref(tmp_path)
-    assert holder(study) == winner.name
+    assert driver_of(study) == winner.name
     winner.until(lambda: attempts(tmp_path))
     winner.kill()
-    assert holder(study) is None
+    assert driver_of(study) is None
     (tmp_path / "go").touch()
     assert start(Start(tmp_path, trials=3)).finish() == 0
     assert [trial.state for trial in trials(tmp_path)] == ["complete"] * 3
@@ -71,7 +71,7 @@ def test_a_driver_is_not_put_off_by_those_who_look_whether_there_is_one(tmp_path
 
     def look() -> None:
         while not over.is_set():
-            holder(study)
+            driver_of(study)
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -94,7 +94,7 @@ def test_a_database_has_one_lock_however_it_is_spelled(tmp_path, monkeypatch):
     assert len(files) == 1 and files.pop().parent == tmp_path / "folder"
     with lease(ref(tmp_path, storage=spelled[0])):
         with (
-            pytest.raises(Held, match=f"driven by {me()}"),
+            pytest.raises(AlreadyDriven, match=f"driven by {this_process()}"),
             lease(ref(tmp_path, storage=spelled[1])),
         ):
             pytest.fail("two drive it")
@@ -134,9 +134,9 @@ def test_a_database_that_is_none_is_said_in_our_words(tmp_path):
 def test_a_database_that_is_damaged_under_the_driver_is_said_in_our_words(tmp_path):
     search(Start(tmp_path, trials=1))
     study = ref(tmp_path)
-    described, _ = load(study)
+    spec, _ = load(study)
     with pytest.raises(StoreError, match=r"studies.db` failed: "):
-        with opened(study, described) as ledger:
+        with opened(study, spec) as ledger:
             for file in tmp_path.glob("studies.db*"):
                 file.write_bytes(b"no database" * (file.stat().st_size // 11))
             ledger.lost(0, ["why"])

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from driving import attempts, records, start, trials
+from driving import records, start, trials
 from sqlalchemy import create_engine, make_url, text
 from test_leases import rivals
-from toy import SWEEP, Start, ref
+from toy import SWEEP, WAIT, Start, attempts, ref
 
 from moist.cli.main import main
 from moist.errors import StoreError
-from moist.study.leases import holder, lease
+from moist.study.leases import driver_of, lease
 from moist.study.ref import masked
 from moist.study.storage import find, load
 
@@ -72,16 +72,16 @@ def test_a_study_in_postgres_killed_anywhere_is_the_one_in_a_file(storage, tmp_p
 
 
 def test_a_killed_drivers_lock_is_free_at_once_and_its_trials_go_on(storage, tmp_path, capsys):
-    what = Start(tmp_path, trials=4, workers=2, storage=storage, fates={2: "waits", 3: "waits"})
+    what = Start(tmp_path, trials=4, workers=2, storage=storage, script={2: WAIT, 3: WAIT})
     driving, study = start(what), ref(tmp_path, storage=storage)
     driving.until(lambda: len(attempts(tmp_path)) == 4)
     stamps = records(tmp_path)
-    assert holder(study) == driving.name
+    assert driver_of(study) == driving.name
     driving.kill()
     (tmp_path / "go").touch()
     resumed = start(what)
     assert resumed.finish() == 0, resumed.text
-    assert holder(study) is None
+    assert driver_of(study) is None
     assert [trial.state for trial in trials(tmp_path, "toy", storage)] == ["complete"] * 4
     assert stamps.items() <= records(tmp_path).items()
     sys.argv = ["moist", "pareto", "toy", "--storage", storage, "--home", str(tmp_path), "--json"]
@@ -91,7 +91,7 @@ def test_a_killed_drivers_lock_is_free_at_once_and_its_trials_go_on(storage, tmp
 
 
 def test_of_six_drivers_at_once_on_a_new_server_one_runs_and_the_others_say_who(storage, tmp_path):
-    what = Start(tmp_path, trials=1, storage=storage, fates={0: "waits"})
+    what = Start(tmp_path, trials=1, storage=storage, script={0: WAIT})
     winner, losers = rivals(*[what] * 6)
     for loser in losers:
         assert loser.finish() == 1
@@ -103,7 +103,7 @@ def test_of_six_drivers_at_once_on_a_new_server_one_runs_and_the_others_say_who(
 def test_a_study_of_the_same_name_in_another_database_is_another(server, storage, tmp_path):
     mine, other = (ref(tmp_path, storage=url) for url in (storage, server))
     with lease(mine):
-        assert holder(other) is None
+        assert driver_of(other) is None
         with lease(other):
             pass
 
@@ -111,7 +111,7 @@ def test_a_study_of_the_same_name_in_another_database_is_another(server, storage
 def test_a_server_that_drops_the_driver_ends_it_in_order_and_the_study_goes_on(
     server, storage, tmp_path
 ):
-    what = Start(tmp_path, trials=2, storage=storage, fates={0: "waits"})
+    what = Start(tmp_path, trials=2, storage=storage, script={0: WAIT})
     driving = start(what)
     driving.until(lambda: attempts(tmp_path))
     execute(server, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'ann'")
@@ -157,9 +157,9 @@ def test_the_command_that_a_study_is_continued_with_has_no_password(storage, tmp
     sys.argv += ["--home", str(tmp_path), "--quiet"]
     with pytest.raises(SystemExit):  # its time is over, and by now there is the study
         main()
-    described, _ = load(ref(tmp_path, "small", storage))
-    assert f"--storage '{storage.replace(SECRET, '***')}'" in described.command
-    assert SECRET not in described.command + "".join(capsys.readouterr())
+    spec, _ = load(ref(tmp_path, "small", storage))
+    assert f"--storage '{storage.replace(SECRET, '***')}'" in spec.command
+    assert SECRET not in spec.command + "".join(capsys.readouterr())
 
 
 def test_only_passwords_are_masked():

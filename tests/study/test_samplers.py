@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,12 +14,13 @@ import pytest
 import toy
 
 from moist.errors import ConfigError
-from moist.results.objectives import DEFAULT, Limit, parse_objectives
+from moist.results.objectives import DEFAULT, Limit, Objective, parse_objectives
 from moist.results.trials import Trial
-from moist.study.ledger import Ledger, in_memory, opened
-from moist.study.policy import SAMPLERS
+from moist.study import ledger as ledgers
+from moist.study.ledger import Ledger, opened
 from moist.study.samplers import MAKERS, Untried, chosen, point, seed_of, suggest
-from moist.study.search import describe
+from moist.study.settings import SAMPLERS
+from moist.study.spec import study_spec
 from moist.sweepfile import Parameter, Sweep, active, config_of, grid, size
 
 DRAWN = [name for name in MAKERS if name != "grid"]
@@ -75,10 +76,14 @@ def go_on(ledger: Ledger, sweep: Sweep, name: str, trials: int, seed: int = 0) -
     return points
 
 
+def in_memory(objectives: Sequence[Objective]) -> Ledger:
+    return ledgers.in_memory(study_spec(SMALL, objectives, 0, "moist"))
+
+
 @contextmanager
 def kept(home: Path, sweep: Sweep) -> Iterator[Ledger]:
     """A study on disk."""
-    with opened(toy.ref(home), describe(sweep, DEFAULT, 0, "moist")) as ledger:
+    with opened(toy.ref(home), study_spec(sweep, DEFAULT, 0, "moist")) as ledger:
         yield ledger
 
 

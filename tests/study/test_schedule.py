@@ -9,19 +9,21 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moist.config import Config
 from moist.store.calls import Call
 from moist.store.objects import ObjectStore
-from moist.study.schedule import Entry, Foreseen, Schedule
+from moist.study.costs import CostEstimate
+from moist.study.schedule import Entry, Schedule
 
 Trials = list[list[Call]]
 
 
 @dataclass
 class Worker:
-    """Goes through a trial's stages as `NonBlockingStore` does, or as `Store` if it is patient."""
+    """Goes through stages as `NonBlockingStore` does, or as `Store` if it is blocking."""
 
     entry: Entry
-    patient: bool
+    blocking: bool
     at: int = 0
     computing: str = ""
     held: set[str] = field(default_factory=set)
@@ -52,8 +54,8 @@ class World:
         self.told: list[int] = []
         self.given_up: list[int] = []
         for number, calls in enumerate(trials):
-            foreseen = Foreseen(f"run{number}", tuple(calls), {})
-            self.schedule.add(Entry(number, {}, {}, "", foreseen))
+            estimate = CostEstimate(f"run{number}", tuple(calls), {})
+            self.schedule.add(Entry(number, {}, Config(), "", estimate))
 
     def run(self, deaths: int) -> None:
         """Until nobody can move: `deaths` workers are killed on the way."""
@@ -83,7 +85,7 @@ class World:
         return {key for one in self.busy for key in self.missing(one.entry)}
 
     def awaited(self, entry: Entry) -> set[str]:
-        return {key for key in entry.held if not self.stored(key)}
+        return {key for key in entry.locked if not self.stored(key)}
 
     def of_use(self, entry: Entry) -> bool:
         """Whether it could do now what nobody who works will do, or has all it needs."""
@@ -94,7 +96,7 @@ class World:
         )
 
     def can_move(self, worker: Worker) -> bool:
-        waits = worker.patient and not worker.computing and not worker.ended
+        waits = worker.blocking and not worker.computing and not worker.ended
         return not (waits and self.held(worker.call.key))
 
     # who starts
@@ -103,17 +105,17 @@ class World:
         """Give work to every free worker, as a driver does."""
         while self.free:
             waiting = list(self.schedule.waiting)
-            patient, entry = False, self.schedule.pick()
+            blocking, entry = False, self.schedule.pick()
             if entry is None:
                 self.check_all_wait_for_somebody(waiting)
-                patient, entry = True, None if self.busy else self.schedule.pick(patient=True)
+                blocking, entry = True, None if self.busy else self.schedule.pick(blocking=True)
             else:
                 self.check_first(entry, waiting)
             if entry is None:
                 return
             assert entry not in self.schedule.waiting
             self.free -= 1
-            self.busy.append(Worker(entry, patient))
+            self.busy.append(Worker(entry, blocking))
 
     def check_first(self, entry: Entry, waiting: list[Entry]) -> None:
         ready = [one for one in waiting if self.of_use(one) and not self.awaited(one)]
@@ -153,7 +155,7 @@ class World:
     def finish(self, worker: Worker) -> None:
         self.leave(worker)
         if worker.left:
-            worker.entry.held = worker.held
+            worker.entry.locked = worker.held
             self.schedule.add(worker.entry)
         else:
             self.told.append(self.schedule.drop(worker.entry.number).number)
@@ -253,7 +255,7 @@ def test_nobody_waits_for_what_a_trial_held_that_was_given_up(tmp_path):
     schedule = scheduled(tmp_path, [call(0, set())], [call(0, set()), call(1, set())])
     first, second = schedule.pick(), schedule.pick()
     assert first is not None and second is not None
-    second.held = {"00"}
+    second.locked = {"00"}
     schedule.add(second)
     ObjectStore(tmp_path).folder("01").mkdir(parents=True)
     assert schedule.pick() is None
@@ -263,9 +265,9 @@ def test_nobody_waits_for_what_a_trial_held_that_was_given_up(tmp_path):
 
 def test_what_a_stranger_holds_is_waited_for_until_it_is_stored_or_nothing_else_is_left(tmp_path):
     schedule = scheduled(tmp_path, [call(0, set())], [call(0, set()), call(1, {0})])
-    for entry in (schedule.pick(), schedule.pick(patient=True)):
+    for entry in (schedule.pick(), schedule.pick(blocking=True)):
         assert entry is not None
-        entry.held = {"00"}
+        entry.locked = {"00"}
         schedule.add(entry)
     assert schedule.pick() is None
     ObjectStore(tmp_path).folder("00").mkdir(parents=True)

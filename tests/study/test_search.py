@@ -23,21 +23,13 @@ from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
 from moist.store.runs import RunRecords
 from moist.store.store import Store
-from moist.study.foresight import Foresight
+from moist.study.costs import CostEstimator
 from moist.study.ledger import opened
 from moist.study.samplers import Untried, suggest
-from moist.study.search import (
-    TRIALS,
-    Rehearsal,
-    describe,
-    rehearse,
-    requested,
-    search,
-    slots,
-    sweep_of,
-)
-from moist.study.settings import Outcome, Settings
-from moist.study.workers import Slot
+from moist.study.search import TRIALS, SearchPlan, plan_search, requested_trials, search
+from moist.study.settings import SearchResult, Settings
+from moist.study.spec import study_spec, sweep_of
+from moist.study.workers import Slot, machine_of, make_slots
 from moist.sweepfile import Sweep, config_of, read_sweep
 from moist.sweepfile import grid as points_of
 
@@ -69,13 +61,13 @@ class Study:
         return {
             "ref": ref(self.home, self.sweep.name),
             "sweep": self.sweep,
-            "described": describe(self.sweep, DEFAULT, 0, "moist sweep optuna some.yaml"),
+            "spec": study_spec(self.sweep, DEFAULT, 0, "moist sweep optuna some.yaml"),
             "settings": Settings(trials, best={}, **settings),
-            "slots": slots("cpu", 2, 1),
+            "slots": make_slots("cpu", 2, 1),
         }
 
-    def rehearse(self, trials: int, **settings: Any) -> Rehearsal:
-        return rehearse(**self.asked(trials, **settings))
+    def plan(self, trials: int, **settings: Any) -> SearchPlan:
+        return plan_search(**self.asked(trials, **settings))
 
     def keys(self, points: Iterable[dict[str, Any]]) -> set[str]:
         """The stages of some points."""
@@ -84,8 +76,8 @@ class Study:
             stages(config_of(self.sweep, point), plan)
         return {call.key for call in plan.calls}
 
-    def search(self, trials: int, **settings: Any) -> Outcome:
-        return search(**self.asked(trials, **settings), quiet=True)
+    def search(self, trials: int, **settings: Any) -> SearchResult:
+        return search(**self.asked(trials, **settings))
 
 
 def grid(home: Path, text: str = GRID, name: str = "some") -> Study:
@@ -106,20 +98,20 @@ class Searched:
     """A study searched in two starts, rehearsed before each and after."""
 
     study: Study
-    rehearsals: list[Rehearsal]
-    outcomes: list[Outcome]
+    rehearsals: list[SearchPlan]
+    outcomes: list[SearchResult]
     objects: list[int]
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
     study = grid(tmp_path_factory.mktemp("searched"))
-    rehearsals, outcomes, objects = [study.rehearse(4)], [], []
+    rehearsals, outcomes, objects = [study.plan(4)], [], []
     for trials in (1, 4):
-        rehearsals.append(study.rehearse(trials))
+        rehearsals.append(study.plan(trials))
         outcomes.append(study.search(trials))
         objects.append(len(maintenance.entries(ObjectStore(study.home))))
-    return Searched(study, [*rehearsals, study.rehearse(4)], outcomes, objects)
+    return Searched(study, [*rehearsals, study.plan(4)], outcomes, objects)
 
 
 @pytest.fixture
@@ -131,7 +123,7 @@ def home(searched: Searched, tmp_path: Path) -> Path:
 
 def test_a_rehearsal_says_exactly_what_is_then_computed_and_nothing_is_computed_twice(searched):
     whole, first, second, after = searched.rehearsals
-    one, two = (outcome.tally.computed for outcome in searched.outcomes)
+    one, two = (outcome.stats.computed for outcome in searched.outcomes)
     assert (one, two) == (len(first.missing), len(second.missing))
     assert one + two == len(whole.missing) == whole.distinct == searched.objects[-1]
     assert searched.objects == [one, one + two]
@@ -152,16 +144,16 @@ def test_trials_share_what_their_configs_share(searched):
     }  # fmt: skip
 
 
-def test_the_tally_adds_up_to_what_is_stored(searched):
+def test_the_stats_adds_up_to_what_is_stored(searched):
     stored = sum(entry.seconds for entry in maintenance.entries(ObjectStore(searched.study.home)))
-    assert sum(one.tally.seconds for one in searched.outcomes) == pytest.approx(stored)
+    assert sum(one.stats.seconds for one in searched.outcomes) == pytest.approx(stored)
     for outcome in searched.outcomes:
-        assert set(outcome.tally.told) == {"trained"}
+        assert set(outcome.stats.outcomes) == {"trained"}
     trials = searched.outcomes[-1].trials
     assert sum(trial.saved for trial in trials) == pytest.approx(
-        sum(one.tally.saved for one in searched.outcomes)
+        sum(one.stats.saved for one in searched.outcomes)
     )
-    assert searched.outcomes[-1].tally.saved > 0 and len(trials) == 4
+    assert searched.outcomes[-1].stats.saved > 0 and len(trials) == 4
 
 
 def test_a_trial_found_what_a_run_alone_finds(searched, tmp_path):
@@ -196,13 +188,13 @@ def test_a_rehearsal_expects_what_stages_took_before(searched):
 def test_a_rehearsal_writes_nothing(tmp_path):
     study = grid(tmp_path)
     before = files(tmp_path)
-    assert study.rehearse(4).trials == 4
+    assert study.plan(4).trials == 4
     assert files(tmp_path) == before
 
 
 def test_a_rehearsal_of_a_study_that_was_begun_writes_nothing_either(home):
     study, before = grid(home), files(home)
-    assert study.rehearse(4).complete == 4
+    assert study.plan(4).complete == 4
     assert files(home) == before
 
 
@@ -210,16 +202,16 @@ def test_a_rehearsal_of_a_random_search_draws_what_the_search_draws(home):
     text = GRID.replace("method: grid", "method: random")
     study = grid(home, text.replace("{values: [2.0, 4.0]}", "{min: 1.0, max: 9.0}"), "random")
     for trials in (1, 3):
-        found = study.rehearse(trials)
-        assert 0 < len(found.missing) == study.search(trials).tally.computed
-    assert study.rehearse(3).trials == 0
+        found = study.plan(trials)
+        assert 0 < len(found.missing) == study.search(trials).stats.computed
+    assert study.plan(3).trials == 0
 
 
 def test_a_rehearsal_begins_with_what_was_begun_or_is_in_line(home):
     """Of three trials one was lost with its driver and one is to be tried again."""
     study = grid(home, name="begun")
-    described = study.asked(4)["described"]
-    with opened(ref(home, "begun"), described) as ledger:
+    spec = study.asked(4)["spec"]
+    with opened(ref(home, "begun"), spec) as ledger:
         for index in range(3):
             sampler = Untried(study.sweep, "grid", index, ledger.tried)
             ledger.ask(sampler, partial(suggest, study.sweep), {})
@@ -227,10 +219,10 @@ def test_a_rehearsal_begins_with_what_was_begun_or_is_in_line(home):
         ledger.complete(2, {"accuracy": 0.5, "mflops": 1.0})
         assert ledger.retry_failed() == [1]
     for trials in (1, 2, 3):
-        found = study.rehearse(trials)
+        found = study.plan(trials)
         assert (found.trials, found.complete, found.missing) == (2, 1, [])
         assert {call.key for call in found.calls} == study.keys(POINTS[:2])
-    found = study.rehearse(99)
+    found = study.plan(99)
     assert (found.trials, found.complete) == (3, 1)
     assert {call.key for call in found.calls} == study.keys([*POINTS[:2], POINTS[3]])
 
@@ -241,7 +233,7 @@ def test_a_rehearsal_passes_over_values_that_do_not_go_together(tmp_path):
     study = grid(tmp_path, "\n  ".join([GRID.rstrip(), *entries]))
     points = [point for point in points_of(study.sweep) if valid(study.sweep, point)]
     assert 0 < len(points) < 16
-    assert study.rehearse(99).trials == len(points)
+    assert study.plan(99).trials == len(points)
 
 
 def valid(sweep: Sweep, point: dict[str, Any]) -> bool:
@@ -253,7 +245,7 @@ def valid(sweep: Sweep, point: dict[str, Any]) -> bool:
 
 
 def test_a_rehearsal_ends_where_the_points_do(tmp_path):
-    assert grid(tmp_path).rehearse(99).trials == 4
+    assert grid(tmp_path).plan(99).trials == 4
 
 
 # what is foreseen
@@ -272,9 +264,9 @@ class Quiet:
         yield
 
 
-def foresight(home: Path, reuse: bool = True) -> tuple[Foresight, Quiet]:
+def foresight(home: Path, reuse: bool = True) -> tuple[CostEstimator, Quiet]:
     quiet = Quiet(home, [])
-    return Foresight(Store(home, Env(torch.device("cpu"))), reuse, quiet), quiet
+    return CostEstimator(Store(home, Env(torch.device("cpu"))), reuse, quiet), quiet
 
 
 def tiny(*overrides: str) -> Config:
@@ -285,7 +277,7 @@ def test_workers_are_kept_still_once_for_each_architecture_that_is_timed(tmp_pat
     """And not while the data are prepared: one of them may hold their lock."""
     foresee, quiet = foresight(tmp_path)
     for overrides in ("k=2", "k=2 temperature=3", "k=2 seed=5", "k=3", "k=3 distill.alpha=0.1"):
-        found = foresee(tiny(*overrides.split())).measured().known
+        found = foresee(tiny(*overrides.split())).measured().quantities
         assert found.keys() == QUANTITIES.keys() - TRAINED
     assert quiet.stored == [{"prepare"}, {"prepare", "measure_latency"}]
 
@@ -293,7 +285,7 @@ def test_workers_are_kept_still_once_for_each_architecture_that_is_timed(tmp_pat
 def test_what_can_be_counted_is_known_before_anything_is_timed(tmp_path):
     foresee, quiet = foresight(tmp_path)
     found = foresee(tiny("k=2"))
-    assert found.known.keys() == QUANTITIES.keys() - TRAINED - {"latency_ms"}
+    assert found.quantities.keys() == QUANTITIES.keys() - TRAINED - {"latency_ms"}
     assert quiet.stored == [] and {
         one.stage for one in maintenance.entries(ObjectStore(tmp_path))
     } == {"prepare"}
@@ -301,16 +293,18 @@ def test_what_can_be_counted_is_known_before_anything_is_timed(tmp_path):
 
 def test_nobody_is_kept_still_for_a_time_that_the_trial_takes(tmp_path):
     foresee, quiet = foresight(tmp_path)
-    assert foresee(tiny("k=auto")).measured().known == {}
+    assert foresee(tiny("k=auto")).measured().quantities == {}
     afresh, still = foresight(tmp_path, reuse=False)
-    assert afresh(tiny()).measured().known.keys() == QUANTITIES.keys() - TRAINED - {"latency_ms"}
+    assert afresh(tiny()).measured().quantities.keys() == QUANTITIES.keys() - TRAINED - {
+        "latency_ms"
+    }
     assert quiet.stored == still.stored == []
 
 
 def test_what_is_foreseen_is_the_runs_key_and_each_of_its_stages_once(home, tmp_path):
     config = tiny("k=2", "router=oracle")
     new = foresight(tmp_path)[0].plan(config)
-    assert new.known == {} and maintenance.entries(ObjectStore(tmp_path)) == []
+    assert new.quantities == {} and maintenance.entries(ObjectStore(tmp_path)) == []
     store = Store(home, Env(torch.device("cpu")))
     assert new.key == run(config, store).key
     keys = dict.fromkeys(call.key for call in store.calls)
@@ -331,14 +325,14 @@ def test_what_can_not_work_on_the_data_is_refused_before_anybody_trains(tmp_path
 @pytest.mark.parametrize("name", ["router_size", "quickstart"])
 def test_a_search_is_known_again_without_its_file(name):
     sweep = read_sweep(SWEEPS / f"{name}.yaml", ["data.root=some"])
-    again = sweep_of(describe(sweep, DEFAULT, 3, "moist"), sweep.name)
+    again = sweep_of(study_spec(sweep, DEFAULT, 3, "moist"), sweep.name)
     assert again.parameters == sweep.parameters and again.fixed == sweep.fixed
     assert again.method == sweep.method
 
 
 def test_where_the_data_are_is_no_part_of_what_is_searched():
     here, there = (
-        describe(read_sweep(SWEEPS / "width.yaml", [f"data.root={root}"]), DEFAULT, 0, "moist")
+        study_spec(read_sweep(SWEEPS / "width.yaml", [f"data.root={root}"]), DEFAULT, 0, "moist")
         for root in ("here", "there")
     )
     assert here.facts == there.facts and here.where != there.where
@@ -356,35 +350,31 @@ def test_where_the_data_are_is_no_part_of_what_is_searched():
 def test_trials_are_as_many_as_asked_else_the_files_else_the_grids(
     tmp_path, asked, changes, expected
 ):
-    assert requested(replace(grid(tmp_path).sweep, **changes), asked) == expected
+    assert requested_trials(replace(grid(tmp_path).sweep, **changes), asked) == expected
 
 
 def test_workers_share_out_devices_and_threads():
-    found = slots("cpu,meta", 3, 5)
+    found = make_slots("cpu,meta", 3, 5)
     assert [(one.device, one.threads) for one in found] == [("cpu", 5), ("meta", 5), ("cpu", 5)]
-    assert all(one.threads >= 1 for one in slots("cpu", 999, None))
+    assert all(one.threads >= 1 for one in make_slots("cpu", 999, None))
 
 
 @pytest.mark.parametrize("devices", ["cpu,cuda:99", "abacus", "cpu,"])
 def test_a_device_that_is_not_there_is_refused_before_any_worker_starts(devices):
     with pytest.raises(ConfigError, match=f"can't compute on .*{devices.split(',')[-1]}`"):
-        slots(devices, 1, 1)
+        make_slots(devices, 1, 1)
 
 
 TIMED = parse_objectives(["accuracy", "latency_ms"])
 
 
-def test_a_study_remembers_its_machine_when_it_selects_by_a_time_and_only_then(tmp_path):
-    sweep = grid(tmp_path).sweep
-    found, other = (
-        describe(sweep, TIMED, 0, "moist", slots("cpu", 2, threads)).facts.machine
-        for threads in (1, 2)
-    )
+def test_a_study_stores_its_machine_when_an_objective_is_a_latency_and_only_then():
+    found, other = (machine_of(make_slots("cpu", 2, threads), TIMED) for threads in (1, 2))
     assert found == Env(torch.device("cpu")).machine().model_copy(update={"threads": 1})
     assert other == found.model_copy(update={"threads": 2})
-    assert describe(sweep, DEFAULT, 0, "moist", slots("cpu", 2, 1)).facts.machine is None
+    assert machine_of(make_slots("cpu", 2, 1), DEFAULT) is None
 
 
-def test_latencies_of_one_study_are_not_measured_on_workers_that_differ(tmp_path):
+def test_latencies_of_one_study_are_not_measured_on_workers_that_differ():
     with pytest.raises(ConfigError, match=r"1 threads.* and .*2 threads"):
-        describe(grid(tmp_path).sweep, TIMED, 0, "moist", [Slot("cpu", 1), Slot("cpu", 2)])
+        machine_of([Slot("cpu", 1), Slot("cpu", 2)], TIMED)

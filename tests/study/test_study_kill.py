@@ -11,18 +11,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-from driving import Driving, attempts, command, records, start, trials
+from driving import Driving, command, records, start, trials
 from optuna.artifacts import get_all_artifact_meta
 from optuna.samplers import RandomSampler
 from shell import searched
-from toy import Start, moist, ref, search
+from toy import FAIL, WAIT, Start, attempts, moist, ref, search
 
 from moist.store.maintenance import entries, verify
 from moist.store.objects import ObjectStore
 from moist.study.doctor import examine
 from moist.study.ledger import opened
 from moist.study.samplers import suggest
-from moist.study.search import sweep_of
+from moist.study.spec import sweep_of
 from moist.study.storage import load
 
 SWEEP = searched("random", 3, 6, 3, 6, width=[8, 32])
@@ -104,31 +104,31 @@ def test_a_study_killed_twenty_times_ends_with_every_trial_complete_and_none_run
 
 @pytest.mark.slow
 def test_a_sequential_study_killed_at_every_phase_of_a_trial_is_the_unbroken_one(tmp_path):
-    whole, broken, fates = tmp_path / "whole", tmp_path / "broken", {6: "errs"}
+    whole, broken, script = tmp_path / "whole", tmp_path / "broken", {6: FAIL}
     for home in (whole, broken):
         home.mkdir()
-    assert start(Start(whole, trials=15, fates=fates)).finish() == 0
+    assert start(Start(whole, trials=15, script=script)).finish() == 0
     kills, chance = 0, random.Random(0)
     moments = itertools.chain((2, 5, 8, 11), iter(lambda: chance.randint(*COMMITS), None))
-    while code := start(Start(broken, trials=15, fates=fates, kill_at=next(moments))).finish():
+    while code := start(Start(broken, trials=15, script=script, kill_at=next(moments))).finish():
         assert code == -signal.SIGKILL
         kills += 1
     found = [(t.number, t.state, t.params, t.values) for t in trials(broken)]
     assert found == [(t.number, t.state, t.params, t.values) for t in trials(whole)]
-    assert kills > 8 and any("told from the run" in (t.reason or "") for t in trials(broken))
+    assert kills > 8 and any("reused the run" in (t.reason or "") for t in trials(broken))
 
 
 def test_points_in_line_outlive_a_driver_that_is_lost_while_it_takes_them(tmp_path):
     points = [{"k": k, "hidden_width": 8, "temperature": 2.0} for k in (2, 3)]
     search(Start(tmp_path, trials=1))
     study = ref(tmp_path)
-    described, _ = load(study)
-    with opened(study, described) as lost:
-        lost.line_up(points)
+    spec, _ = load(study)
+    with opened(study, spec) as lost:
+        lost.enqueue(points)
         lost.study.ask().suggest_categorical("k", (2, 3, 4, 5))  # and no further
-    with opened(study, described) as ledger:
+    with opened(study, spec) as ledger:
         ledger.requeue_unfinished()
-        ledger.line_up(points)
+        ledger.enqueue(points)
     found = search(Start(tmp_path, trials=3))
     assert [(one.number, one.state) for one in found] == [(i, "complete") for i in range(3)]
     assert [one.params for one in found[1:]] == points
@@ -142,17 +142,17 @@ def test_a_requeue_that_is_broken_off_puts_each_trial_in_line_once(
     """Whoever comes next: another requeue, or a driver."""
     search(Start(tmp_path, trials=1))
     study = ref(tmp_path)
-    described, _ = load(study)
-    with opened(study, described) as lost:
-        lost.ask(RandomSampler(), partial(suggest, sweep_of(described, "toy")), {})
+    spec, _ = load(study)
+    with opened(study, spec) as lost:
+        lost.ask(RandomSampler(), partial(suggest, sweep_of(spec, "toy")), {})
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with opened(study, described) as ledger, pytest.raises(KeyboardInterrupt):
+    with opened(study, spec) as ledger, pytest.raises(KeyboardInterrupt):
         monkeypatch.setattr(ledger, step, killed)
         ledger.requeue_unfinished()
-    with opened(study, described) as ledger:
+    with opened(study, spec) as ledger:
         getattr(ledger, then)()
     again = then == "requeue_unfinished" or step == "fail"
     assert [(t.state, t.retry_of) for t in trials(tmp_path)] == [
@@ -164,10 +164,10 @@ def test_a_requeue_that_is_broken_off_puts_each_trial_in_line_once(
 def test_a_trials_files_are_shown_once_though_its_driver_was_killed_before_it_told(tmp_path):
     search(Start(tmp_path, trials=1))
     study = ref(tmp_path)
-    described, _ = load(study)
+    spec, _ = load(study)
     (tmp_path / "report.md").write_text("found")
-    with opened(study, described) as ledger:
-        number, _ = ledger.ask(RandomSampler(), partial(suggest, sweep_of(described, "toy")), {})
+    with opened(study, spec) as ledger:
+        number, _ = ledger.ask(RandomSampler(), partial(suggest, sweep_of(spec, "toy")), {})
         for _ in range(2):
             ledger.annotate(number, "note", [tmp_path / "report.md"])
         shown = get_all_artifact_meta(ledger.study.trials[number], storage=ledger.storage)
@@ -179,7 +179,7 @@ def test_a_trials_files_are_shown_once_though_its_driver_was_killed_before_it_to
 def test_a_signal_to_all_processes_of_a_job_ends_it_in_order_and_costs_no_attempt(
     number, tmp_path
 ):
-    what = Start(tmp_path, trials=4, workers=2, fates={2: "waits", 3: "waits"})
+    what = Start(tmp_path, trials=4, workers=2, script={2: WAIT, 3: WAIT})
     driving = start(what)
     driving.until(lambda: len(attempts(tmp_path)) == 4)
     os.killpg(driving.process.pid, number)
@@ -207,7 +207,7 @@ def test_ctrl_c_at_any_moment_of_a_start_ends_it_in_order(tmp_path):
 
 @pytest.mark.slow
 def test_work_survives_the_server_that_forks_workers(tmp_path):
-    driving = start(Start(tmp_path, trials=4, workers=2, fates={0: "waits", 1: "waits"}))
+    driving = start(Start(tmp_path, trials=4, workers=2, script={0: WAIT, 1: WAIT}))
     driving.until(lambda: len(attempts(tmp_path)) == 2)
     server = driving.workers()[0].parent()
     assert server is not None

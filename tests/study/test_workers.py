@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 import toy
-from driving import PATIENCE, attempts, start, trials
-from toy import Start, Toy, search
+from driving import PATIENCE, start, trials
+from toy import DIE, DIE_ONCE, FAIL, LINGER, WAIT, Do, Start, Toy, attempts, search
 
-from moist.config import flat
+from moist.config import Config
 from moist.config.overrides import parse
 from moist.errors import ConfigError, StageError
+from moist.study.events import Event, Failed, Lost, StageStarted, Warned
 from moist.study.trainer import Trainer
-from moist.study.worker import of_device
-from moist.study.workers import Message, Pool, Slot, Task
+from moist.study.workers import Pool, Slot, Task, is_device_error
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 PIPE = 4096
-KILLED = "its worker was killed by SIGKILL (out of memory, if nobody sent it)"
+KILLED = "its worker was killed by SIGKILL (out of memory, unless it was sent by hand)"
 
 
 def waiting(slot: Slot) -> int:
@@ -33,9 +33,9 @@ def waiting(slot: Slot) -> int:
     return int.from_bytes(count, sys.byteorder)
 
 
-def heard(pool: Pool) -> list[Message]:
+def received(pool: Pool) -> list[Event]:
     """All that is said until a worker's last word."""
-    found: list[Message] = []
+    found: list[Event] = []
     deadline = time.monotonic() + PATIENCE
     while pool.busy and time.monotonic() < deadline:
         found += pool.wait(0.1)
@@ -44,14 +44,14 @@ def heard(pool: Pool) -> list[Message]:
 
 @pytest.mark.slow
 def test_a_worker_that_is_held_still_ends_with_its_driver(tmp_path):
-    driving = start(Start(tmp_path, trials=1, fates={0: "waits"}))
+    driving = start(Start(tmp_path, trials=1, script={0: WAIT}))
     driving.until(lambda: attempts(tmp_path))
     driving.workers()[0].suspend()
     driving.kill()
 
 
 def test_a_trial_whose_worker_is_lost_is_tried_again_with_the_same_parameters(tmp_path):
-    found = search(Start(tmp_path, trials=4, fates={1: "dies once"}))
+    found = search(Start(tmp_path, trials=4, script={1: DIE_ONCE}))
     whole = tmp_path / "whole"
     whole.mkdir()
     undisturbed = search(Start(whole, trials=4))
@@ -62,13 +62,14 @@ def test_a_trial_whose_worker_is_lost_is_tried_again_with_the_same_parameters(tm
 
 
 def test_who_is_lost_too_often_fails_and_who_errs_fails_at_once_and_both_say_why(tmp_path):
-    fates = {1: "dies", 2: "errs", 3: "fills memory", 4: "allocates too much"}
-    found = search(Start(tmp_path, trials=3, retries=1, fates=fates))
+    full = (Do("raise", MemoryError()),)
+    script = {1: DIE, 2: FAIL, 3: full, 4: (Do("allocate"),)}
+    found = search(Start(tmp_path, trials=3, retries=1, script=script))
     assert [one.state for one in found] == ["complete", *["failed"] * 4, "complete", "complete"]
     dead, wrong, full, big = (str(one.reason) for one in found[1:5])
     assert dead == f"lost 2 times; last: {KILLED} in toy"
     assert wrong.startswith("ValueError: no such\n") and wrong.endswith("[bold]really[/bold]")
-    assert "befall" in wrong
+    assert "in act" in wrong
     assert full == "lost 2 times; last: out of memory: MemoryError in toy"
     assert "last: out of memory: RuntimeError" in big and "can't allocate memory" in big
     assert [len(one.attempts) for one in found] == [0, 2, 0, 2, 2, 0, 0]
@@ -106,23 +107,24 @@ def test_a_trial_whose_gpu_fails_is_lost_to_that_slot_and_tried_on_another(tmp_p
     ],
 )
 def test_a_gpu_that_refuses_to_go_on_is_told_from_an_error_and_from_full_memory(error, expected):
-    assert of_device(error) is expected
+    assert is_device_error(error) is expected
 
 
 def test_without_a_sound_slot_a_sweep_stops_and_goes_on_once_there_is_one(tmp_path):
-    with pytest.raises(StageError, match="no worker is sound: each lost 3 different trials"):
+    with pytest.raises(StageError, match="no healthy workers left: each lost 3 different trials"):
         search(Start(tmp_path, trials=4, devices=("broken",)))
     assert [one.state for one in trials(tmp_path)] == ["failed", "failed", "running"]
-    found = search(Start(tmp_path, trials=4, fates={2: "dies once"}))
+    found = search(Start(tmp_path, trials=4, script={2: DIE_ONCE}))
     assert [one.state for one in found] == ["failed", "failed", *["complete"] * 4]
     assert found[2].attempts == (f"{KILLED} in toy",) * 2
 
 
 def test_a_worker_killed_in_the_middle_of_a_word_is_lost_like_any_other(tmp_path):
-    config = flat(parse([]))
-    with Pool(Toy(tmp_path, {0: "talks"}), [Slot(None, 1)], tmp_path, toy.PRELOAD) as pool:
-        pool.start(Task(0, config, "moist run"))
-        found: list[Message] = []
+    talk = (Do("wait"), Warned(None, "x" * 10_000_000))
+    work = Toy(tmp_path, {0: talk}, stage="toy")
+    with Pool(work, [Slot(None, 1)], tmp_path, toy.PRELOAD) as pool:
+        pool.start(Task(0, Config(), "moist run"))
+        found: list[Event] = []
         while not found:
             found = pool.wait(PATIENCE)
         (tmp_path / "go").touch()
@@ -131,12 +133,12 @@ def test_a_worker_killed_in_the_middle_of_a_word_is_lost_like_any_other(tmp_path
             time.sleep(0.01)
         os.kill(slot.process.pid, signal.SIGKILL)
         slot.process.join()
-        assert [one.kind for one in found + heard(pool)] == ["stage", "lost"]
+        assert [*map(type, found + received(pool))] == [StageStarted, Lost]
         assert not pool.busy
 
 
 def test_a_worker_that_said_all_but_does_not_end_holds_up_nobody(tmp_path):
-    found = search(Start(tmp_path, trials=2, fates={0: "lingers"}))
+    found = search(Start(tmp_path, trials=2, script={0: LINGER}))
     assert [one.state for one in found] == ["complete"] * 2
     assert not (tmp_path / "alone").exists()
 
@@ -145,8 +147,8 @@ def test_what_only_fails_in_training_is_no_loss_and_says_its_class_and_what_to_d
     short = ["teacher.epochs=1", "distill.epochs=1", "distill.views=1", "latency.seconds=0.01"]
     config = parse([f"@{SWEEPS / 'tiny.yaml'}", *short, "teacher.lr=10"])
     with Pool(Trainer(tmp_path), [Slot("cpu", 1)], tmp_path / "logs") as pool:
-        pool.start(Task(0, flat(config), "moist run"))
-        last = heard(pool)[-1]
-    assert (last.kind, last.about["memory"]) == ("failed", False)
-    assert last.about["error"].startswith("StageError: `")
-    assert [line.partition(":")[0] for line in last.about["lines"]] == ["hint"]
+        pool.start(Task(0, config, "moist run"))
+        last = received(pool)[-1]
+    assert isinstance(last, Failed) and not last.out_of_memory
+    assert last.error.startswith("StageError: `")
+    assert [line.partition(":")[0] for line in last.lines] == ["hint"]

@@ -13,11 +13,11 @@ from wandb_standin import Client, Server
 
 from moist.cli.main import main
 from moist.errors import ConfigError
-from moist.reporting.progress import Board
 from moist.results.objectives import DEFAULT
 from moist.results.trials import Trial
+from moist.study.events import StudyOpened, TrialEnded
 from moist.study.storage import load as load_study
-from moist.study.tracking import Told, about_of
+from moist.study.tracking import WandbObserver, about_of
 from moist.tracking.files import LoggedRun
 from moist.tracking.results import load, trials_of
 
@@ -34,13 +34,14 @@ def asked(source: Path | str, group: str | None = None) -> list[Trial]:
 def home(tmp_path_factory) -> Path:
     """A study with a trial that failed, and told to W&B: in any order, and its own run too."""
     home = tmp_path_factory.mktemp("home")
-    toy.search(toy.Start(home, 6, fates={2: "errs"}, retries=0))
-    described, trials = load_study(toy.ref(home))
-    with offline(home) as tracker, Board("toy", DEFAULT, 6) as board:
-        told = Told(board, tracker, "toy", described)
+    toy.search(toy.Start(home, 6, script={2: toy.FAIL}, retries=0))
+    spec, trials = load_study(toy.ref(home))
+    with offline(home) as tracker:
+        observer = WandbObserver(tracker)
+        observer.observe(StudyOpened("toy", spec, 6, 0))
         for trial in reversed(trials):
-            told.told(trial, "trained")
-        tracker.open(about_of("toy", described, "study", "study", {}, None)).end("complete")
+            observer.observe(TrialEnded(trial, "trained"))
+        tracker.open(about_of("toy", spec, "study", "study", {})).end("complete")
     return home
 
 

@@ -20,7 +20,7 @@ from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
 from moist.store.store import Store
 from moist.study import costs
-from moist.study.costs import known, time_together
+from moist.study.costs import time_together, untrained_quantities
 from moist.systems import architecture
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
@@ -82,7 +82,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("overrides", VARIANTS)
 def test_what_is_known_before_training_is_what_the_run_reports(home, overrides):
     config = tiny(overrides)
-    before = known(config, opened(home), latency=True)
+    before = untrained_quantities(config, opened(home), latency=True)
     store = opened(home)
     report = run(config, store)
     assert before == {n: v for n, v in quantities(report).items() if n not in TRAINED}
@@ -92,9 +92,9 @@ def test_what_is_known_before_training_is_what_the_run_reports(home, overrides):
 
 
 def test_only_data_and_latency_are_computed_to_know_it_and_latency_only_if_asked(tmp_path):
-    counted = known(tiny(), opened(tmp_path), latency=False)
+    counted = untrained_quantities(tiny(), opened(tmp_path), latency=False)
     assert {entry.stage for entry in maintenance.entries(ObjectStore(tmp_path))} == {"prepare"}
-    timed = known(tiny(), opened(tmp_path), latency=True)
+    timed = untrained_quantities(tiny(), opened(tmp_path), latency=True)
     assert {entry.stage for entry in maintenance.entries(ObjectStore(tmp_path))} == {
         "prepare",
         "measure_latency",
@@ -103,10 +103,10 @@ def test_only_data_and_latency_are_computed_to_know_it_and_latency_only_if_asked
 
 
 def test_trials_of_one_architecture_share_one_measurement(home):
-    first = known(tiny(), opened(home), latency=True)
+    first = untrained_quantities(tiny(), opened(home), latency=True)
     other = "seed=3 temperature=2 distill.alpha=0.1 joint.lr=0.1 routing.epochs=2 augment.shift=0"
     store = opened(home)
-    assert known(tiny(other), store, latency=True) == first
+    assert untrained_quantities(tiny(other), store, latency=True) == first
     assert all(call.reused for call in store.calls)
 
 
@@ -114,14 +114,14 @@ def test_trials_of_one_architecture_share_one_measurement(home):
 def test_what_only_training_tells_is_not_known(tmp_path, overrides):
     """How many clusters there are, and how many images ask for a second opinion; how long these
     take can be measured before."""
-    assert known(tiny(overrides), opened(tmp_path), latency=True) == {}
+    assert untrained_quantities(tiny(overrides), opened(tmp_path), latency=True) == {}
     timed = set() if overrides == "k=auto" else {"prepare", "measure_latency"}
     assert {entry.stage for entry in maintenance.entries(ObjectStore(tmp_path))} == timed
 
 
 def test_how_many_students_there_are_matters_only_where_they_are_the_model(home):
     def cost(overrides: str) -> dict[str, float] | None:
-        return known(tiny(overrides), opened(home), latency=False)
+        return untrained_quantities(tiny(overrides), opened(home), latency=False)
 
     assert cost("system=student k=3") == cost("system=ones k=5") == cost("system=student")
     two, three = cost("system=ensemble k=2"), cost("system=ensemble k=3")
@@ -130,27 +130,27 @@ def test_how_many_students_there_are_matters_only_where_they_are_the_model(home)
 
 def test_what_can_not_work_on_the_data_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="`k=11`"):
-        known(tiny("k=11"), opened(tmp_path), latency=False)
+        untrained_quantities(tiny("k=11"), opened(tmp_path), latency=False)
     with pytest.raises(ConfigError, match=r"can't read teacher\.weights"):
-        known(tiny("teacher.weights=/nowhere.pth"), opened(tmp_path), latency=False)
+        untrained_quantities(tiny("teacher.weights=/nowhere.pth"), opened(tmp_path), latency=False)
 
 
 def test_a_data_set_is_loaded_for_its_shape_once_a_process(home):
     """A plan has no value to load, so it answers only if nothing is loaded."""
     config = tiny("data.val_fraction=0.25")
     with pytest.raises(StoreError):
-        known(config, plan(home), latency=False)
-    found = known(config, opened(home), latency=False)
-    assert known(config, plan(home), latency=False) == found
+        untrained_quantities(config, plan(home), latency=False)
+    found = untrained_quantities(config, opened(home), latency=False)
+    assert untrained_quantities(config, plan(home), latency=False) == found
 
 
 def test_a_network_is_traced_once_however_it_is_trained(home):
-    known(tiny("hidden_width=11"), opened(home), latency=False)
+    untrained_quantities(tiny("hidden_width=11"), opened(home), latency=False)
     traced = costs._cost.cache_info().misses
     for override in ("seed=1", "temperature=2", "routing.lr=0.1", "joint.lr=0.1", "merge.lr=0.1"):
-        known(tiny(f"hidden_width=11 {override}"), opened(home), latency=False)
+        untrained_quantities(tiny(f"hidden_width=11 {override}"), opened(home), latency=False)
     assert costs._cost.cache_info().misses == traced
-    known(tiny("hidden_width=12"), opened(home), latency=False)
+    untrained_quantities(tiny("hidden_width=12"), opened(home), latency=False)
     assert costs._cost.cache_info().misses == traced + 1
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from moist.config.systems import CURVES
 from moist.results.objectives import Limit, Objective, parse_limits, parse_objectives
 from moist.results.trials import State, Trial
-from moist.study.policy import BEST, ENOUGH, Gains, dominator, excesses
+from moist.study.screening import ENOUGH, Gains, dominator, excesses
+from moist.study.settings import BEST
 
 laws = settings(deadline=None, max_examples=150)
 NAMES = ("accuracy", "mflops", "params")
@@ -74,31 +75,31 @@ def beats(one: dict[str, float], other: dict[str, float], axes: list[Objective])
 
 @laws
 @given(points, objectives, finished)
-def test_what_is_hoped_for_is_dominated_by_the_first_that_beats_it_and_keeps_its_limits(
-    hoped, axes, trials
+def test_what_is_bound_for_is_dominated_by_the_first_that_beats_it_and_keeps_its_limits(
+    bound, axes, trials
 ):
     expected = [
         one.number
         for one in trials
         if one.state == "complete"
         and max(one.constraints.values()) <= 0
-        and beats(one.values, hoped, axes)
+        and beats(one.values, bound, axes)
     ]
-    rival = dominator(hoped, axes, trials)
+    rival = dominator(bound, axes, trials)
     assert (rival.number if rival else None) == next(iter(expected), None)
 
 
 @given(points, objectives)
-def test_a_trial_as_good_as_what_is_hoped_for_is_no_reason_to_give_up(hoped, axes):
-    assert dominator(hoped, axes, [trial(0, hoped, "complete", 0.0)]) is None
+def test_a_trial_as_good_as_what_is_bound_for_is_no_reason_to_give_up(bound, axes):
+    assert dominator(bound, axes, [trial(0, bound, "complete", 0.0)]) is None
 
 
 @laws
 @given(points, objectives, finished, st.sampled_from(NAMES), few)
-def test_hoping_for_more_never_makes_a_trial_hopeless(hoped, axes, trials, name, more):
+def test_hoping_for_more_never_makes_a_trial_hopeless(bound, axes, trials, name, more):
     worse = any(axis.name == name and axis.direction == "min" for axis in axes)
-    bolder = hoped | {name: hoped[name] - more if worse else hoped[name] + more}
-    assert not dominator(bolder, axes, trials) or dominator(hoped, axes, trials)
+    bolder = bound | {name: bound[name] - more if worse else bound[name] + more}
+    assert not dominator(bolder, axes, trials) or dominator(bound, axes, trials)
 
 
 # gains
@@ -115,26 +116,28 @@ def learned(gains: list[float], curve: int = 3, stage: str = "distill_student") 
 @laws
 @given(st.lists(st.integers(-40, 40), min_size=ENOUGH, max_size=130), st.floats(0, 1))
 def test_hope_is_the_gain_that_nineteen_of_twenty_trials_did_not_exceed(hundredths, accuracy):
-    hope = learned([one / 100 for one in hundredths]).hope("distill_student", 2, 3, accuracy)
-    assert hope is not None
+    bound = learned([one / 100 for one in hundredths]).upper_bound(
+        "distill_student", 2, 3, accuracy
+    )
+    assert bound is not None
     enough = [
         gain
         for gain in hundredths
         if 20 * sum(one <= gain for one in hundredths) >= 19 * len(hundredths)
     ]
-    assert hope == pytest.approx(accuracy + min(enough) / 100)
+    assert bound == pytest.approx(accuracy + min(enough) / 100)
 
 
 def test_of_twenty_gains_the_last_but_one_counts_and_of_nineteen_the_last():
     gains = [one / 100 for one in range(20)]
-    assert learned(gains).hope("distill_student", 1, 3, 0.0) == pytest.approx(0.18)
-    assert learned(gains[:19]).hope("distill_student", 1, 3, 0.0) == pytest.approx(0.18)
-    assert learned(gains[:18]).hope("distill_student", 1, 3, 0.0) == pytest.approx(0.17)
+    assert learned(gains).upper_bound("distill_student", 1, 3, 0.0) == pytest.approx(0.18)
+    assert learned(gains[:19]).upper_bound("distill_student", 1, 3, 0.0) == pytest.approx(0.18)
+    assert learned(gains[:18]).upper_bound("distill_student", 1, 3, 0.0) == pytest.approx(0.17)
 
 
 def test_below_eight_trials_nothing_is_believed():
-    assert learned([0.1] * 7).hope("distill_student", 1, 3, 0.5) is None
-    assert learned([0.1] * 8).hope("distill_student", 1, 3, 0.5) == pytest.approx(0.6)
+    assert learned([0.1] * 7).upper_bound("distill_student", 1, 3, 0.5) is None
+    assert learned([0.1] * 8).upper_bound("distill_student", 1, 3, 0.5) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,7 @@ def test_below_eight_trials_nothing_is_believed():
     [("train_jointly", 1, 3), ("distill_student", 4, 4), ("distill_student", 1, 4)],
 )
 def test_gains_are_those_from_the_same_epoch_of_as_many_of_the_same_stage(stage, done, total):
-    assert learned([0.1] * 9).hope(stage, done, total, 0.5) is None
+    assert learned([0.1] * 9).upper_bound(stage, done, total, 0.5) is None
 
 
 def test_each_epoch_has_gains_of_its_own():
@@ -150,8 +153,10 @@ def test_each_epoch_has_gains_of_its_own():
     curves: dict[str, Any] = {CURVES[0]: [0.1, 0.4], CURVES[1]: (0.6,)}
     for _ in range(ENOUGH):
         found.learn(curves, 0.7)
-    assert [found.hope(CURVES[0], done, 2, 0.0) for done in (1, 2)] == pytest.approx([0.6, 0.3])
-    assert found.hope(CURVES[1], 1, 1, 0.65) == pytest.approx(0.75)
+    assert [found.upper_bound(CURVES[0], done, 2, 0.0) for done in (1, 2)] == pytest.approx(
+        [0.6, 0.3]
+    )
+    assert found.upper_bound(CURVES[1], 1, 1, 0.65) == pytest.approx(0.75)
 
 
 def test_nothing_but_accuracy_has_a_best_that_goes_without_saying():

@@ -11,9 +11,7 @@ import toy
 from moist.errors import ConfigError
 from moist.results.objectives import DEFAULT, parse_objectives
 from moist.results.report import Machine
-from moist.study.resuming import resumed
-from moist.study.search import describe
-from moist.study.storage import FACTS, Described
+from moist.study.spec import FACTS, StudySpec, continued, study_spec
 from moist.sweepfile import Parameter, Sweep
 
 SWEEP = Sweep("some", Path("some.yaml"), "grid", None, {}, (Parameter("k", "int", low=2, high=9),))
@@ -25,8 +23,8 @@ REF = toy.ref(Path("home"), "some")
 OWN = "moist sweep optuna some.yaml"
 
 
-def described(machine: Machine | None = None, command: str = OWN) -> Described:
-    found = describe(SWEEP, TIMED if machine else DEFAULT, 0, command)
+def spec(machine: Machine | None = None, command: str = OWN) -> StudySpec:
+    found = study_spec(SWEEP, TIMED if machine else DEFAULT, 0, command)
     facts = found.facts.model_copy(update={"machine": machine})
     return found.model_copy(update={"facts": facts})
 
@@ -42,8 +40,8 @@ def kept(facts: dict[str, Any] | None, *trials: object) -> optuna.Study:
 
 
 def test_the_command_that_continues_a_study_is_the_latest_and_its_birth_the_first():
-    first = described().model_copy(update={"created": "long ago", "moist": "0.1"})
-    again = resumed(REF, kept(first.model_dump(mode="json")), described(command="moist again"))
+    first = spec().model_copy(update={"created": "long ago", "moist": "0.1"})
+    again = continued(REF, kept(first.model_dump(mode="json")), spec(command="moist again"))
     assert again == first.model_copy(update={"command": "moist again"})
 
 
@@ -52,41 +50,41 @@ def test_the_command_that_continues_a_study_is_the_latest_and_its_birth_the_firs
     [("device", "a faster one"), ("threads", 2), ("torch", "3"), ("system", "y")],
 )
 def test_a_study_that_selects_by_a_time_is_not_continued_on_another_machine(name, other):
-    study = kept(described(HERE).model_dump(mode="json"))
-    assert resumed(REF, study, described(HERE)).facts.machine == HERE
+    study = kept(spec(HERE).model_dump(mode="json"))
+    assert continued(REF, study, spec(HERE)).facts.machine == HERE
     with pytest.raises(ConfigError) as refused:
-        resumed(REF, study, described(HERE.model_copy(update={name: other})))
+        continued(REF, study, spec(HERE.model_copy(update={name: other})))
     said = str(refused.value)
     assert str(getattr(HERE, name)) in said and str(other) in said
     assert "`--threads 1`" in said and "`--devices`" in said and "`--study NAME`" in said
 
 
 def test_a_study_of_before_machines_were_kept_is_continued_and_keeps_its_machine_from_then_on():
-    facts = described(HERE).model_dump(mode="json")
+    facts = spec(HERE).model_dump(mode="json")
     del facts["facts"]["machine"]
-    assert Described.model_validate(facts).facts.machine is None
-    assert resumed(REF, kept(facts), described(HERE)).facts.machine == HERE
+    assert StudySpec.model_validate(facts).facts.machine is None
+    assert continued(REF, kept(facts), spec(HERE)).facts.machine == HERE
 
 
 def test_a_study_is_resumed_where_a_key_is_now_fixed_at_its_default_and_keeps_its_facts():
-    first = described()
+    first = spec()
     sweep = replace(SWEEP, fixed={"system": "moist", "hidden_width": 256})
-    again = describe(sweep, DEFAULT, 0, OWN)
-    assert resumed(REF, kept(first.model_dump(mode="json")), again).facts == first.facts
-    other = describe(replace(SWEEP, fixed={"hidden_width": 128}), DEFAULT, 0, OWN)
+    again = study_spec(sweep, DEFAULT, 0, OWN)
+    assert continued(REF, kept(first.model_dump(mode="json")), again).facts == first.facts
+    other = study_spec(replace(SWEEP, fixed={"hidden_width": 128}), DEFAULT, 0, OWN)
     with pytest.raises(ConfigError, match="`hidden_width` was 256, is 128\n"):
-        resumed(REF, kept(first.model_dump(mode="json")), other)
+        continued(REF, kept(first.model_dump(mode="json")), other)
 
 
 def test_another_search_is_told_what_differs_and_how_the_study_was_made():
-    other = describe(SWEEP, TIMED, 0, "moist other")
+    other = study_spec(SWEEP, TIMED, 0, "moist other")
     with pytest.raises(ConfigError, match=r"other objectives.*latency_ms") as refused:
-        resumed(REF, kept(described().model_dump(mode="json")), other)
+        continued(REF, kept(spec().model_dump(mode="json")), other)
     assert "`moist sweep optuna some.yaml`" in refused.value.hint
 
 
 def test_a_strangers_study_is_refused_and_an_empty_one_of_a_lost_driver_is_begun():
-    mine = described()
-    assert resumed(REF, kept(None), mine) is mine
+    mine = spec()
+    assert continued(REF, kept(None), mine) is mine
     with pytest.raises(ConfigError, match="`some` was not made by moist"):
-        resumed(REF, kept(None, "a trial"), described())
+        continued(REF, kept(None, "a trial"), spec())

@@ -1,0 +1,193 @@
+"""What happens in a study: events, which workers send to the driver and the driver to observers.
+
+`number` is the trial's; it is None where the driver itself computes a stage for all trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from moist.config import Config
+    from moist.results.report import Report
+    from moist.results.trials import Trial
+    from moist.study.spec import StudySpec
+
+
+@dataclass(frozen=True)
+class WorkerStarted:
+    """A worker process that can no longer outlive its driver."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage that is being computed."""
+
+    number: int | None
+    stage: str
+    key: str
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch of a stage that trains."""
+
+    number: int | None
+    stage: str
+    done: int
+    total: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StageFinished:
+    """A stage whose output is stored now; if `reused`, it was stored before.
+
+    `seconds` is what computing it took, now or then.
+    """
+
+    number: int | None
+    stage: str
+    key: str
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A warning of a trial, or of the driver."""
+
+    number: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Completed:
+    """The end of a trial: its run's report, and validation accuracies by stage and epoch."""
+
+    number: int
+    report: Report
+    curves: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """The end of an attempt that computed all it could: other processes lock the other `keys`."""
+
+    number: int
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The end of a trial by an exception: its class and first line, and its last lines."""
+
+    number: int
+    error: str
+    lines: Sequence[str]
+    out_of_memory: bool
+
+    @property
+    def text(self) -> str:
+        """Return all of it, as the trial's reason."""
+        return "\n".join([self.error, *self.lines])
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The end of an attempt that no fault of the trial ended: its worker or device is gone."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class StudyOpened:
+    """The begin of a driver's work on a study, of whose `requested` trials some are complete."""
+
+    name: str
+    spec: StudySpec
+    requested: int
+    complete: int
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """The begin of an attempt at a trial; `stop(reason)` asks the driver to stop the trial."""
+
+    number: int
+    params: Mapping[str, Any]
+    config: Config
+    command: str
+    stop: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    """The end of a trial, whose `outcome` is one of OUTCOMES."""
+
+    trial: Trial
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A line for whoever follows the study, which is not a warning."""
+
+    text: str
+
+
+WorkerEvent = (
+    WorkerStarted | StageStarted | EpochDone | StageFinished | Warned
+    | Completed | Deferred | Failed | Lost
+)  # fmt: skip
+Event = WorkerEvent | StudyOpened | TrialStarted | TrialEnded | Noted
+Send = Callable[[Event], None]
+FINAL = (Completed, Deferred, Failed, Lost)
+"""After one of these a worker sends nothing more."""
+
+OUTCOMES = ("trained", "reused", "screened", "pruned", "failed")
+"""What becomes of a trial: trained; answered from the record of an earlier run; rejected before
+any training; stopped while it trained; failed."""
+
+
+class Observer(Protocol):
+    """Follows a study in its driver's process: a terminal, a tracker, a test."""
+
+    def observe(self, event: Event) -> None: ...
+
+
+def broadcast(observers: Sequence[Observer]) -> Send:
+    """Send each event to all observers, in order."""
+
+    def send(event: Event) -> None:
+        for observer in observers:
+            observer.observe(event)
+
+    return send
+
+
+class EventProgress:
+    """Progress of stages (see `env.Progress`) as events."""
+
+    def __init__(self, send: Send, number: int | None = None) -> None:
+        self.send, self.number = send, number
+
+    def started(self, stage: str, key: str) -> None:
+        self.send(StageStarted(self.number, stage, key))
+
+    def advanced(self, stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        self.send(EpochDone(self.number, stage, done, total, dict(metrics)))
+
+    def finished(self, stage: str, key: str, seconds: float) -> None:
+        self.send(StageFinished(self.number, stage, key, seconds, reused=False))
+
+    def reused(self, stage: str, key: str, seconds: float) -> None:
+        self.send(StageFinished(self.number, stage, key, seconds, reused=True))
+
+    def warned(self, message: str) -> None:
+        self.send(Warned(self.number, message))

@@ -1,0 +1,170 @@
+"""What a study searches, as it is stored with it; only the same search may continue it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moist.config import Config, flat
+from moist.config.schema import is_where
+from moist.errors import ConfigError
+from moist.results.objectives import Objective, parse_objectives
+from moist.results.report import Machine, Record
+from moist.store import runs
+from moist.store.objects import now
+from moist.study.ref import StudyRef
+from moist.sweepfile import Parameter, Sweep
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+FACTS = "moist"
+"""Optuna's user attribute that holds a study's StudySpec."""
+
+NEW_NAME = "give the new search a name of its own: `--study NAME`"
+
+
+class SearchSpec(Record):
+    """What is searched: two studies of one name that differ in it must not mix.
+
+    `machine` is what latencies are measured on, where one of the objectives is a latency.
+    """
+
+    parameters: tuple[dict[str, Any], ...]
+    fixed: dict[str, Any]
+    objectives: tuple[str, ...]
+    seed: int
+    machine: Machine | None = None
+
+
+class StudySpec(Record):
+    """What is searched, where its files are, and the command that continues it."""
+
+    facts: SearchSpec
+    where: dict[str, Any]
+    method: str
+    command: str
+    created: str
+    moist: str
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        return parse_objectives(self.facts.objectives)
+
+
+def study_spec(
+    sweep: Sweep,
+    objectives: Sequence[Objective],
+    seed: int,
+    command: str,
+    machine: Machine | None = None,
+) -> StudySpec:
+    """Describe a new study of a search, and the `machine` that its latencies depend on."""
+    return StudySpec(
+        facts=search_spec(sweep, objectives, seed, machine),
+        where={name: value for name, value in sweep.fixed.items() if is_where(name)},
+        method=sweep.method,
+        command=command,
+        created=now(),
+        moist=runs.version(),
+    )
+
+
+def search_spec(
+    sweep: Sweep, objectives: Sequence[Objective], seed: int, machine: Machine | None = None
+) -> SearchSpec:
+    """Describe a search; where its data are is no part of it."""
+    return SearchSpec(
+        parameters=tuple(asdict(parameter) for parameter in sweep.parameters),
+        fixed={name: value for name, value in sweep.fixed.items() if not is_where(name)},
+        objectives=tuple(map(str, objectives)),
+        seed=seed,
+        machine=machine,
+    )
+
+
+def sweep_of(spec: StudySpec, name: str) -> Sweep:
+    """Rebuild the search that a study was made for, without its file."""
+    parameters = tuple(
+        Parameter(
+            **{
+                **one,
+                "choices": tuple(one["choices"]),
+                "when": {key: tuple(values) for key, values in one["when"].items()},
+            }
+        )
+        for one in spec.facts.parameters
+    )
+    fixed = {**spec.facts.fixed, **spec.where}
+    return Sweep(name, Path(name), spec.method, spec.objectives, fixed, parameters)
+
+
+def continued(ref: StudyRef, study: Study, spec: StudySpec) -> StudySpec:
+    """Return the spec to store once this search begins or continues a study.
+
+    The command is the latest: it is the one to continue with. Raises ConfigError, naming what
+    differs, when the study was made for another search or timed on another machine.
+    """
+    stored = study.user_attrs.get(FACTS)
+    if stored is None:
+        if study.get_trials(deepcopy=False):
+            raise ConfigError(
+                f"study `{ref.name}` was not made by moist", "choose another `--study`"
+            )
+        return spec
+    old = StudySpec.model_validate(stored)
+    _check_search(ref, old, spec)
+    _check_machine(ref, old.facts.machine, spec.facts.machine)
+    facts = old.facts
+    if not facts.machine:
+        facts = spec.facts.model_copy(update={"fixed": facts.fixed})
+    return spec.model_copy(update={"facts": facts, "created": old.created, "moist": old.moist})
+
+
+def _check_search(ref: StudyRef, old: StudySpec, new: StudySpec) -> None:
+    before, after = _comparable(old), _comparable(new)
+    for field in before:
+        if before[field] != after[field]:
+            raise ConfigError(
+                f"study `{ref.name}` was made with other {field}:"
+                f" {_format_difference(before[field], after[field])}",
+                "continue it with the file and the overrides it was made with"
+                f" (`{ref.locate(old.command)}`), or {NEW_NAME}",
+            )
+
+
+def _comparable(spec: StudySpec) -> dict[str, Any]:
+    """Return what must not differ; a key fixed at its default is equal to one not fixed."""
+    facts = spec.facts.model_dump(mode="json", exclude={"machine"})
+    return facts | {"fixed": flat(Config()) | facts["fixed"]}
+
+
+def _check_machine(ref: StudyRef, old: Machine | None, new: Machine | None) -> None:
+    """Compare machines; studies that select by no time, and the earliest ones, store none."""
+    if old and new and old != new:
+        raise ConfigError(
+            f"the latencies of study `{ref.name}` were measured on {format_machine(old)};"
+            f" this command would measure them on {format_machine(new)}",
+            f"measure them as before (`--threads {old.threads}`, `--devices`), or {NEW_NAME}",
+        )
+
+
+def format_machine(machine: Machine) -> str:
+    """Describe what a latency depends on, in one line."""
+    return (
+        f"`{machine.device}` ({machine.threads} threads, torch {machine.torch}, {machine.system})"
+    )
+
+
+def _format_difference(before: Any, after: Any) -> str:
+    if isinstance(before, Mapping):
+        keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+        return "; ".join(f"`{k}` was {before.get(k)}, is {after.get(k)}" for k in keys[:3])
+    if isinstance(before, list):
+        before, after = (
+            [one for one in some if one not in others]
+            for some, others in ((before, after), (after, before))
+        )
+    return f"was {before}, is {after}"

@@ -1,0 +1,83 @@
+"""When a study stops early: out of time, no useful draws, equal failures, or an interrupt."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from moist.results.trials import Trial
+
+USELESS_DRAWS = 200
+"""Draws in a row that were not worth training, after which a study stops."""
+
+EQUAL_FAILURES = 5
+"""Trials in a row that failed with an error of one class, after which a study stops."""
+
+
+class Stopping:
+    """Counts useless draws and equal failures in a row; its clock starts when it is made."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self.timeout = timeout
+        self.deadline = time.monotonic() + (timeout or math.inf)
+        self.draws = 0
+        self.failures: list[str] = []
+
+    def drew(self) -> None:
+        """Count another draw."""
+        self.draws += 1
+
+    def ended(self, outcome: str) -> None:
+        """Start to count anew after a trial with results."""
+        if outcome in {"trained", "reused"}:
+            self.draws = 0
+
+    def learn(self, trial: Trial) -> None:
+        """Add a trial that ended, now or before an earlier driver stopped."""
+        if trial.state == "complete":
+            self.failures.clear()
+        elif trial.state == "failed" and trial.reason:
+            self.failures.append(trial.reason.splitlines()[0].partition(":")[0])
+
+    @property
+    def timed_out(self) -> str:
+        """Return that the time is over; empty before."""
+        late = time.monotonic() > self.deadline
+        return f"the time limit of {self.timeout:g} seconds is reached" if late else ""
+
+    @property
+    def draws_are_useless(self) -> str:
+        """Return that further draws make no sense; empty while they do."""
+        many = self.draws >= USELESS_DRAWS
+        return f"the last {USELESS_DRAWS} draws were not worth training" if many else ""
+
+    @property
+    def failures_are_equal(self) -> bool:
+        """Return whether the last trials failed of one cause, which more trials won't cure."""
+        last = self.failures[-EQUAL_FAILURES:]
+        return len(last) == EQUAL_FAILURES and len(set(last)) == 1
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[Callable[[], bool]]:
+    """Note the first Ctrl-C or SIGTERM, for the caller to ask for, so that no write is torn.
+
+    A second one raises KeyboardInterrupt at once.
+    """
+    interrupted = False
+
+    def note(number: int, _frame: object) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
