@@ -76,4 +76,5 @@ class SearchResult:
             "trials": [trial.model_dump(mode="json") for trial in self.trials],
             "frontier": [trial.number for trial in frontier],
             **asdict(self.stats),
+            "outcomes": dict(self.stats.outcomes),  # asdict would count pairs
         }
