@@ -750,11 +750,11 @@ def test_a_second_opinion_is_asked_only_of_images_in_doubt(home, tmp_path, monke
     net = module(store.load(report.model_key)).eval()
     net.fallback.register_forward_pre_hook(lambda _net, given: asked.append(len(given[0])))
     with torch.inference_mode():
-        settled = net.settled(normalize(data.test.images_NHWC[:30], data.mean, data.std))
-    assert 0 < sum(asked) == int(settled.asked_B.sum()) < 30
+        settled = net.answer(normalize(data.test.images_NHWC[:30], data.mean, data.std))
+    assert 0 < sum(asked) == int(settled.deferred_B.sum()) < 30
     monkeypatch.setattr("moist.serving.predict.EVAL_BATCH", 7)
     said = predict_images(store, record, paths)
-    assert [row["second_opinion"] for row in said] == settled.asked_B.tolist()
+    assert [row["second_opinion"] for row in said] == settled.deferred_B.tolist()
     top_N = settled.logits_BC.softmax(1).amax(1)
     assert [row["probability"] for row in said] == pytest.approx(top_N.tolist(), abs=1e-5)
     assert [row["image"] for row in said] == [str(path) for path in paths]

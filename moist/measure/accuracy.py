@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from moist.data.augment import plain_batches
 from moist.env import Env, autocast
-from moist.nets.cascade import SecondOpinion
+from moist.nets.cascade import CascadeNet
 from moist.nets.mixture import MoIST
 from moist.store.artifacts import Dataset, Split
 
@@ -36,7 +36,7 @@ def inference(module: nn.Module, device: torch.device, precision: str) -> Iterat
 class Answers:
     """What a model says of N images: class logits (N, C), and router logits (N, E) if it routes.
 
-    Of a `SecondOpinion`: `logits_NC` is its first, and every image was given a second, too.
+    Of a `CascadeNet`: `logits_NC` is its first, and every image was given a second, too.
     """
 
     logits_NC: torch.Tensor
@@ -49,7 +49,7 @@ class Answers:
         assert self.certainty_N is not None
         return self.certainty_N < threshold
 
-    def settled(self, threshold: float) -> torch.Tensor:
+    def at_threshold(self, threshold: float) -> torch.Tensor:
         """Logits (N, C): the second opinion's below the threshold, else the first's."""
         assert self.second_NC is not None
         return torch.where(self.below(threshold)[:, None], self.second_NC, self.logits_NC)
@@ -77,10 +77,10 @@ def answers(
     """What `net` says of one batch, on the CPU; only an oracle router reads the labels."""
     if isinstance(net, MoIST):
         return Answers(*(x.float().cpu() for x in net.routed(images_BCHW, labels_B)))
-    if isinstance(net, SecondOpinion):
-        first = net.doubted(images_BCHW)
+    if isinstance(net, CascadeNet):
+        first = net.first_pass(images_BCHW)
         gate_BE = None if first.gate_BE is None else first.gate_BE.cpu()
-        second_BC = net.second(*first.left).cpu()
+        second_BC = net.second_pass(*first.inputs).cpu()
         return Answers(first.logits_BC.cpu(), gate_BE, first.certainty_B.cpu(), second_BC)
     return Answers(net(images_BCHW).float().cpu())
 

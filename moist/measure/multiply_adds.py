@@ -13,8 +13,9 @@ from torch import nn
 
 from moist.errors import StageError
 from moist.measure.accuracy import inference
-from moist.nets.cascade import Average, SecondOpinion
-from moist.nets.cnn import Shape
+from moist.nets.cascade import CascadeNet
+from moist.nets.ensemble import EnsembleNet
+from moist.nets.entry import Shape
 from moist.nets.mixture import MoIST
 from moist.nets.routers import OracleRouter
 from moist.results.report import Cost
@@ -103,9 +104,9 @@ Parts = list[tuple[nn.Module, tuple[int, ...]]]
 def _parts(module: nn.Module, image_shape: Shape) -> Parts:
     """The parts of a mixture are counted by themselves: a trace of the routed module would drop
     the router, because an expert picked by an argmax does not depend on it in the graph."""
-    if isinstance(module, SecondOpinion):
+    if isinstance(module, CascadeNet):
         return _parts(module.first, image_shape)
-    if isinstance(module, Average):
+    if isinstance(module, EnsembleNet):
         return [(student, image_shape) for student in module.students]
     if not isinstance(module, MoIST):
         return [(module, image_shape)]
@@ -116,7 +117,7 @@ def _parts(module: nn.Module, image_shape: Shape) -> Parts:
 
 
 def _second_parts(module: nn.Module, image_shape: Shape) -> Parts:
-    if not isinstance(module, SecondOpinion):
+    if not isinstance(module, CascadeNet):
         return []
     if module.fallback is not None:
         return _parts(module.fallback, image_shape)

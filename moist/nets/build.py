@@ -5,7 +5,7 @@ C classes, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -14,8 +14,10 @@ from torch import nn
 
 from moist import config
 from moist.data.random import seeded
-from moist.nets.cascade import ALWAYS, Average, SecondOpinion, views_of
-from moist.nets.cnn import LAST, STUDENTS, TEACHERS, Shape, features, student_options
+from moist.nets.cascade import ALWAYS, CascadeNet
+from moist.nets.cnn import NETWORKS, STUDENTS, TEACHERS, features
+from moist.nets.ensemble import EnsembleNet, views_of
+from moist.nets.entry import NetworkEntry, RouterEntry, Shape
 from moist.nets.latent_head import give_head
 from moist.nets.mixture import MoIST, duplicate
 from moist.nets.routers import ROUTERS
@@ -36,7 +38,7 @@ Model = Network | Mixture | Ensemble | Cascade
 LatentForm = tuple[str, int]
 """Of a `LatentHead`: what its experts are, and the teacher's levels."""
 
-REGISTRIES: dict[type[Network], dict[str, Any]] = {
+REGISTRIES: dict[type[Network], Mapping[str, NetworkEntry | RouterEntry]] = {
     Teacher: TEACHERS,
     Student: STUDENTS,
     Router: ROUTERS,
@@ -85,7 +87,7 @@ def blank(arch: Architecture, image_shape: Shape, classes: int, k: int) -> Model
 
 def blank_mixture(arch: Architecture, student: Student, k: int) -> Mixture:
     """Build k copies of an untrained student behind an untrained router."""
-    spec, shared = student.spec, arch.router == "shared"
+    spec, shared = student.spec, ROUTERS[arch.router].reads_trunk
     reads = spec if shared else None
     router = router_spec(arch.router, dict(arch.options), spec.image_shape, k, reads=reads)
     return Mixture(
@@ -144,7 +146,7 @@ def student_spec(
     latent: LatentForm | None = None,
 ) -> Spec:
     """Describe the network of a student, with a `LatentHead` if its form is given."""
-    options = student_options(student, hidden_width)
+    options = STUDENTS[student.arch].options(student, hidden_width)
     if latent is not None:
         options["latent"] = latent
     return Spec(student.arch, image_shape, classes, options)
@@ -167,9 +169,9 @@ def fresh(kind: type[N], spec: Spec) -> N:
 def _network(kind: type[Network], spec: Spec) -> nn.Module:
     options = dict(spec.options)
     latent = options.pop("latent", None)
-    net: nn.Module = REGISTRIES[kind][spec.name](spec.image_shape, spec.outputs, **options)
+    net: nn.Module = REGISTRIES[kind][spec.name].build(spec.image_shape, spec.outputs, **options)
     if latent is not None:
-        give_head(net, LAST[spec.name], *latent)
+        give_head(net, NETWORKS[spec.name].last, *latent)
     return net
 
 
@@ -186,10 +188,10 @@ def _built(model: Model) -> nn.Module:
             masked=model.masked, gated=model.gated, shared=model.shared,
         )  # fmt: skip
     if isinstance(model, Ensemble):
-        return Average([_built(student) for student in model.students], model.views)
+        return EnsembleNet([_built(student) for student in model.students], model.views)
     if isinstance(model, Cascade):
         fallback = None if model.fallback is None else _built(model.fallback)
-        return SecondOpinion(_built(model.first), fallback, model.threshold)
+        return CascadeNet(_built(model.first), fallback, model.threshold)
     net = _network(type(model), model.spec)
     net.load_state_dict(dict(model.state))
     return net

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from moist.config import StudentConfig
+from moist.nets.entry import NetworkEntry, Shape
 from moist.nets.peers import PEERS, stem
-
-Shape = tuple[int, int, int]
 
 
 def resnet18(image_shape: Shape, outputs: int) -> nn.Module:
@@ -76,38 +74,20 @@ class CNN(nn.Module):
         return logits
 
 
-TEACHERS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, **PEERS}
-STUDENTS: dict[str, Callable[..., nn.Module]] = {"cnn": CNN, **PEERS}
-
-LAST: dict[str, str] = {
-    "cnn": "fc2",
-    "resnet18": "fc",
-    "resnet8": "fc",
-    "resnet20": "fc",
-    "shufflenetv2_x0_5": "fc",
-    "mobilenetv2_x0_5": "classifier.1",
-}
-"""The last linear layer of every teacher and student."""
-
-LEVELS: dict[str, tuple[str, ...]] = {
-    "resnet18": ("layer1", "layer2", "layer3", "layer4"),
-    "resnet8": ("blocks.0", "blocks.1", "blocks.2"),
-    "resnet20": ("layer1", "layer2", "layer3"),
-    "shufflenetv2_x0_5": ("stage2", "stage3", "stage4"),
-    "mobilenetv2_x0_5": ("features.3", "features.6", "features.13", "features.17"),
-}
-"""The stages of every teacher, shallow to deep; each gives feature maps (B, C, H, W).
-
-Ours for MobileNetV2, whose stages have no names: the last block at each resolution.
-"""
-
-
-def student_options(student: StudentConfig, hidden_width: int) -> dict[str, Any]:
-    """What a student is built from besides shapes; a peer has no sizes to choose."""
-    if student.arch in PEERS:
-        return {}
+def _sizes(student: StudentConfig, hidden_width: int) -> dict[str, Any]:
     return {
         "hidden_width": hidden_width,
         "channels": student.channels,
         "batch_norm": student.batch_norm,
     }
+
+
+TEACHERS: dict[str, NetworkEntry] = {
+    "resnet18": NetworkEntry(resnet18, last="fc", levels=("layer1", "layer2", "layer3", "layer4")),
+    **PEERS,
+}
+STUDENTS: dict[str, NetworkEntry] = {
+    "cnn": NetworkEntry(CNN, last="fc2", options=_sizes),
+    **PEERS,
+}
+NETWORKS = TEACHERS | STUDENTS

@@ -67,7 +67,7 @@ class MoIST(nn.Module):
     def route(self, x_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
         """Router logits (B, E), float32, of what the trunk gives; an oracle needs the labels."""
         if isinstance(self.router, OracleRouter) and labels_B is not None:
-            return self.router.told(self.cluster_C[labels_B])
+            return self.router.logits_of(self.cluster_C[labels_B])
         gate_BE: torch.Tensor = self.router(x_BCHW).float()
         return gate_BE
 
@@ -135,7 +135,7 @@ class MoIST(nn.Module):
         inside_BC = self.member_EC[expert_B]
         return log_gate_BC + torch.where(inside_BC, F.log_softmax(logits_BC, 1), -size_C.log())
 
-    def second(
+    def two_experts(
         self, x_BCHW: torch.Tensor, gate_BE: torch.Tensor, own_BC: torch.Tensor
     ) -> torch.Tensor:
         """Log-probabilities (B, C) of the two experts the router prefers, weighted by it; the

@@ -6,14 +6,15 @@ Each is built for an image shape (C, H, W) and a number of outputs, and returns 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from moist.nets.entry import NetworkEntry, Shape
 
-def stem(image_shape: tuple[int, int, int], outputs: int) -> nn.Conv2d:
+
+def stem(image_shape: Shape, outputs: int) -> nn.Conv2d:
     """A first convolution that keeps the resolution: small images have none to spare."""
     return nn.Conv2d(image_shape[0], outputs, 3, padding=1, bias=False)
 
@@ -39,7 +40,7 @@ class ResidualBlock(nn.Module):
 class ResNet8(nn.Module):
     """MLPerf Tiny's image classifier: three residual blocks of 16, 32 and 64 filters."""
 
-    def __init__(self, image_shape: tuple[int, int, int], outputs: int) -> None:
+    def __init__(self, image_shape: Shape, outputs: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(image_shape[0], 16, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(16)
@@ -54,7 +55,7 @@ class ResNet8(nn.Module):
         return logits
 
 
-def resnet20(image_shape: tuple[int, int, int], outputs: int) -> nn.Module:
+def resnet20(image_shape: Shape, outputs: int) -> nn.Module:
     """The CIFAR ResNet of He et al. 2016 with n=3: stages of 16, 32 and 64 filters.
 
     Shortcuts that change the shape are a 1x1 convolution and batch norm, and state-dict names
@@ -82,7 +83,7 @@ def resnet20(image_shape: tuple[int, int, int], outputs: int) -> nn.Module:
     return net
 
 
-def shufflenetv2_x0_5(image_shape: tuple[int, int, int], outputs: int) -> nn.Module:
+def shufflenetv2_x0_5(image_shape: Shape, outputs: int) -> nn.Module:
     """torchvision's ShuffleNetV2 x0.5 (Ma et al. 2018): stride-1 stem, no max-pool.
 
     As chenyaofo/pytorch-cifar-models changes it for CIFAR; its weights load as they are.
@@ -95,7 +96,7 @@ def shufflenetv2_x0_5(image_shape: tuple[int, int, int], outputs: int) -> nn.Mod
     return net
 
 
-def mobilenetv2_x0_5(image_shape: tuple[int, int, int], outputs: int) -> nn.Module:
+def mobilenetv2_x0_5(image_shape: Shape, outputs: int) -> nn.Module:
     """torchvision's MobileNetV2 x0.5 (Sandler et al. 2018): stride 1 in stem and second stage.
 
     As chenyaofo/pytorch-cifar-models changes it for CIFAR; its weights load as they are.
@@ -115,9 +116,22 @@ def mobilenetv2_x0_5(image_shape: tuple[int, int, int], outputs: int) -> nn.Modu
     return net
 
 
-PEERS: dict[str, Callable[..., nn.Module]] = {
-    "resnet8": ResNet8,
-    "resnet20": resnet20,
-    "shufflenetv2_x0_5": shufflenetv2_x0_5,
-    "mobilenetv2_x0_5": mobilenetv2_x0_5,
+PEERS: dict[str, NetworkEntry] = {
+    "resnet8": NetworkEntry(
+        ResNet8, last="fc", levels=("blocks.0", "blocks.1", "blocks.2"), reduction=4
+    ),
+    "resnet20": NetworkEntry(
+        resnet20, last="fc", levels=("layer1", "layer2", "layer3"), reduction=4
+    ),
+    "shufflenetv2_x0_5": NetworkEntry(
+        shufflenetv2_x0_5, last="fc", levels=("stage2", "stage3", "stage4"), reduction=8
+    ),
+    # MobileNetV2's stages have no names: these are the last blocks at each resolution (ours)
+    "mobilenetv2_x0_5": NetworkEntry(
+        mobilenetv2_x0_5,
+        last="classifier.1",
+        levels=("features.3", "features.6", "features.13", "features.17"),
+        reduction=8,
+    ),
 }
+"""Networks that are teachers, students and fallbacks alike."""

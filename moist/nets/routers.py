@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.config import RoutingConfig
 from moist.errors import StageError
-from moist.nets.cnn import Shape, pooled, trunk
+from moist.nets.cnn import pooled, trunk
+from moist.nets.entry import RouterEntry, Shape
 
 IMPOSSIBLE = -1e4
 """A logit whose softmax is exactly 0 in float32, and whose products stay finite."""
@@ -100,26 +98,25 @@ class OracleRouter(nn.Module):
             "use a run with router=cnn, linear or transformer to classify new images",
         )
 
-    def told(self, cluster_B: torch.Tensor) -> torch.Tensor:
-        """One-hot logits of the clusters it is told."""
+    def logits_of(self, cluster_B: torch.Tensor) -> torch.Tensor:
+        """Return one-hot logits (B, E) of the clusters of a batch."""
         logits_BE = torch.full((len(cluster_B), self.outputs), IMPOSSIBLE, device=cluster_B.device)
         return logits_BE.scatter_(1, cluster_B[:, None], 0.0)
 
 
-ROUTERS: dict[str, Callable[..., nn.Module]] = {
-    "cnn": CNNRouter,
-    "linear": LinearRouter,
-    "transformer": TransformerRouter,
-    "shared": LinearRouter,
-    "oracle": OracleRouter,
+ROUTERS: dict[str, RouterEntry] = {
+    "cnn": RouterEntry(
+        CNNRouter,
+        lambda routing: {"hidden_width": routing.hidden_width, "dropout": routing.dropout},
+    ),
+    "linear": RouterEntry(
+        LinearRouter, lambda routing: {"widths": routing.widths, "dropout": routing.dropout}
+    ),
+    "transformer": RouterEntry(TransformerRouter),
+    "shared": RouterEntry(
+        LinearRouter,
+        lambda routing: {"widths": (routing.hidden_width,), "dropout": routing.dropout},
+        reads_trunk=True,
+    ),
+    "oracle": RouterEntry(OracleRouter),
 }
-
-
-def router_options(router: str, routing: RoutingConfig) -> dict[str, Any]:
-    """The options of `routing` that this router takes."""
-    options: dict[str, dict[str, Any]] = {
-        "cnn": {"hidden_width": routing.hidden_width, "dropout": routing.dropout},
-        "linear": {"widths": routing.widths, "dropout": routing.dropout},
-        "shared": {"widths": (routing.hidden_width,), "dropout": routing.dropout},
-    }
-    return options.get(router, {})

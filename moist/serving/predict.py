@@ -14,7 +14,7 @@ from moist.data.decode import read_image
 from moist.errors import StoreError
 from moist.measure.accuracy import EVAL_BATCH, answers, inference
 from moist.nets.build import module
-from moist.nets.cascade import SecondOpinion
+from moist.nets.cascade import CascadeNet
 from moist.store.artifacts import Dataset
 from moist.store.runs import Run
 from moist.store.store import Store
@@ -53,8 +53,8 @@ def predict_images(store: Store, run: Run, paths: Sequence[Path]) -> list[dict[s
 
 def settled(net: nn.Module, x_BCHW: torch.Tensor) -> Said:
     """Logits (B, C), router logits (B, E) or None, and who (B,) got a second opinion or None."""
-    if isinstance(net, SecondOpinion):
-        return net.settled(x_BCHW)
+    if isinstance(net, CascadeNet):
+        return net.answer(x_BCHW)
     said = answers(net, x_BCHW)
     return said.logits_NC, said.gate_NE, None
 

@@ -12,8 +12,8 @@ from moist.data.augment import Batch
 from moist.data.random import seeded
 from moist.env import Env
 from moist.nets.build import fresh, module, student_spec
-from moist.nets.cascade import Average
-from moist.nets.cnn import LAST
+from moist.nets.cnn import STUDENTS
+from moist.nets.ensemble import EnsembleNet
 from moist.stages import stage
 from moist.store.artifacts import Dataset, Ensemble, Levels, Logits, Row, Spec, Student
 from moist.training.distillation import distillation
@@ -103,10 +103,10 @@ def distill_ensemble(
     with seeded(seed, "ensemble"):
         start = Ensemble(tuple(fresh(Student, spec) for _ in range(k)), views, ())
     net = module(start, env.device)
-    assert isinstance(net, Average)
+    assert isinstance(net, EnsembleNet)
     job = Job(env, data, augment=augment, precision=precision, seed=seed)
     history = _distilled(
-        job, net, net.opinions, logits=logits, distill=distill, temperature=temperature
+        job, net, net.member_logits, logits=logits, distill=distill, temperature=temperature
     )
     students = tuple(Student(spec, member.state_dict(), ()) for member in net.students)
     return Ensemble(students, views, history)
@@ -152,7 +152,9 @@ def _latent(
     not part of the result."""
     device = job.env.device
     with seeded(job.seed, "latent"):
-        latent = Latent(net, LAST[spec.name], levels, distill, temperature=temperature).to(device)
+        latent = Latent(
+            net, STUDENTS[spec.name].last, levels, distill, temperature=temperature
+        ).to(device)
     teacher_VNC = logits.train_VNC.to(device)
     levels_VND = levels.features_VND.to(device)
 

@@ -57,7 +57,7 @@ def evaluate(
     if isinstance(model, Cascade):
         assert val is not None
         doubt = doubted(net, model.threshold, data, test, val)
-        test_NC, val_NC = test.settled(model.threshold), val.settled(model.threshold)
+        test_NC, val_NC = test.at_threshold(model.threshold), val.at_threshold(model.threshold)
     labels_N = data.test.labels_N
     hit_N = test_NC.argmax(1) == labels_N
     return Evaluation(
@@ -87,8 +87,8 @@ def doubted(
             threshold=threshold,
             asked=asked,
             val_asked=val_asked,
-            accuracy=accuracy(test.settled(threshold), data.test.labels_N),
-            val_accuracy=accuracy(val.settled(threshold), data.val.labels_N),
+            accuracy=accuracy(test.at_threshold(threshold), data.test.labels_N),
+            val_accuracy=accuracy(val.at_threshold(threshold), data.val.labels_N),
             mflops=never.mflops + asked * (always.mflops - never.mflops),
             mmacs=never.mmacs + asked * (always.mmacs - never.mmacs),
             val_mflops=never.mflops + val_asked * (always.mflops - never.mflops),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from moist.data.augment import Batch
 from moist.env import Env, autocast
 from moist.nets.build import module
 from moist.nets.mixture import MoIST, duplicate
+from moist.nets.routers import ROUTERS
 from moist.stages import stage
 from moist.store.artifacts import Clusters, Dataset, Logits, Mixture, Router, Student
 from moist.training.gates import (
@@ -34,7 +36,20 @@ QUIETEST = 0.01
 
 Prior = Callable[[Batch], torch.Tensor]
 Objective = Callable[[MoIST, Batch, JointConfig, Prior], tuple[torch.Tensor, torch.Tensor]]
-"""A scalar loss, and the router's logits (B, E) that it was computed from."""
+"""Return a scalar loss, and the router's logits (B, E) that it was computed from."""
+
+
+@dataclass(frozen=True)
+class ObjectiveEntry:
+    """A joint objective, and all that other code must know of it."""
+
+    loss: Objective
+    prepare: Callable[[MoIST], None] = lambda net: None
+    """Change the module before it trains."""
+    gated: bool = False
+    """A student's logits are scaled by the router's probability for it, once trained too."""
+    teacher_prior: bool = False
+    """It learns from the teacher's probabilities of the clusters."""
 
 
 @stage(version=2)
@@ -57,17 +72,17 @@ def train_jointly(
     `logits` and `temperature` are what `em` draws the teacher's cluster prior from; the other
     objectives take None.
     """
-    gated = joint.objective == "switch"
-    students, shared = duplicate(student, clusters.k), router.spec.name == "shared"
-    start = Mixture(router, students, clusters, joint.mask_students, gated, (), shared)
+    objective = OBJECTIVES[joint.objective]
+    students, shared = duplicate(student, clusters.k), ROUTERS[router.spec.name].reads_trunk
+    start = Mixture(router, students, clusters, joint.mask_students, objective.gated, (), shared)
     net = module(start, env.device)
     assert isinstance(net, MoIST)
-    prepare(net, joint)
+    objective.prepare(net)
     views = None if logits is None else len(logits.train_VNC)
     prior = _no_prior if logits is None else teacher_prior(net, logits, temperature or 1.0)
 
     def loss(batch: Batch) -> torch.Tensor:
-        value, gate_BE = OBJECTIVES[joint.objective](net, batch, joint, prior)
+        value, gate_BE = objective.loss(net, batch, joint, prior)
         return value + joint.z_loss * z_loss(gate_BE) if joint.z_loss else value
 
     job = Job(env, data, augment=augment, precision=precision, seed=seed)
@@ -77,18 +92,15 @@ def train_jointly(
         tuple(Student(student.spec, state, ()) for state in net.student_states()),
         clusters,
         joint.mask_students,
-        gated,
+        objective.gated,
         history,
         shared,
     )
 
 
-def prepare(net: MoIST, joint: JointConfig) -> None:
-    """What an objective needs of the module before it trains."""
-    if joint.objective == "students_only":
-        net.freeze_router()
-    if joint.objective == "noisy_topk":
-        net.deviation_E = nn.Parameter(torch.zeros(len(net.students), device=net.cluster_C.device))
+def learn_noise(net: MoIST) -> None:
+    """Give the module a deviation of the router's noise for each expert, to train with it."""
+    net.deviation_E = nn.Parameter(torch.zeros(len(net.students), device=net.cluster_C.device))
 
 
 def hierarchical(
@@ -178,10 +190,10 @@ def _no_prior(batch: Batch) -> torch.Tensor:
     raise AssertionError("only `em` asks for the teacher's prior")
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "hierarchical": hierarchical,
-    "students_only": students_only,
-    "em": em,
-    "switch": switch,
-    "noisy_topk": noisy_topk,
+OBJECTIVES: dict[str, ObjectiveEntry] = {
+    "hierarchical": ObjectiveEntry(hierarchical),
+    "students_only": ObjectiveEntry(students_only, prepare=MoIST.freeze_router),
+    "em": ObjectiveEntry(em, teacher_prior=True),
+    "switch": ObjectiveEntry(switch, gated=True),
+    "noisy_topk": ObjectiveEntry(noisy_topk, prepare=learn_noise),
 }

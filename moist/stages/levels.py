@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from moist.config import AugmentConfig
 from moist.env import Env
 from moist.nets.build import module
-from moist.nets.cnn import LAST, LEVELS
+from moist.nets.cnn import TEACHERS
 from moist.stages import stage
 from moist.store.artifacts import Dataset, Levels, Teacher
 from moist.training.job import Job
@@ -45,7 +45,7 @@ def teacher_levels(
     the same images (ours), as the teacher knows them all anyway.
     """
     net = module(teacher, env.device).eval()
-    names = LEVELS[teacher.spec.name]
+    names = TEACHERS[teacher.spec.name].levels
     job = Job(env, data, augment=augment, precision=precision, seed=seed)
     features_VND = job.over_views(lambda x_BCHW: torch.cat(pooled(net, names, x_BCHW), 1), views)
     image_1CHW = torch.zeros(1, *data.image_shape, device=env.device)
@@ -56,7 +56,7 @@ def teacher_levels(
         table(probed(level_ND.to(env.device).float(), labels_N, classes), labels_N, classes)
         for level_ND in torch.split(features_VND[0], list(widths), 1)
     ]
-    last = net.get_submodule(LAST[teacher.spec.name])
+    last = net.get_submodule(TEACHERS[teacher.spec.name].last)
     assert isinstance(last, nn.Linear)
     return Levels(
         features_VND, widths, torch.stack(tables), last.weight.detach(), last.bias.detach()

@@ -11,7 +11,7 @@ from moist.data.random import seeded
 from moist.env import Env
 from moist.nets.build import fresh, module, router_spec
 from moist.nets.cnn import TRUNK
-from moist.nets.routers import router_options
+from moist.nets.routers import ROUTERS
 from moist.stages import stage
 from moist.store.artifacts import Clusters, Dataset, Router, Student
 from moist.training.job import Job
@@ -35,7 +35,7 @@ def pretrain_router(
     Cross-entropy on logits: the paper's code feeds it probabilities, which caps confidence. Only
     the `shared` router has a `student`: it learns to read that one's trunk, which stays as it is.
     """
-    options, reads = router_options(router, routing), None if student is None else student.spec
+    options, reads = ROUTERS[router].options(routing), None if student is None else student.spec
     spec = router_spec(router, options, data.image_shape, clusters.k, reads=reads)
     with seeded(seed, "router"):
         start = fresh(Router, spec)

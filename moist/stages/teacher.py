@@ -53,7 +53,7 @@ def train_teacher(
     """A teacher trained on the labels."""
     spec = spec_of(teacher.arch, data)
     with seeded(seed, "teacher"):
-        fresh = TEACHERS[spec.name](spec.image_shape, spec.outputs).state_dict()
+        fresh = TEACHERS[spec.name].build(spec.image_shape, spec.outputs).state_dict()
     net = module(Teacher(spec, fresh, ()), env.device)
     job = Job(env, data, augment=augment, precision=precision, seed=seed)
     history = job.fit(
@@ -66,7 +66,7 @@ def train_teacher(
 def load_teacher(env: Env, *, data: Dataset, arch: str, weights: WeightsFile) -> Teacher:
     """A teacher from a state dict, as float32. Raises ConfigError naming what does not fit."""
     spec = spec_of(arch, data)
-    wanted = TEACHERS[arch](spec.image_shape, spec.outputs).state_dict()
+    wanted = TEACHERS[arch].build(spec.image_shape, spec.outputs).state_dict()
     found = read_state(weights.path)
     if WeightsFile(weights.path).key != weights.key:
         raise ConfigError(f"`{weights.path}` changed while it was read", "run again")

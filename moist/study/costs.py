@@ -20,7 +20,7 @@ from moist.nets.build import (
     module,
     timed_models,
 )
-from moist.nets.cnn import Shape
+from moist.nets.entry import Shape
 from moist.nets.mixture import MoIST
 from moist.pipeline import stages
 from moist.results.report import Cost, Timing, asking

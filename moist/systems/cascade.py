@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from moist.config import Config
 from moist.stages.distill import distill_fallback
-from moist.stages.doubt import choose_threshold
+from moist.stages.threshold import choose_threshold
 from moist.systems.bound import Bound
 from moist.systems.outputs import Models
 

@@ -6,11 +6,10 @@ from moist.config import Config
 from moist.config.systems import SYSTEMS
 from moist.data.sources import Source
 from moist.errors import ConfigError
+from moist.nets.cnn import STUDENTS
 
 SMALLEST = 4
 """Pixels a side of the smallest image that two 2x2 poolings leave a pixel of."""
-
-DEEP = {"resnet8": 4, "resnet20": 4, "shufflenetv2_x0_5": 8, "mobilenetv2_x0_5": 8}
 
 
 def check(config: Config, source: Source) -> None:
@@ -35,11 +34,11 @@ def _check_size(config: Config, pixels: tuple[int, int], clusters: bool) -> None
         raise ConfigError(
             f"two poolings leave nothing of {images}", f"set `data.image_size={SMALLEST}` or more"
         )
-    if clusters and long <= DEEP.get(arch, 0):
+    if clusters and long <= STUDENTS[arch].reduction:
         raise ConfigError(
             f"`student.arch={arch}` leaves one pixel of {images},"
             " and batch norm can't train an expert on a single image of one pixel",
-            f"set `data.image_size={2 * DEEP[arch]}`, or `system=student`",
+            f"set `data.image_size={2 * STUDENTS[arch].reduction}`, or `system=student`",
         )
     if config.augment.shift >= short:
         raise ConfigError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from moist.config import Config
 from moist.config.systems import known_students
-from moist.nets.cascade import views_of
+from moist.nets.ensemble import views_of
 from moist.stages.distill import distill_ensemble
 from moist.systems.bound import Bound
 from moist.systems.outputs import Models

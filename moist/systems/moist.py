@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from moist.config import Config
-from moist.nets.routers import router_options
+from moist.nets.routers import ROUTERS
 from moist.stages.cluster import cluster_classes
-from moist.stages.joint import train_jointly
+from moist.stages.joint import OBJECTIVES, train_jointly
 from moist.stages.route import pretrain_router
 from moist.systems.bound import Bound
 from moist.systems.outputs import Models
@@ -18,22 +18,22 @@ def architecture(config: Config) -> dict[str, Any]:
     """Describe the router, and how students answer behind it."""
     return {
         "router": config.router,
-        "options": tuple(router_options(config.router, config.routing).items()),
+        "options": tuple(ROUTERS[config.router].options(config.routing).items()),
         "masked": config.joint.mask_students,
-        "gated": config.joint.objective == "switch",
+        "gated": OBJECTIVES[config.joint.objective].gated,
     }
 
 
 def build(call: Bound, config: Config, models: Models) -> Models:
     """Cluster the classes, pretrain a router to them, and train it and the students together."""
-    c, em = config, config.joint.objective == "em"
+    c, prior = config, OBJECTIVES[config.joint.objective].teacher_prior
     clusters = call(cluster_classes, logits=models.logits, k=c.k, cluster=c.cluster)
     router = call(
         pretrain_router, clusters=clusters, router=c.router, routing=c.routing,
-        student=models.student if c.router == "shared" else None,
+        student=models.student if ROUTERS[c.router].reads_trunk else None,
     )  # fmt: skip
     mixture = call(
         train_jointly, clusters=clusters, router=router, student=models.student, joint=c.joint,
-        logits=models.logits if em else None, temperature=c.temperature if em else None,
+        logits=models.logits if prior else None, temperature=c.temperature if prior else None,
     )  # fmt: skip
     return replace(models, model=mixture, clusters=clusters)

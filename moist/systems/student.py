@@ -6,14 +6,14 @@ from typing import Any
 
 from moist.config import Config, StudentConfig
 from moist.nets.build import LatentForm
-from moist.nets.cnn import LEVELS
+from moist.nets.cnn import STUDENTS, TEACHERS
 from moist.systems.bound import Bound
 from moist.systems.outputs import Models
 
 
 def sizes(config: Config) -> dict[str, Any]:
-    """Return a student's choices that enter keys: a peer has no sizes, so none count."""
-    if config.student.arch == "cnn":
+    """Return a student's choices that enter keys: a network without sizes has none there."""
+    if STUDENTS[config.student.arch].options(config.student, config.hidden_width):
         return {"student": config.student, "hidden_width": config.hidden_width}
     return {"student": StudentConfig(arch=config.student.arch), "hidden_width": 1}
 
@@ -22,7 +22,7 @@ def latent_form(config: Config) -> LatentForm | None:
     """Return form and levels of the head that replaces the student's last layer, if any."""
     if config.distill.loss != "moe_kd" or config.distill.gate == "teacher":
         return None
-    return config.distill.experts, len(LEVELS[config.teacher.arch])
+    return config.distill.experts, len(TEACHERS[config.teacher.arch].levels)
 
 
 def architecture(config: Config) -> dict[str, Any]:

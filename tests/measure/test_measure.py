@@ -59,7 +59,7 @@ def student() -> Student:
     options = {"hidden_width": 4, "channels": (2, 3), "batch_norm": False}
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        state = STUDENTS["cnn"]((1, 8, 8), 4, **options).state_dict()
+        state = STUDENTS["cnn"].build((1, 8, 8), 4, **options).state_dict()
     return Student(Spec("cnn", (1, 8, 8), 4, options), state, ())
 
 

@@ -11,9 +11,9 @@ from moist.config import RoutingConfig, StudentConfig
 from moist.errors import StageError
 from moist.measure.multiply_adds import cost
 from moist.nets.build import module
-from moist.nets.cnn import CNN, STUDENTS, student_options
+from moist.nets.cnn import CNN, STUDENTS
 from moist.nets.mixture import MoIST, duplicate
-from moist.nets.routers import IMPOSSIBLE, ROUTERS, LinearRouter, OracleRouter, router_options
+from moist.nets.routers import IMPOSSIBLE, ROUTERS, LinearRouter, OracleRouter
 from moist.store.artifacts import Clusters, Mixture, Router, Spec, Student
 
 SHAPE = (1, 8, 8)
@@ -275,13 +275,15 @@ def test_labels_change_nothing_for_a_router_that_looks_at_images() -> None:
 
 
 def artifact(router: str = "cnn", width: int = 256, k: int = 3, **student: object) -> Mixture:
-    options = student_options(StudentConfig(**student), width)
+    options = STUDENTS["cnn"].options(StudentConfig(**student), width)
     one = Student(
-        Spec("cnn", CIFAR, 10, options), STUDENTS["cnn"](CIFAR, 10, **options).state_dict(), ()
+        Spec("cnn", CIFAR, 10, options),
+        STUDENTS["cnn"].build(CIFAR, 10, **options).state_dict(),
+        (),
     )
     clusters = Clusters(tuple(min(c, k - 1) for c in range(10)), {})
-    routing = router_options(router, RoutingConfig())
-    net = ROUTERS[router](CIFAR, k, **routing)
+    routing = ROUTERS[router].options(RoutingConfig())
+    net = ROUTERS[router].build(CIFAR, k, **routing)
     spec = Spec(router, CIFAR, k, routing)
     return Mixture(
         Router(spec, net.state_dict(), ()), duplicate(one, k), clusters, True, False, ()

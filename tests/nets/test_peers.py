@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from moist.measure.multiply_adds import cost
-from moist.nets.cnn import LEVELS
 from moist.nets.peers import PEERS, ResNet8, mobilenetv2_x0_5, shufflenetv2_x0_5
 
 CIFAR = (3, 32, 32)
@@ -32,7 +31,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_costs_what_fvcore_says_to_the_unit(name: str) -> None:
-    found = cost(PEERS[name](CIFAR, 10), CIFAR)
+    found = cost(PEERS[name].build(CIFAR, 10), CIFAR)
     assert (found.macs, found.params) == COSTS[name]
 
 
@@ -110,7 +109,7 @@ def test_resnet20_has_the_names_of_a_torchvision_resnet_of_three_stages() -> Non
     from torchvision.models.resnet import BasicBlock, ResNet
 
     theirs = ResNet(BasicBlock, [3, 3, 3, 0], num_classes=10).state_dict()
-    ours = PEERS["resnet20"](CIFAR, 10).state_dict()
+    ours = PEERS["resnet20"].build(CIFAR, 10).state_dict()
     assert list(ours) == [name for name in theirs if not name.startswith("layer4")]
 
 
@@ -124,9 +123,9 @@ def test_resnet20_has_the_names_of_a_torchvision_resnet_of_three_stages() -> Non
     ],
 )
 def test_a_peers_stages_end_where_the_resolution_halves(name: str, sides: list[int]) -> None:
-    net = PEERS[name](CIFAR, 10).eval()
+    net = PEERS[name].build(CIFAR, 10).eval()
     found: list[int] = []
-    for level in LEVELS[name]:
+    for level in PEERS[name].levels:
         stage = net.get_submodule(level)
         stage.register_forward_hook(lambda _, __, maps_BCHW: found.append(maps_BCHW.shape[3]))
     with torch.inference_mode():
@@ -137,6 +136,6 @@ def test_a_peers_stages_end_where_the_resolution_halves(name: str, sides: list[i
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_takes_any_number_of_channels_and_small_images(name: str) -> None:
     for shape in [(1, 8, 8), (1, 28, 28), (5, 9, 12)]:
-        net: nn.Module = PEERS[name](shape, 3).eval()
+        net: nn.Module = PEERS[name].build(shape, 3).eval()
         with torch.inference_mode():
             assert net(torch.zeros(2, *shape)).shape == (2, 3)

@@ -9,8 +9,8 @@ from torch import nn
 from moist import config
 from moist.config import schema
 from moist.nets.build import module
-from moist.nets.cnn import LAST, LEVELS, STUDENTS, TEACHERS, student_options
-from moist.nets.routers import ROUTERS, OracleRouter, router_options
+from moist.nets.cnn import NETWORKS, STUDENTS, TEACHERS
+from moist.nets.routers import ROUTERS, OracleRouter
 from moist.stages.joint import OBJECTIVES
 from moist.store import checkpoint
 from moist.store.artifacts import Network, Router, Spec, Student, Teacher
@@ -18,20 +18,23 @@ from moist.training.job import schedule_factor
 
 SHAPES = [(3, 32, 32), (1, 8, 8), (3, 30, 45)]
 
-NETWORKS = [
+CASES = [
     *((Teacher, name, {}) for name in TEACHERS),
-    *((Student, name, student_options(config.StudentConfig(arch=name), 16)) for name in STUDENTS),
-    (Student, "cnn", student_options(config.StudentConfig(batch_norm=True), 16)),
     *(
-        (Router, name, router_options(name, config.RoutingConfig()))
-        for name in ROUTERS
+        (Student, name, entry.options(config.StudentConfig(arch=name), 16))
+        for name, entry in STUDENTS.items()
+    ),
+    (Student, "cnn", STUDENTS["cnn"].options(config.StudentConfig(batch_norm=True), 16)),
+    *(
+        (Router, name, entry.options(config.RoutingConfig()))
+        for name, entry in ROUTERS.items()
         if name != "oracle"
     ),
 ]
 
-every_network = pytest.mark.parametrize(("kind", "name", "options"), NETWORKS)
+every_network = pytest.mark.parametrize(("kind", "name", "options"), CASES)
 every_classifier = pytest.mark.parametrize(
-    ("kind", "name", "options"), [network for network in NETWORKS if network[0] is not Router]
+    ("kind", "name", "options"), [network for network in CASES if network[0] is not Router]
 )
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
@@ -41,7 +44,7 @@ REGISTRIES = {Teacher: TEACHERS, Student: STUDENTS, Router: ROUTERS}
 def built(kind: type[Network], name: str, options: dict, shape: tuple, outputs: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return REGISTRIES[kind][name](shape, outputs, **options)
+        return REGISTRIES[kind][name].build(shape, outputs, **options)
 
 
 def images(shape: tuple[int, int, int]) -> torch.Tensor:
@@ -137,7 +140,7 @@ def test_the_last_linear_layer_of_a_network_is_the_one_named(
     kind: type[Network], name: str, options: dict
 ) -> None:
     net = built(kind, name, options, (3, 32, 32), outputs=7).eval()
-    last = net.get_submodule(LAST[name])
+    last = net.get_submodule(NETWORKS[name].last)
     seen: list[torch.Tensor] = []
     last.register_forward_hook(lambda _, __, logits_BC: seen.append(logits_BC))
     with torch.inference_mode():
@@ -151,32 +154,44 @@ def test_the_last_linear_layer_of_a_network_is_the_one_named(
 def test_the_stages_of_a_teacher_give_feature_maps_that_shrink(name: str) -> None:
     net = built(Teacher, name, {}, (3, 32, 32), outputs=5).eval()
     seen: list[torch.Tensor] = []
-    for level in LEVELS[name]:
+    for level in TEACHERS[name].levels:
         net.get_submodule(level).register_forward_hook(lambda _, __, x_BCHW: seen.append(x_BCHW))
     with torch.inference_mode():
         net(images((3, 32, 32)))
-    assert len(seen) == len(LEVELS[name])
+    assert len(seen) == len(TEACHERS[name].levels)
     assert all(x_BCHW.dim() == 4 and len(x_BCHW) == 2 for x_BCHW in seen)
     sides = [x_BCHW.shape[3] for x_BCHW in seen]
     assert sides == sorted(set(sides), reverse=True)
 
 
-def test_last_layers_and_stages_are_named_for_every_network_and_no_other() -> None:
-    assert LAST.keys() == TEACHERS.keys() | STUDENTS.keys()
-    assert LEVELS.keys() == TEACHERS.keys()
+def test_one_name_is_one_network() -> None:
+    assert all(TEACHERS[name] is STUDENTS[name] for name in TEACHERS.keys() & STUDENTS.keys())
+
+
+@pytest.mark.parametrize("name", [name for name, entry in NETWORKS.items() if entry.reduction])
+def test_a_network_reduces_images_of_its_reduction_to_one_pixel(name: str) -> None:
+    """Batch norm refuses to train on one such image, and not on a larger one."""
+    entry = NETWORKS[name]
+    for side, trains in ((entry.reduction, False), (2 * entry.reduction, True)):
+        net, image = entry.build((1, side, side), 3).train(), torch.randn(1, 1, side, side)
+        if trains:
+            assert net(image).isfinite().all()
+        else:
+            with pytest.raises(ValueError, match="more than 1 value per channel"):
+                net(image)
 
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_only_the_cnn_student_has_sizes_to_choose(name: str) -> None:
-    options = student_options(config.StudentConfig(arch=name, channels=(4, 8)), 16)
+    options = STUDENTS[name].options(config.StudentConfig(arch=name, channels=(4, 8)), 16)
     cnn = {"hidden_width": 16, "channels": (4, 8), "batch_norm": False}
     assert options == (cnn if name == "cnn" else {})
 
 
 def test_the_oracle_has_no_weights_and_is_told_the_cluster() -> None:
-    oracle = ROUTERS["oracle"]((3, 8, 8), 3)
+    oracle = ROUTERS["oracle"].build((3, 8, 8), 3)
     assert isinstance(oracle, OracleRouter)
     assert not oracle.state_dict()
-    gate_BE = oracle.told(torch.tensor([2, 0, 2]))
+    gate_BE = oracle.logits_of(torch.tensor([2, 0, 2]))
     expected = torch.tensor([[0, 0, 1], [1, 0, 0], [0, 0, 1.0]])
     assert torch.equal(gate_BE.softmax(1), expected)

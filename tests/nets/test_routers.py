@@ -16,14 +16,13 @@ from moist.nets.routers import (
     LinearRouter,
     OracleRouter,
     TransformerRouter,
-    router_options,
 )
 
 CIFAR = (3, 32, 32)
 
 
 def router(name: str, k: int = 3, **options: object) -> torch.nn.Module:
-    return ROUTERS[name](CIFAR, k, **{**router_options(name, RoutingConfig()), **options})
+    return ROUTERS[name].build(CIFAR, k, **{**ROUTERS[name].options(RoutingConfig()), **options})
 
 
 def test_the_cnn_router_costs_what_the_papers_layers_cost() -> None:

@@ -13,7 +13,7 @@ from moist.data.augment import Batch
 from moist.env import Env, Silent
 from moist.measure.accuracy import accuracy, classify
 from moist.nets.build import fresh, module, student_spec
-from moist.nets.cnn import Shape
+from moist.nets.entry import Shape
 from moist.nets.merge import gather
 from moist.nets.routers import ROUTERS
 from moist.stages.gather import gather_students
@@ -42,7 +42,7 @@ def mixture(batch_norm: bool = False, masked: bool = False) -> Mixture:
     options = {"hidden_width": 4, "dropout": 0.3}
     with torch.random.fork_rng():
         torch.manual_seed(9)
-        state = ROUTERS["cnn"](SHAPE, 3, **options).state_dict()
+        state = ROUTERS["cnn"].build(SHAPE, 3, **options).state_dict()
     router = Router(Spec("cnn", SHAPE, 3, options), state, ())
     students = tuple(student(j + 1, batch_norm) for j in range(3))
     return Mixture(router, students, CLUSTERS, masked, False, ())

@@ -17,7 +17,7 @@ from moist.nets.build import module
 from moist.nets.cnn import STUDENTS
 from moist.nets.mixture import MoIST, duplicate
 from moist.nets.routers import ROUTERS
-from moist.stages.joint import OBJECTIVES, prepare, teacher_prior, train_jointly
+from moist.stages.joint import OBJECTIVES, teacher_prior, train_jointly
 from moist.store.artifacts import Clusters, Dataset, Logits, Mixture, Router, Spec, Split, Student
 
 SHAPE = (1, 8, 8)
@@ -32,7 +32,7 @@ def student(batch_norm: bool = False) -> Student:
     options = {"hidden_width": 8, "channels": (4, 6), "batch_norm": batch_norm}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        state = STUDENTS["cnn"](SHAPE, 5, **options).state_dict()
+        state = STUDENTS["cnn"].build(SHAPE, 5, **options).state_dict()
     return Student(Spec("cnn", SHAPE, 5, options), state, ())
 
 
@@ -41,7 +41,7 @@ def router(name: str = "cnn") -> Router:
     options = each.get(name, {})
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        state = ROUTERS[name](SHAPE, 3, **options).state_dict()
+        state = ROUTERS[name].build(SHAPE, 3, **options).state_dict()
     return Router(Spec(name, SHAPE, 3, options), state, ())
 
 
@@ -112,9 +112,9 @@ def batch(labels: list[int]) -> Batch:
 
 def value(config: JointConfig, net: MoIST, labels: list[int]) -> torch.Tensor:
     prior = teacher_prior(net, taught(), 2.0)
-    prepare(net, config)
+    OBJECTIVES[config.objective].prepare(net)
     torch.manual_seed(0)  # the noise of noisy_topk
-    return OBJECTIVES[config.objective](net, batch(labels), config, prior)[0]
+    return OBJECTIVES[config.objective].loss(net, batch(labels), config, prior)[0]
 
 
 def touched(net: nn.Module) -> bool:
@@ -268,10 +268,10 @@ def test_noisy_topk_is_the_mixture_of_the_top_experts_probabilities(top: int) ->
     """At next to no noise, where its gates are those of the router."""
     config, labels = joint("noisy_topk", balance=0, top=top), [0, 1, 2, 3, 4]
     net = network(config)
-    prepare(net, config)
+    OBJECTIVES[config.objective].prepare(net)
     nn.init.constant_(net.deviation_E, -30.0)
     with torch.no_grad():
-        found = OBJECTIVES["noisy_topk"](
+        found = OBJECTIVES["noisy_topk"].loss(
             net, batch(labels), config, teacher_prior(net, taught(), 1)
         )
         expected = 0.0

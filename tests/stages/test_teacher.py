@@ -36,7 +36,7 @@ def dataset(n: int = 12, classes: int = 4) -> Dataset:
 def trained_state(classes: int = 4) -> State:
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        net = TEACHERS["resnet8"]((3, 8, 8), classes)
+        net = TEACHERS["resnet8"].build((3, 8, 8), classes)
         net(torch.randn(4, 3, 8, 8))  # gives batch norm statistics worth keeping
     return dict(net.state_dict())
 
@@ -71,7 +71,7 @@ def test_weights_come_back_from_a_file_the_same(suffix: str, tmp_path: Path) -> 
     assert found.state.keys() == state.keys()
     assert all(torch.equal(found.state[name], state[name]) for name in state)
     x_BCHW = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    net = TEACHERS["resnet8"]((3, 8, 8), 4)
+    net = TEACHERS["resnet8"].build((3, 8, 8), 4)
     net.load_state_dict(state)
     with torch.inference_mode():
         torch.testing.assert_close(module(found).eval()(x_BCHW), net.eval()(x_BCHW))
@@ -212,7 +212,7 @@ def test_what_is_no_state_dict_is_refused_with_the_way_to_make_one(
 
 
 def test_a_whole_network_in_a_file_is_refused(tmp_path: Path) -> None:
-    said = refused(stored(tmp_path, TEACHERS["resnet8"]((3, 8, 8), 4)))
+    said = refused(stored(tmp_path, TEACHERS["resnet8"].build((3, 8, 8), 4)))
     assert "can't read teacher.weights" in said
 
 
@@ -257,7 +257,7 @@ def labelled(views: int, env: Env = ENV) -> torch.Tensor:
 def test_the_logits_of_a_view_are_the_teachers_on_the_images_that_a_student_sees() -> None:
     found_VNC = labelled(views=2)
     assert found_VNC.shape == (2, 12, 4)
-    net = TEACHERS["resnet8"]((3, 8, 8), 4)
+    net = TEACHERS["resnet8"].build((3, 8, 8), 4)
     net.load_state_dict(trained_state())
     data, augment = dataset(), AugmentConfig(flip=True, shift=2, cutout=2)
     for view in range(2):

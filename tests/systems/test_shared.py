@@ -12,10 +12,10 @@ from moist.config import AugmentConfig, JointConfig, RoutingConfig
 from moist.env import Env
 from moist.measure.multiply_adds import cost
 from moist.nets.build import Architecture, blank, fresh, module, student_spec
-from moist.nets.cascade import SecondOpinion
+from moist.nets.cascade import CascadeNet
 from moist.nets.cnn import TRUNK, features
 from moist.nets.mixture import MoIST
-from moist.nets.routers import router_options
+from moist.nets.routers import ROUTERS
 from moist.stages.joint import OBJECTIVES, train_jointly
 from moist.stages.route import pretrain_router
 from moist.store.artifacts import Cascade, Clusters, Dataset, Mixture, Router, Split, Student
@@ -117,7 +117,7 @@ def test_sharing_answers_as_copies_of_the_same_weights_would(
     with torch.inference_mode():
         for found, expected in zip(net.routed(images()), other.routed(images()), strict=True):
             torch.testing.assert_close(found, expected)
-        second, expected = (SecondOpinion(one, None, 2.0)(images()) for one in (net, other))
+        second, expected = (CascadeNet(one, None, 2.0)(images()) for one in (net, other))
         torch.testing.assert_close(second, expected)
 
 
@@ -168,7 +168,7 @@ def test_router_and_trunk_descend_together() -> None:
 
 
 def shared(batch_norm: bool = True, **values: object) -> Architecture:
-    options = tuple(router_options("shared", RoutingConfig()).items())
+    options = tuple(ROUTERS["shared"].options(RoutingConfig()).items())
     return Architecture(
         system="moist", student=config.StudentConfig(batch_norm=batch_norm), hidden_width=256,
         latent=None, teacher="resnet18", router="shared", options=options, masked=True, **values,

@@ -18,7 +18,7 @@ from moist.data.augment import batches
 from moist.env import Env, Silent
 from moist.measure.multiply_adds import cost
 from moist.nets.build import module
-from moist.nets.cnn import LAST, STUDENTS, student_options
+from moist.nets.cnn import STUDENTS
 from moist.nets.latent_head import LatentHead, give_head
 from moist.stages.levels import probed, table, teacher_levels
 from moist.stages.teacher import train_teacher
@@ -82,7 +82,7 @@ def batch(size: int = 100) -> Batch:
 
 
 def student() -> nn.Module:
-    return STUDENTS["cnn"](
+    return STUDENTS["cnn"].build(
         (1, 8, 8), C, hidden_width=16, channels=(4, 8), batch_norm=False
     )  # fmt: skip
 
@@ -92,7 +92,7 @@ def latent(form: str = "offsets", gate: str = "student", tie: float = 1.0) -> La
     distill = DistillConfig(loss="moe_kd", experts=form, gate=gate, tie=tie)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = Latent(student(), LAST["cnn"], levels(), distill, temperature=4.0)
+        net = Latent(student(), STUDENTS["cnn"].last, levels(), distill, temperature=4.0)
         with torch.no_grad():
             for parameter in net.experts.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -337,7 +337,7 @@ def test_the_deployed_student_says_what_was_validated(form: str, gate: str) -> N
     back = unpack(tree, tensors, {}).state
     bare = student()
     if deployed:
-        give_head(bare, LAST["cnn"], deployed, M)
+        give_head(bare, STUDENTS["cnn"].last, deployed, M)
     bare.load_state_dict(back)
     found = bare.eval()(batch()[0]).log_softmax(1)
     torch.testing.assert_close(found, net(batch()[0]), rtol=1e-5, atol=1e-5)
@@ -393,16 +393,16 @@ def test_a_heads_answer_and_its_gradient_are_finite_in_every_precision(
 @pytest.mark.parametrize("arch", STUDENTS)
 def test_every_student_can_be_taught_and_deployed(arch: str) -> None:
     images, *told = (x[:8] for x in batch())
-    build = STUDENTS[arch]
-    options = student_options(StudentConfig(arch=arch), 16)
+    build = STUDENTS[arch].build
+    options = STUDENTS[arch].options(StudentConfig(arch=arch), 16)
     distill = DistillConfig(loss="moe_kd", experts="heads")
     net = Latent(
-        build((1, 8, 8), C, **options), LAST[arch], levels(), distill, temperature=4.0
+        build((1, 8, 8), C, **options), STUDENTS[arch].last, levels(), distill, temperature=4.0
     ).eval()
     assert net.loss(images, *told).isfinite()
     state, form = net.deployed()
     bare = build((1, 8, 8), C, **options).eval()
-    give_head(bare, LAST[arch], form, M)
+    give_head(bare, STUDENTS[arch].last, form, M)
     bare.load_state_dict(state)
     torch.testing.assert_close(bare(images), net(images), rtol=1e-5, atol=1e-5)
 

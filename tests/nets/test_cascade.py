@@ -14,12 +14,13 @@ from moist.env import Env
 from moist.measure.accuracy import accuracy, answers, classify
 from moist.measure.multiply_adds import cost
 from moist.nets.build import Architecture, Model, blank, module
-from moist.nets.cascade import FILTERS, Average, SecondOpinion, threshold_for, views_of
+from moist.nets.cascade import CascadeNet, threshold_for
 from moist.nets.cnn import CNN
+from moist.nets.ensemble import FILTERS, EnsembleNet, views_of
 from moist.nets.mixture import MoIST
 from moist.nets.routers import LinearRouter
-from moist.stages.doubt import choose_threshold
 from moist.stages.evaluate import evaluate
+from moist.stages.threshold import choose_threshold
 from moist.store.artifacts import Cascade, Clusters, Dataset, Router, Split, Teacher
 
 SHAPE = (3, 8, 8)
@@ -63,7 +64,7 @@ def test_an_average_is_the_mean_of_the_students_probabilities(seed: int, k: int)
     students = [student(seed + j) for j in range(k)]
     names = [*FILTERS][:k]
     with torch.inference_mode():
-        found = Average(students, names)(images())
+        found = EnsembleNet(students, names)(images())
         each = [
             one(FILTERS[name](images())).softmax(1)
             for one, name in zip(students, names, strict=True)
@@ -74,11 +75,13 @@ def test_an_average_is_the_mean_of_the_students_probabilities(seed: int, k: int)
 
 def test_an_ensemble_of_one_is_that_student() -> None:
     one = student()
-    torch.testing.assert_close(Average([one], ["plain"])(images()), one(images()).log_softmax(1))
+    torch.testing.assert_close(
+        EnsembleNet([one], ["plain"])(images()), one(images()).log_softmax(1)
+    )
 
 
 def test_an_average_costs_all_its_students() -> None:
-    found = cost(Average([student(j) for j in range(3)], ["plain"] * 3), SHAPE)
+    found = cost(EnsembleNet([student(j) for j in range(3)], ["plain"] * 3), SHAPE)
     one = cost(student(), SHAPE)
     assert [found.flops, found.macs, found.params] == [3 * one.flops, 3 * one.macs, 3 * one.params]
 
@@ -116,7 +119,7 @@ def test_two_experts_together_are_a_distribution(seed: int, masked: bool) -> Non
     net = mixture(seed, masked=masked)
     with torch.inference_mode():
         _, gate_BE, own_BC = net.answer(images())
-        found = net.second(images(), gate_BE, own_BC)
+        found = net.two_experts(images(), gate_BE, own_BC)
     torch.testing.assert_close(found.exp().sum(1), torch.ones(12))
 
 
@@ -126,7 +129,7 @@ def test_two_unmasked_experts_are_weighted_by_the_router(seed: int) -> None:
     net = mixture(seed)
     with torch.inference_mode():
         _, gate_BE, own_BC = net.answer(images())
-        found = net.second(images(), gate_BE, own_BC).exp()
+        found = net.two_experts(images(), gate_BE, own_BC).exp()
         for row, image in enumerate(images().split(1)):
             a, b = gate_BE[row].topk(2).indices.tolist()
             weight = gate_BE[row].softmax(0)
@@ -142,7 +145,7 @@ def test_two_masked_experts_share_out_their_clusters_and_the_others_are_even(see
     cluster_C = torch.tensor(CLUSTERS.of_class)
     with torch.inference_mode():
         _, gate_BE, own_BC = net.answer(images())
-        found = net.second(images(), gate_BE, own_BC).exp()
+        found = net.two_experts(images(), gate_BE, own_BC).exp()
         for row, image in enumerate(images().split(1)):
             asked = gate_BE[row].topk(2).indices.tolist()
             for j in range(3):
@@ -159,7 +162,7 @@ def test_all_weight_on_one_expert_gives_that_expert(j: int, masked: bool) -> Non
     net = mixture(masked=masked)
     gate_BE = (F.one_hot(torch.tensor(j), 3) * 1e3).expand(12, 3)
     with torch.inference_mode():
-        found = net.second(images(), gate_BE, net.expert(j, images()))
+        found = net.two_experts(images(), gate_BE, net.expert(j, images()))
         torch.testing.assert_close(found.exp(), net.expert(j, images()).softmax(1))
 
 
@@ -178,20 +181,20 @@ def test_the_order_of_the_experts_does_not_matter(
     clusters = Clusters(tuple(order.index(j) for j in CLUSTERS.of_class), {})
     other = MoIST(router, [net.students[j] for j in order], clusters, masked=masked).eval()
     with torch.inference_mode():
-        found = [SecondOpinion(one, None, 0.5)(images()) for one in (net, other)]
+        found = [CascadeNet(one, None, 0.5)(images()) for one in (net, other)]
     torch.testing.assert_close(found[0], found[1])
 
 
 # whom it asks
 
 
-def models(name: str, threshold: float) -> SecondOpinion:
+def models(name: str, threshold: float) -> CascadeNet:
     if name == "second expert":
-        return SecondOpinion(mixture(), None, threshold)
+        return CascadeNet(mixture(), None, threshold)
     if name == "masked second expert":
-        return SecondOpinion(mixture(masked=True), None, threshold)
+        return CascadeNet(mixture(masked=True), None, threshold)
     first = mixture() if name == "mixture and student" else student()
-    return SecondOpinion(first, student(5), threshold)
+    return CascadeNet(first, student(5), threshold)
 
 
 NAMES = ["second expert", "masked second expert", "mixture and student", "student and student"]
@@ -200,7 +203,7 @@ NAMES = ["second expert", "masked second expert", "mixture and student", "studen
 @pytest.mark.parametrize("name", NAMES)
 def test_images_grouped_are_answered_as_one_by_one(name: str) -> None:
     with torch.inference_mode():
-        certainty_B = models(name, 0.0).doubted(images()).certainty_B
+        certainty_B = models(name, 0.0).first_pass(images()).certainty_B
         ordered_B = certainty_B.sort().values  # between two: rounding mustn't decide who asks
         net = models(name, float(ordered_B[5:7].mean()))
         asked = int((certainty_B < net.threshold).sum())
@@ -214,12 +217,12 @@ def test_below_the_threshold_is_the_second_opinion_and_above_it_the_first(name: 
     with torch.inference_mode():
         first, net = models(name, 0.0)(images()), models(name, 2.0)
         second = net(images())
-        certainty_B = net.doubted(images()).certainty_B
+        certainty_B = net.first_pass(images()).certainty_B
         for threshold in (0.0, float(certainty_B.median()), 2.0):
             net.threshold = threshold
             composed = torch.where((certainty_B < threshold)[:, None], second, first)
             torch.testing.assert_close(net(images()), composed, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(answers(net, images()).settled(threshold), composed)
+            torch.testing.assert_close(answers(net, images()).at_threshold(threshold), composed)
         assert not torch.allclose(first, second)
 
 
@@ -236,8 +239,8 @@ def test_a_threshold_of_zero_asks_nobody_and_one_of_two_always() -> None:
 def test_certainty_is_the_top_probability_or_the_routers_margin(seed: int) -> None:
     with torch.inference_mode():
         net = mixture(seed)
-        top_B = SecondOpinion(student(seed), student(), 0.0).doubted(images()).certainty_B
-        margin_B = SecondOpinion(net, None, 0.0).doubted(images()).certainty_B
+        top_B = CascadeNet(student(seed), student(), 0.0).first_pass(images()).certainty_B
+        margin_B = CascadeNet(net, None, 0.0).first_pass(images()).certainty_B
         torch.testing.assert_close(top_B, student(seed)(images()).softmax(1).max(1).values)
         ordered_BE = net.route(images()).softmax(1).sort(1, descending=True).values
         torch.testing.assert_close(margin_B, ordered_BE[:, 0] - ordered_BE[:, 1])
@@ -339,7 +342,7 @@ def test_the_curve_goes_from_asking_nobody_to_asking_always(kind: str) -> None:
     assert chosen.threshold == model.threshold
     assert (chosen.accuracy, chosen.val_accuracy) == (found.accuracy, found.val_accuracy)
     assert chosen.val_asked == pytest.approx(0.3, abs=0.5 / 43 + 1e-9)
-    answered = classify(ENV, module(model), DATA.test, DATA, precision="float32").settled(
+    answered = classify(ENV, module(model), DATA.test, DATA, precision="float32").at_threshold(
         model.threshold
     )
     assert found.accuracy == accuracy(answered, DATA.test.labels_N)
