@@ -2,16 +2,21 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 import yaml
-from shell import MAIN, searched
+from forked import MOIST, Forked
+from tiny import searched
 from wandb_standin import Run, Server
 
 from moist.agents.pool import LAUNCHER, shares
@@ -22,8 +27,23 @@ from moist.results.objectives import DEFAULT, losses, quantities
 from moist.store.runs import RunRecords
 
 PATIENCE = 480.0
-GRID = searched("grid", 2, 4, 2, 4, width=[4, 32])
+GRID = searched("grid").replace("joint.epochs: {value: '3'}", "joint.epochs: {value: 4}")
+"""A sweep whose joint trainings alone are not stored in a trained home."""
 POINTS = {(2, 4), (2, 32), (3, 4), (3, 32)}
+
+
+def virtual_environment(folder: Path) -> Path:
+    """Make an environment like this one whose commands are forked; return their folder."""
+    commands = folder / "bin"
+    commands.mkdir(parents=True)
+    for name in ("pyvenv.cfg", "lib"):
+        (folder / name).symlink_to(Path(sys.prefix) / name)
+    (commands / "python").symlink_to(Path(sys.executable).resolve())
+    for name, words in (("moist", f"-c {shlex.quote(MOIST[1])}"), ("wandb", "-m wandb")):
+        script = commands / name
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} {forked.__file__} {words} "$@"\n')
+        script.chmod(0o755)
+    return commands
 
 
 class Machine:
@@ -31,23 +51,29 @@ class Machine:
 
     def __init__(self, server: Server, folder: Path, home: Path) -> None:
         self.server, self.folder, self.home = server, folder, home
+        self.commands = virtual_environment(folder / "venv")
         self.environment = {
             **os.environ,
             **server.environment(folder),
             "MOIST_HOME": str(home),
             "WANDB_MODE": "online",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{self.commands}:{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
         }
 
+    def start(self, *words: str, **extra: str) -> Forked:
+        return Forked(words, cwd=self.folder, env={**self.environment, **extra})
+
     def run(self, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            words, capture_output=True, text=True, timeout=PATIENCE, cwd=self.folder,
-            env={**self.environment, **extra},
-        )  # fmt: skip
+        with self.start(*words, **extra) as process:
+            code = process.wait(PATIENCE)
+            return subprocess.CompletedProcess(words, code, process.out, process.err)
 
     def moist(self, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        return self.run(*MAIN, *words, **extra)
+        python = str(self.commands / "python")
+        return self.run(
+            "-c", f"import sys; sys.executable = {python!r}; {MOIST[1]}", *words, **extra
+        )
 
     def file(self, text: str) -> str:
         path = self.folder / "searched.yaml"
@@ -61,9 +87,13 @@ class Machine:
         return [(trial["key"], trial["values"]) for trial in json.loads(said.stdout)]
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+@pytest.fixture
+def home(trained: Callable[[], Path]) -> Path:
+    """A home with stored stages and no runs."""
+    home = trained()
+    for name in ("runs", "wandb"):
+        shutil.rmtree(home / name)
+    return home
 
 
 @pytest.fixture
@@ -97,10 +127,10 @@ def test_two_agents_run_each_point_once_and_the_frontier_is_read_back(machine):
     assert {key for key, _ in machine.frontier(sweep)} == recorded_frontier(machine.home)
 
     # the same file with wandb's own commands: the same runs, all of their stages stored by now
-    made = machine.run("wandb", "sweep", "--project", "moist", machine.file(GRID))
+    made = machine.run("-m", "wandb", "sweep", "--project", "moist", machine.file(GRID))
     assert made.returncode == 0, made.stderr
     (plain,) = set(machine.server.sweeps) - {sweep}
-    agent = machine.run("wandb", "agent", f"tester/moist/{plain}")
+    agent = machine.run("-m", "wandb", "agent", f"tester/moist/{plain}")
     assert agent.returncode == 0, agent.stderr
     again = [run for run in machine.server.runs.values() if run.sweep == plain]
     assert {point(run) for run in again} == POINTS and len(again) == len(POINTS)
@@ -148,7 +178,7 @@ def test_a_run_stopped_by_hyperband_ends_cleanly_with_all_its_rows(machine):
     made = machine.moist("sweep", "wandb", machine.file(text), "--register-only")
     assert made.returncode == 0, made.stderr
     (sweep,) = machine.server.sweeps
-    better = machine.run(sys.executable, "-c", GOOD, WANDB_SWEEP_ID=sweep, WANDB_PROJECT="moist")
+    better = machine.run("-c", GOOD, WANDB_SWEEP_ID=sweep, WANDB_PROJECT="moist")
     assert better.returncode == 0, better.stderr
     said = machine.moist("sweep", "wandb", "--sweep", f"tester/moist/{sweep}", "--quiet")
     assert said.returncode == 0, said.stderr
@@ -239,27 +269,17 @@ def test_an_agent_does_not_start_if_its_parent_is_gone():
 
 
 @pytest.mark.slow
-def test_a_killed_trials_rows_are_kept_and_uploaded_once_and_its_agent_continues(
-    wandb_server: Server, tmp_path: Path
-):
-    machine = Machine(wandb_server, tmp_path, tmp_path / "home")  # ids begin anew with a server
+def test_a_killed_trials_rows_are_kept_and_uploaded_once_and_its_agent_continues(machine):
     text = GRID.replace("{values: [2, 3]}", "{value: 2}").replace(
         "{values: [4, 32]}", "{value: 32}"
     )
     text = text.replace("joint.epochs: {value: 4}", "joint.epochs: {values: [3000, 4]}")
-    machine.run("wandb", "sweep", "--project", "moist", machine.file(text))
+    machine.run("-m", "wandb", "sweep", "--project", "moist", machine.file(text))
     (sweep,) = machine.server.sweeps
-    agent = subprocess.Popen(
-        ["wandb", "agent", f"tester/moist/{sweep}"], env=machine.environment, cwd=machine.folder,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
+    with machine.start("-m", "wandb", "agent", f"tester/moist/{sweep}") as agent:
         epoch, trial = logged_for_a_second(machine, psutil.Process(agent.pid))
         trial.kill()
         assert agent.wait(PATIENCE) == 0
-    finally:
-        agent.kill()
-        agent.wait()
     killed, after = (run for run in machine.server.runs.values() if run.sweep == sweep)
     assert after.summary["trial/state"] == "COMPLETE"
 
