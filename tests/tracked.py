@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from forked import Forked
 
 from moist.config import Config
 from moist.tracking.client import RunInfo
@@ -22,7 +22,7 @@ FIRST = 72
 ENDLESS = """
 import sys, threading
 from pathlib import Path
-sys.path[:0] = sys.argv[4:]
+sys.path.insert(0, sys.argv[4])
 import tracked
 with tracked.tracking(Path(sys.argv[1]), sys.argv[3]) as tracker:
     journal = tracked.opened(tracker, sys.argv[2])
@@ -74,25 +74,16 @@ def log(
 def writing(
     home: Path, id: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[Callable[[], None]]:
-    """A process that has a run open, once all that it told is in its log; offline without an
-    environment that knows a server. What is given kills it, as does the end."""
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    """Have a process log a run that never ends, and yield what kills it, once its log is complete.
+
+    Offline, without an environment that has a server. It is killed at the end, too.
+    """
     mode = "online" if environment else "offline"
     own = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}  # its own service
-    command = [sys.executable, "-c", ENDLESS, str(home), id, mode, *paths]
-    process = subprocess.Popen(command, env=environment or own)
-
-    def kill() -> None:
-        process.kill()
-        process.wait()
-
-    try:
-        while not _has(home, id, lambda run: "mark" in run.summary):
-            assert process.poll() is None, "the process ended before it was killed"
-            os.sched_yield()
-        yield kill
-    finally:
-        kill()
+    words = ["-c", ENDLESS, home, id, mode, Path(__file__).parent]
+    with Forked(words, env=environment or own) as process:
+        process.until(lambda: _has(home, id, lambda run: "mark" in run.summary))
+        yield process.kill
 
 
 def _has(home: Path, id: str, seen: Callable[[LoggedRun], bool]) -> bool:

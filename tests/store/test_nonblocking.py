@@ -1,7 +1,5 @@
 """A worker does what it can: it leaves what others compute, and all that needs it."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 
 from moist.env import Env, Silent
 from moist.errors import StageError, StoreError
@@ -23,14 +22,14 @@ from moist.store.store import Store
 
 PATIENCE = 120.0
 HOLDER = """
-import sys
+import signal, sys
 from pathlib import Path
 from moist.store.objects import ObjectStore
 with ObjectStore(Path(sys.argv[1])).locked(sys.argv[2]):
-    print("held", flush=True)
-    sys.stdin.readline()
+    print("locked", flush=True)
+    signal.pause()
 """
-"""A process that holds a key until it is told, or killed."""
+"""A process that holds the lock of a key until it is killed."""
 
 GO, BEGUN = threading.Event(), threading.Event()
 
@@ -88,16 +87,11 @@ def computed(store: Store) -> str:
 
 
 @contextmanager
-def held(home: Path, key: str) -> Iterator[subprocess.Popen]:
-    """Another process has the key."""
-    command = [sys.executable, "-c", HOLDER, str(home), key]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        try:
-            assert process.stdout is not None and process.stdout.readline() == "held\n"
-            yield process
-        finally:
-            process.kill()
+def held(home: Path, key: str) -> Iterator[None]:
+    """Have another process hold the lock of a key."""
+    with Forked(["-c", HOLDER, home, key]) as process:
+        process.until(lambda: process.out == "locked\n")
+        yield
 
 
 @pytest.mark.parametrize(("one", "left"), [("a", "ace"), ("b", "bde"), ("c", "ce"), ("e", "e")])

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import ConfigDict, Field
 
 from moist.config import Config, flat
 from moist.errors import ConfigError, StoreError
@@ -11,6 +12,7 @@ from moist.reporting.run_tables import print_models
 from moist.results.report import Baselines, Machine, Measures, Report
 from moist.store import runs
 from moist.store.keys import canonical
+from moist.store.objects import ChecksummedRecord
 from moist.store.runs import RunRecords
 
 MEASURES = {
@@ -119,6 +121,29 @@ def test_a_record_of_before_there_were_other_systems_is_read_and_printed(tmp_pat
     assert run.report.doubt is None and run.report.model_key is None
     print_models(run.report, run.config)
     assert "MoIST k=2, cnn router" in capsys.readouterr().out
+
+
+class Before(ChecksummedRecord):
+    asked: float
+    gone: int = 1
+
+
+class After(ChecksummedRecord):
+    model_config = ConfigDict(validate_by_name=True)
+    deferral_rate: float = Field(alias="asked")
+    new: str = "default"
+
+
+def test_a_record_is_verified_as_it_was_written_whatever_its_fields_are_called_since():
+    data = Before(asked=1 / 3).to_bytes()
+    record = After.from_bytes(data)
+    assert record == After(deferral_rate=1 / 3) and record.to_bytes() == data
+    damaged = data.replace(b"0.333", b"0.334")
+    assert damaged != data
+    with pytest.raises(ValueError, match="checksum differs"):
+        After.from_bytes(damaged)
+    with pytest.raises(ValueError, match="checksum differs"):
+        After.from_bytes(data + b"\n")
 
 
 def test_a_home_that_cannot_be_written_is_an_error(tmp_path):

@@ -1,17 +1,16 @@
 import json
-import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from disks import largest_file
+from forked import Forked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +28,6 @@ from moist.store.objects import Damaged, Manifest, ObjectStore
 from moist.store.plan import Plan
 from moist.store.store import Store
 
-SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 120.0
 
 
@@ -423,6 +421,7 @@ def test_an_object_under_another_objects_key_is_damage(tmp_path):
     assert not torch.equal(again.value.train_VNC, one.value.train_VNC)
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_every_file_is_found(tmp_path):
     ref = Store(tmp_path, env()).call(logits, seed=0)
     for path in stored(tmp_path, ref).iterdir():
@@ -463,17 +462,6 @@ def test_a_value_that_is_no_artifact_is_refused_and_not_stored(tmp_path):
     assert not files_under(tmp_path, "objects", "tmp")
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The disk refuses to write past `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_is_an_error_and_leaves_nothing_behind(tmp_path):
     home, log = tmp_path / "home", tmp_path / "log"
     store = Store(home, env())
@@ -503,27 +491,33 @@ def test_a_home_that_cannot_be_created_is_an_error_that_says_what_to_do(tmp_path
 # several processes
 
 
-def race(home: Path, log: Path, barrier, rounds: int) -> None:
-    for seed in range(rounds):
-        barrier.wait(PATIENCE)
-        ref = Store(home, env()).call(logits, seed=seed, log=str(log / str(seed)), size=200_000)
+ROUNDS = 20
+
+
+def race(folder: str, name: str) -> None:
+    """Compute the same stages as another process, each at the same time."""
+    folder = Path(folder)
+    for seed in range(ROUNDS):
+        here, there = (folder / f"{one}{seed}" for one in (name, "ab".replace(name, "")))
+        here.touch()
+        until(there.exists)
+        store, log = Store(folder / "home", env()), str(folder / f"log{seed}")
+        ref = store.call(logits, seed=seed, log=log, size=200_000)
         assert len(ref.value.train_VNC) == 200_000
 
 
+CALL = "import sys; sys.path.insert(0, {!r}); import test_store; test_store.{}(*sys.argv[1:])"
+
+
+def elsewhere(function: Callable[..., None], *arguments: object) -> Forked:
+    """Call a function of this file in another process."""
+    return Forked(["-c", CALL.format(str(Path(__file__).parent), function.__name__), *arguments])
+
+
 def test_two_processes_compute_each_key_exactly_once(tmp_path):
-    rounds, log = 20, tmp_path / "log"
-    log.mkdir()
-    barrier = SPAWN.Barrier(2)
-    pair = [
-        SPAWN.Process(target=race, args=(tmp_path / "home", log, barrier, rounds))
-        for _ in range(2)
-    ]
-    for process in pair:
-        process.start()
-    for process in pair:
-        process.join(PATIENCE)
-    assert [process.exitcode for process in pair] == [0, 0]
-    assert [times(log / str(seed)) for seed in range(rounds)] == [1] * rounds
+    pair = [elsewhere(race, tmp_path, name) for name in "ab"]
+    assert [process.wait() for process in pair] == [0, 0]
+    assert [times(tmp_path / f"log{seed}") for seed in range(ROUNDS)] == [1] * ROUNDS
     assert not files_under(tmp_path / "home", "tmp", "quarantine")
 
 
@@ -545,17 +539,14 @@ def stepping(env: Env, *, steps: int, log: str, stop_at: int) -> artifacts.Clust
     return artifacts.Clusters(state["seen"], {})
 
 
-def step_through(home: Path, log: str) -> None:
-    Store(home, env()).call(stepping, steps=6, log=log, stop_at=4)
+def step_through(home: str, log: str) -> None:
+    Store(Path(home), env()).call(stepping, steps=6, log=log, stop_at=4)
 
 
 def test_a_killed_stage_publishes_nothing_and_continues_from_its_checkpoint(tmp_path):
     home, log = tmp_path / "home", tmp_path / "log"
-    process = SPAWN.Process(target=step_through, args=(home, str(log)))
-    process.start()
-    until(lambda: Path(f"{log}.stopped").exists() or process.exitcode is not None)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(PATIENCE)
+    with elsewhere(step_through, home, log) as process:
+        process.until(Path(f"{log}.stopped").exists)
     assert not files_under(home, "objects", "tmp")
     clusters = Store(home, env()).call(stepping, steps=6, log=str(log), stop_at=4).value
     assert clusters.of_class == (0, 1, 2, 3, 4, 5)

@@ -61,6 +61,7 @@ def test_what_was_told_before_a_kill_is_there(tmp_path):
     assert epochs == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_continued_run_is_one_run_with_the_rows_of_both(tmp_path):
     with writing(tmp_path, "one") as kill:
         kill()
@@ -99,6 +100,7 @@ def test_values_that_change_or_go_are_as_the_last_word_has_them(tmp_path):
     assert math.isnan(history(run.paths, fail)[0]["row"])
 
 
+@pytest.mark.slow
 def test_the_documented_command_reads_what_the_fast_one_reads(tmp_path):
     log(tmp_path, "one")
     (path,) = logs(tmp_path)

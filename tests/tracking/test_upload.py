@@ -12,7 +12,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import forked
 import pytest
+from forked import Forked
 from tracked import log, writing
 from wandb_standin import Client, Server
 from wandb_standin.records import Refused
@@ -72,6 +74,7 @@ def server(wandb_server: Server, tmp_path_factory, monkeypatch) -> Server:
     return wandb_server
 
 
+@pytest.mark.slow
 def test_runs_arrive_whole_and_once(server, tmp_path):
     log(tmp_path, "good", values={"objective/mflops": 3.5}, k=3)
     log(tmp_path, "bad", "failed", {"trial/reason": "ValueError: no"})
@@ -198,10 +201,8 @@ def killed_while_it_sends(server: Waiting, home: Path) -> None:
         "from moist.tracking.upload import Destination, Outbox;"
         "box = Outbox(Path(sys.argv[1]), print); box.upload(box.due(), Destination('x'), print)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(home)])
-    assert server.reached.wait(60)
-    process.kill()
-    process.wait()
+    with Forked(["-c", code, home]):
+        assert server.reached.wait(60)
     with pytest.raises(StoreError, match="another process is uploading the runs"):
         send(home)
     server.go.set()
@@ -265,6 +266,7 @@ def test_killed_while_the_server_refuses_it_still_sends_all_when_only_some_is_as
         assert epochs(server, "one") == [1, 2, 3] and due(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_what_another_process_sent_meanwhile_is_not_sent_again(server, tmp_path):
     log(tmp_path, "one")
     first, second = outbox(tmp_path), outbox(tmp_path)
@@ -306,8 +308,7 @@ def test_a_reason_is_the_runs_own_and_never_has_the_key(tmp_path, monkeypatch):
 
 
 def moist(home: Path, client: Client, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [MOIST, "sync", *words, "--home", str(home)]
-    return subprocess.run(command, env=client.environment, capture_output=True, text=True)
+    return forked.moist("sync", *words, "--home", home, env=client.environment)
 
 
 @pytest.mark.slow
@@ -363,8 +364,7 @@ with tracked.tracking(Path({str(tmp_path)!r}), "online") as tracker:
 
 def test_browsing_needs_runs_and_a_terminal(tmp_path):
     def browse(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [MOIST, "browse", *words, "--home", str(tmp_path)]
-        return subprocess.run(command, capture_output=True, text=True)
+        return forked.moist("browse", *words, "--home", tmp_path)
 
     found = browse()
     assert found.returncode == 2 and "there are no W&B runs" in found.stderr
@@ -376,6 +376,7 @@ def test_browsing_needs_runs_and_a_terminal(tmp_path):
     assert marker(path).name == "run-one.wandb.synced"
 
 
+@pytest.mark.slow
 def test_browsing_shows_the_runs_on_a_terminal(tmp_path):
     log(tmp_path, "one")
     command = [MOIST, "browse", "--home", str(tmp_path)]

@@ -2,10 +2,10 @@
 
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import toy
 from tracked import log, offline, writing
@@ -89,6 +89,7 @@ def test_a_study_and_its_files_are_one_in_a_comparison(ask, home):
     assert twice == both
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn_of_files(ask, home, tmp_path):
     ask("pareto", "--wandb", home, "--plot", tmp_path / "front.svg")
     assert "Pareto frontier of toy" in (tmp_path / "front.svg").read_text()
@@ -102,23 +103,21 @@ def test_every_trial_comes_back_as_it_was_told(home):
         assert one.model_dump() == other.model_dump()
 
 
+@pytest.mark.slow
 def test_the_server_answers_what_files_answer(ask, home, wandb_server: Server, tmp_path):
     client = Client(wandb_server, tmp_path)
     client.wandb("sync", *map(str, (home / "wandb").glob("offline-run-*")))
     before = len(wandb_server.operations)
-    command = [str(Path(sys.executable).with_name("moist")), "pareto", "--wandb", "tester/moist"]
-    found = subprocess.run(
-        [*command, "--json"], env=client.environment, capture_output=True, text=True
-    )
+    words = ["pareto", "--json", "--wandb"]
+    found = forked.moist(*words, "tester/moist", env=client.environment)
     assert found.returncode == 0, found.stderr
     assert found.stdout == ask("pareto", "--wandb", home, "--json")
     assert wandb_server.operations[before:].count("Runs") == 1
-    nobody = subprocess.run(
-        [*command[:-1], "tester/other"], env=client.environment, capture_output=True, text=True
-    )
+    nobody = forked.moist(*words, "tester/other", env=client.environment)
     assert nobody.returncode == 2 and "`tester/other`" in nobody.stderr
 
 
+@pytest.mark.slow
 def test_a_sweeps_runs_have_the_parameters_that_it_searches(wandb_server: Server, tmp_path):
     client = Client(wandb_server, tmp_path, WANDB_PROJECT="p")
     path = client.sweep("""
@@ -168,6 +167,7 @@ def test_studies_of_one_name_are_told_apart_by_their_ids(tmp_path):
     assert len(asked(tmp_path, "bbbb")) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_done_is_in_no_frontier(tmp_path):
     values = {"objective/accuracy": 0.5, "objective/mflops": 1.0}
     for number, state in enumerate(("complete", "pruned", "failed", "killed")):

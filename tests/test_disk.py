@@ -1,0 +1,71 @@
+"""Files are written whole or not at all, and a lock has one holder."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from disks import largest_file
+
+from moist.disk import install, locked, locked_if_free, scratch, write_atomically
+from moist.errors import StoreError
+
+PATIENCE = 60.0
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "file"
+    for content in (b"old", b"new" * 2000):
+        write_atomically(path, content, durable)
+        assert path.read_bytes() == content
+    with largest_file(1000), pytest.raises(OSError, match="too large"):
+        write_atomically(path, b"x" * 2000, durable)
+    assert path.read_bytes() == b"new" * 2000
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_folder_is_installed_whole_and_never_over_another(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    install(tmp_path / "one", tmp_path / "there")
+    with pytest.raises(OSError, match="not empty"):
+        install(tmp_path / "two", tmp_path / "there")
+    assert (tmp_path / "there" / "file").read_text() == "one"
+
+
+def test_a_scratch_file_is_gone_unless_it_was_renamed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no"), scratch(tmp_path) as tmp:
+        tmp.touch()
+        raise ValueError("no")
+    with scratch(tmp_path) as tmp:
+        tmp.touch()
+        install(tmp, tmp_path / "kept")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_lock_is_waited_for_once_and_only_if_it_is_held(tmp_path: Path) -> None:
+    path, waited, entered = tmp_path / "folder" / "lock", threading.Event(), []
+
+    def wait() -> None:
+        with locked(path, waited.set):
+            entered.append(True)
+
+    with locked(path, lambda: entered.append("waits for nobody")):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert waited.wait(PATIENCE) and entered == []
+        with locked_if_free(path) as free, locked_if_free(path, timeout=0.01) as later:
+            assert (free, later) == (False, False)
+    thread.join(PATIENCE)
+    assert entered == [True]
+    with locked_if_free(path) as free:
+        assert free
+
+
+def test_a_lock_that_cannot_be_created_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for take in (locked, locked_if_free):
+        with pytest.raises(StoreError, match=r"(?s)can't write in.*--home DIR"):
+            with take(tmp_path / "file" / "lock"):
+                raise AssertionError("it was taken")
