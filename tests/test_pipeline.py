@@ -697,18 +697,18 @@ def test_a_second_opinion_costs_what_was_asked_for_and_no_more(home, overrides):
     store = Store(home, env())
     config = tiny(*overrides.split())
     report, timed = run(config, store), stages(config, store).latencies.value.models
-    first, doubt = report.baselines.first, report.doubt
-    assert first is not None and doubt is not None
-    chosen, curve = doubt.chosen, doubt.curve
+    first, deferral = report.baselines.first, report.deferral
+    assert first is not None and deferral is not None
+    chosen, curve = deferral.chosen, deferral.curve
     assert (chosen.accuracy, chosen.val_accuracy) == (report.accuracy, report.val_accuracy)
     assert chosen.mflops == pytest.approx(report.mflops)
     share = 0.2 if "top" in overrides else config.cascade.defer
-    assert chosen.val_asked == pytest.approx(share, abs=0.51 / report.n_val)
-    second = (curve[-1].mflops - first.mflops) / curve[-1].asked
-    assert report.mflops == pytest.approx(first.mflops + chosen.asked * second)
+    assert chosen.val_deferral_rate == pytest.approx(share, abs=0.51 / report.n_val)
+    second = (curve[-1].mflops - first.mflops) / curve[-1].deferral_rate
+    assert report.mflops == pytest.approx(first.mflops + chosen.deferral_rate * second)
     never, always = (timed[name]["batch_1"].median for name in ("model", "asked"))
     assert first.latency_ms["batch_1"] == never
-    mean = (1 - chosen.val_asked) * never + chosen.val_asked * always
+    mean = (1 - chosen.val_deferral_rate) * never + chosen.val_deferral_rate * always
     assert report.latency_ms == {"batch_1": pytest.approx(mean)}
 
 
@@ -725,12 +725,12 @@ def test_a_systems_model_is_stored_told_of_and_classifies_images(home, capsys, f
     said = predict_images(store, record, paths)
     assert [row["image"] for row in said] == [str(path) for path in paths]
     assert all(row["class"] in "0123456789" and 0 < row["probability"] <= 1 for row in said)
-    assert all(("second_opinion" in row) == (report.doubt is not None) for row in said)
+    assert all(("second_opinion" in row) == (report.deferral is not None) for row in said)
     assert all(("expert" in row) == ("system" not in overrides) for row in said)
     print_report(report, flat(config), "moist run ...")
     shown = capsys.readouterr().out
     assert name_of(flat(config), report.k) in shown and "teacher resnet8" in shown
-    assert ("\ndeferred " in shown) == (report.doubt is not None)
+    assert ("\ndeferred " in shown) == (report.deferral is not None)
 
 
 def test_a_second_opinion_is_asked_only_of_images_in_doubt(home, tmp_path, monkeypatch):

@@ -75,18 +75,18 @@ def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
     from moist.store.runs import RunRecords
 
     found = RunRecords(home).find(run)
-    if found.report.doubt is None:
+    if found.report.deferral is None:
         raise ConfigError(
             f"run `{found.key[:SHORT]}` defers no images",
             "train one with `cascade.fallback=teacher` or `mixture.top=2`",
         )
     if as_json:
-        print_json([point.model_dump() for point in found.report.doubt.curve])
+        print_json([point.model_dump() for point in found.report.deferral.curve])
     elif as_csv:
-        frame = curve_frame(found.report.doubt.curve)
+        frame = curve_frame(found.report.deferral.curve)
         click.echo(frame.to_csv(index=False), nl=False)
     else:
-        run_tables.print_curve(found.report.doubt)
+        run_tables.print_curve(found.report.deferral)
 
 
 @click.command()

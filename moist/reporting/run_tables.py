@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moist.config.systems import system_of
 from moist.reporting.terminal import SHORT, duration, print_table
-from moist.results.report import Doubt, Measures, Report
+from moist.results.report import Deferral, Measures, Report
 
 if TYPE_CHECKING:
     from moist.store.calls import Call
@@ -102,28 +102,30 @@ def print_routing(report: Report) -> None:
 
 def print_deferral(report: Report) -> None:
     """Print how many images were deferred, and how to list the other thresholds."""
-    if report.doubt is not None:
-        chosen = report.doubt.chosen
+    if report.deferral is not None:
+        chosen = report.deferral.chosen
         print(
-            f"deferred {chosen.asked:.2%} of the test images (threshold {chosen.threshold:.4g},"
-            f" chosen on the validation images: {chosen.val_asked:.2%});"
+            f"deferred {chosen.deferral_rate:.2%} of the test images"
+            f" (threshold {chosen.threshold:.4g}, chosen on the validation images:"
+            f" {chosen.val_deferral_rate:.2%});"
             f"\nother thresholds: moist curve {report.key[:SHORT]}"
         )
 
 
-def print_curve(doubt: Doubt) -> None:
+def print_curve(deferral: Deferral) -> None:
     """Print every deferral threshold, the chosen one marked."""
     rows = [
         [
-            ("> " if point.threshold == doubt.chosen.threshold else "") + f"{point.threshold:.4g}",
-            f"{100 * point.val_asked:.1f}",
+            ("> " if point.threshold == deferral.chosen.threshold else "")
+            + f"{point.threshold:.4g}",
+            f"{100 * point.val_deferral_rate:.1f}",
             f"{100 * point.val_accuracy:.2f}",
-            f"{100 * point.asked:.1f}",
+            f"{100 * point.deferral_rate:.1f}",
             f"{100 * point.accuracy:.2f}",
             f"{point.mflops:.2f}",
             f"{point.mmacs:.2f}",
         ]
-        for point in doubt.curve
+        for point in deferral.curve
     ]
     heads = ["threshold", "val deferred %", "val %", "deferred %", "test %", "MFLOPs", "MMACs"]
     print_table("deferral: accuracy and cost at each threshold", heads, rows)
@@ -138,7 +140,7 @@ def models(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
     """Return the rows of the tables, by name."""
     name, beside = name_of(config, report.k), report.baselines
     deferral = ""
-    if report.doubt is not None:
+    if report.deferral is not None:
         second = config["cascade.fallback"]
         deferral = f", deferring to {'two experts' if second == 'none' else second}"
     found = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from moist.results.aggregate import Averaged
 from moist.results.objectives import TEST
-from moist.results.report import Point
+from moist.results.report import OperatingPoint
 from moist.results.trials import Trial
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def setting_frame(rows: Iterable[Averaged]) -> pd.DataFrame:
     )
 
 
-def curve_frame(points: Sequence[Point]) -> pd.DataFrame:
+def curve_frame(points: Sequence[OperatingPoint]) -> pd.DataFrame:
     """Return one row a deferral threshold, from the least to the most deferred; columns are the
-    fields of `Point`."""
+    fields of `OperatingPoint`."""
     return frame(point.model_dump() for point in points)
 
 

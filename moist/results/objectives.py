@@ -132,8 +132,8 @@ def quantities(report: Report) -> dict[str, float]:
     """
     found = {
         "accuracy": report.val_accuracy,
-        "mflops": report.doubt.chosen.val_mflops if report.doubt else report.mflops,
-        "mmacs": report.doubt.chosen.val_mmacs if report.doubt else report.mmacs,
+        "mflops": report.deferral.chosen.val_mflops if report.deferral else report.mflops,
+        "mmacs": report.deferral.chosen.val_mmacs if report.deferral else report.mmacs,
         "params": report.params,
         "bytes": report.bytes,
         "latency_ms": (report.latency_ms or {}).get("batch_1"),

@@ -1,23 +1,25 @@
-"""Numbers with their units: what a run found, to JSON and back.
+"""The report of a run: numbers with their units, as records that are stored as JSON.
 
-Accuracies are fractions in [0, 1]. `mflops` counts what fvcore counts (a multiply-add is one),
-in millions an image; `mmacs` is its convolution and linear part, which is what stays once batch
-norm is folded into the convolutions. Latencies are milliseconds a call, at the named batch.
+Accuracies are fractions in [0, 1]. `mflops` are fvcore's flops (a multiply-add counts as one) in
+millions an image; `mmacs` is the part of convolution and linear layers, which remains once batch
+norm is folded into the convolutions. Latencies are milliseconds a call, at the batch size named.
+
+A field that was renamed has its earlier name as a validation alias: stored records are read.
 """
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
-    """Frozen, strict about names, and never NaN."""
+    """A frozen model that allows no unknown fields, and no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Machine(Record):
-    """What a time depends on."""
+    """The machine on which times are measured."""
 
     device: str
     threads: int
@@ -26,8 +28,10 @@ class Machine(Record):
 
 
 class Cost(Record):
-    """What one image costs; `bytes` are the stored weights. `flops` and `macs` are exact counts;
-    with second opinions, averages of such counts."""
+    """The cost of one image; `bytes` are those of the stored weights.
+
+    `flops` and `macs` are exact counts, or averages of exact counts if images are deferred.
+    """
 
     flops: float
     macs: float
@@ -56,16 +60,18 @@ class Routing(Record):
     sent: dict[str, tuple[int, ...]]
 
 
-class Point(Record):
-    """A second opinion at one threshold, chosen on validation images: what the test split says.
+class OperatingPoint(Record):
+    """Accuracy and cost at one deferral threshold, on the test and on the validation images.
 
-    `asked` is the share of the test images whose certainty is below the threshold, `val_asked`
-    that of the validation images; costs are averages over the images of a split, in millions.
+    `deferral_rate` is the share of the images whose certainty is below the threshold. Costs are
+    averages over the images of a split, in millions.
     """
 
     threshold: float
-    asked: float
-    val_asked: float
+    deferral_rate: float = Field(validation_alias=AliasChoices("deferral_rate", "asked"))
+    val_deferral_rate: float = Field(
+        validation_alias=AliasChoices("val_deferral_rate", "val_asked")
+    )
     accuracy: float
     val_accuracy: float
     mflops: float
@@ -74,12 +80,15 @@ class Point(Record):
     val_mmacs: float
 
 
-class Doubt(Record):
-    """When a model asks for a second opinion; `curve` has the chosen threshold among others, from
-    asking never, which is the model by itself, to always."""
+class Deferral(Record):
+    """The threshold, chosen on validation images, below which a model defers, among others.
 
-    chosen: Point
-    curve: tuple[Point, ...]
+    `curve` goes from the threshold that defers no image, which is the model by itself, to the one
+    that defers every image.
+    """
+
+    chosen: OperatingPoint
+    curve: tuple[OperatingPoint, ...]
 
 
 class Evaluation(Record):
@@ -94,7 +103,7 @@ class Evaluation(Record):
     n_val: int
     cost: Cost
     routing: Routing | None = None
-    doubt: Doubt | None = None
+    deferral: Deferral | None = Field(None, validation_alias=AliasChoices("deferral", "doubt"))
 
 
 class Timing(Record):
@@ -113,7 +122,7 @@ class Latencies(Record):
 
 
 class Measures(Record):
-    """One row of the report."""
+    """One model's row of the report."""
 
     accuracy: float
     val_accuracy: float | None
@@ -130,11 +139,11 @@ class Measures(Record):
 
 
 class Baselines(Record):
-    """The models to compare with, those that the run has.
+    """The models of a run to compare with; those that a system does not have are None.
 
-    `oracle` is the mixture's students behind a perfect router, told the class of each test image:
-    an upper bound, not a system. `first` is a model before its second opinions; `mixture` and
-    `gathered` are what OneS merged, and the student that gave before it was refined.
+    `oracle` is the mixture's students behind a router that knows the class of each test image: an
+    upper bound, not a system. `first` is the model that defers, without its deferral. `mixture` is
+    what OneS merges, `gathered` the merged student before its refinement.
     """
 
     teacher: Measures
@@ -146,10 +155,10 @@ class Baselines(Record):
 
 
 class Report(Measures):
-    """What `moist run` found about one config; an `upper_bound` was told each image's class.
+    """The result of `moist run` for one config; an `upper_bound` knows each image's class.
 
-    `model_key` is that of the stored model itself. What a system has no part in is empty: a
-    single student has no clusters, and no routing accuracy.
+    `model_key` is the key of the stored model. Fields that a system has no value for are empty: a
+    single student has no clusters and no routing accuracy.
     """
 
     upper_bound: bool
@@ -160,7 +169,7 @@ class Report(Measures):
     clusters: tuple[tuple[str, ...], ...]
     sent: dict[str, tuple[int, ...]]
     silhouette: dict[str, float]
-    doubt: Doubt | None = None
+    deferral: Deferral | None = Field(None, validation_alias=AliasChoices("deferral", "doubt"))
     n_test: int
     n_val: int
     baselines: Baselines
@@ -171,7 +180,7 @@ class Report(Measures):
     machine: Machine
 
     def timeless(self) -> dict[str, object]:
-        """All that a repeated run must give again: the report without its clock readings."""
+        """Return the report without its times: a repeated run must give the same."""
         clocks = {"latency_ms", "latency_p95_ms", "latency_n"}
         return self.model_dump(
             mode="json",
@@ -183,7 +192,7 @@ class Report(Measures):
 
 
 def measures(evaluation: Evaluation, timings: dict[str, Timing] | None) -> Measures:
-    """One model's row."""
+    """Return one model's row of the report."""
     return Measures(
         accuracy=evaluation.accuracy,
         val_accuracy=evaluation.val_accuracy,
@@ -203,25 +212,29 @@ def measures(evaluation: Evaluation, timings: dict[str, Timing] | None) -> Measu
 def timings_of(
     name: str, evaluation: Evaluation, latencies: Latencies
 ) -> dict[str, Timing] | None:
-    """How long a call takes; with second opinions, how long one image takes on average, if as
-    many ask as of the validation images: times are chosen by, and test images never are.
+    """Return a model's timings by batch size, None for a model that is not timed.
 
-    None for a model that isn't timed.
+    For a model that defers it is the time of one image, at the deferral rate of the validation
+    images: models are selected by times, and never by test images.
     """
     if name == "first":
         return latencies.models["model"]
-    if evaluation.doubt is None:
+    if evaluation.deferral is None:
         return latencies.models.get(name)
     never, always = (latencies.models[part]["batch_1"] for part in ("model", "asked"))
-    return {"batch_1": asking(never, always, evaluation.doubt.chosen.val_asked)}
+    rate = evaluation.deferral.chosen.val_deferral_rate
+    return {"batch_1": deferred_timing(never, always, rate)}
 
 
-def asking(never: Timing, always: Timing, share: float) -> Timing:
-    """The time of an image when a `share` of them asks for a second opinion: on average, and at
-    the 95th percentile, which is an image that asks where more than 5 % do."""
+def deferred_timing(never: Timing, always: Timing, rate: float) -> Timing:
+    """Return the time of an image at a deferral rate, from those of no and of every deferral.
+
+    The median is that of a deferred and an accepted image, averaged; the 95th percentile is that
+    of a deferred image if more than 5 % are.
+    """
     return Timing(
-        median=never.median + share * (always.median - never.median),
-        p95=always.p95 if share > 0.05 else never.p95,
+        median=never.median + rate * (always.median - never.median),
+        p95=always.p95 if rate > 0.05 else never.p95,
         n=min(never.n, always.n),
     )
 
@@ -238,7 +251,7 @@ def assemble(
     model_key: str,
     stage_seconds: dict[str, float],
 ) -> Report:
-    """The report of a run from what its stages measured; `of_class` is empty without clusters."""
+    """Build a run's report from its stages' measurements; `of_class` is empty without clusters."""
     model = evaluations["model"]
     routing = model.routing
     rows = {
@@ -259,7 +272,7 @@ def assemble(
         ),
         sent=routing.sent if routing else {},
         silhouette=silhouette,
-        doubt=model.doubt,
+        deferral=model.deferral,
         n_test=model.n,
         n_val=model.n_val,
         baselines=Baselines(**rows),

@@ -18,7 +18,7 @@ from moist.measure.accuracy import (
 from moist.measure.multiply_adds import cost
 from moist.nets.build import module
 from moist.nets.cascade import threshold_for
-from moist.results.report import Doubt, Evaluation, Point, Routing
+from moist.results.report import Deferral, Evaluation, OperatingPoint, Routing
 from moist.stages import stage
 from moist.store.artifacts import (
     Cascade,
@@ -53,10 +53,10 @@ def evaluate(
     net = module(model, env.device)
     test = classify(env, net, data.test, data, precision=precision)
     val = classify(env, net, data.val, data, precision=precision) if len(data.val) else None
-    test_NC, val_NC, doubt = test.logits_NC, val.logits_NC if val else None, None
+    test_NC, val_NC, deferral = test.logits_NC, val.logits_NC if val else None, None
     if isinstance(model, Cascade):
         assert val is not None
-        doubt = doubted(net, model.threshold, data, test, val)
+        deferral = deferral_of(net, model.threshold, data, test, val)
         test_NC, val_NC = test.at_threshold(model.threshold), val.at_threshold(model.threshold)
     labels_N = data.test.labels_N
     hit_N = test_NC.argmax(1) == labels_N
@@ -70,35 +70,37 @@ def evaluate(
         ),
         n=len(data.test),
         n_val=len(data.val),
-        cost=cost(net, data.image_shape, doubt.chosen.asked if doubt else 0.0),
+        cost=cost(net, data.image_shape, deferral.chosen.deferral_rate if deferral else 0.0),
         routing=routing_of(model, data, test.gate_NE, hit_N),
-        doubt=doubt,
+        deferral=deferral,
     )
 
 
-def doubted(
+def deferral_of(
     net: torch.nn.Module, threshold: float, data: Dataset, test: Answers, val: Answers
-) -> Doubt:
-    """The chosen threshold, and all others: each is where a share of validation images lies."""
+) -> Deferral:
+    """Return the operating points of the chosen threshold and of shares of validation images."""
 
-    def point(threshold: float) -> Point:
-        asked, val_asked = (float(said.below(threshold).double().mean()) for said in (test, val))
-        return Point(
+    def point(threshold: float) -> OperatingPoint:
+        rate, val_rate = (
+            float(answers.below(threshold).double().mean()) for answers in (test, val)
+        )
+        return OperatingPoint(
             threshold=threshold,
-            asked=asked,
-            val_asked=val_asked,
+            deferral_rate=rate,
+            val_deferral_rate=val_rate,
             accuracy=accuracy(test.at_threshold(threshold), data.test.labels_N),
             val_accuracy=accuracy(val.at_threshold(threshold), data.val.labels_N),
-            mflops=never.mflops + asked * (always.mflops - never.mflops),
-            mmacs=never.mmacs + asked * (always.mmacs - never.mmacs),
-            val_mflops=never.mflops + val_asked * (always.mflops - never.mflops),
-            val_mmacs=never.mmacs + val_asked * (always.mmacs - never.mmacs),
+            mflops=never.mflops + rate * (always.mflops - never.mflops),
+            mmacs=never.mmacs + rate * (always.mmacs - never.mmacs),
+            val_mflops=never.mflops + val_rate * (always.mflops - never.mflops),
+            val_mmacs=never.mmacs + val_rate * (always.mmacs - never.mmacs),
         )
 
-    never, always = (cost(net, data.image_shape, asked) for asked in (0.0, 1.0))
+    never, always = (cost(net, data.image_shape, rate) for rate in (0.0, 1.0))
     assert val.certainty_N is not None
     found = {threshold} | {threshold_for(val.certainty_N, share) for share in SHARES}
-    return Doubt(chosen=point(threshold), curve=tuple(map(point, sorted(found))))
+    return Deferral(chosen=point(threshold), curve=tuple(map(point, sorted(found))))
 
 
 def with_oracle(mixture: Mixture) -> Mixture:

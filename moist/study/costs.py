@@ -23,7 +23,7 @@ from moist.nets.build import (
 from moist.nets.entry import Shape
 from moist.nets.mixture import MoIST
 from moist.pipeline import stages
-from moist.results.report import Cost, Timing, asking
+from moist.results.report import Cost, Timing, deferred_timing
 from moist.stages.latency import synchronizer
 from moist.store.artifacts import Dataset
 from moist.store.calls import Backend, Call, Ref
@@ -175,4 +175,4 @@ def _both(timings: Mapping[str, Timing], index: int, config: Config) -> Timing:
     if always is None:
         return never
     share = config.mixture.second if config.mixture.top == 2 else config.cascade.defer
-    return asking(never, always, share)
+    return deferred_timing(never, always, share)

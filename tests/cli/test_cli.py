@@ -275,7 +275,7 @@ def test_curve_prints_every_deferral_threshold(home, capsys):
     words = ["run", *TINY, "cascade.fallback=teacher", "--home", home]
     report = Said(capsys, *words, "--json").json
     points = Said(capsys, "curve", report["key"], "--home", home, "--json").json
-    assert points == report["doubt"]["curve"] and len(points) > 2
+    assert points == report["deferral"]["curve"] and len(points) > 2
     lines = Said(capsys, "curve", report["key"], "--home", home, "--csv").out.splitlines()
     assert lines[0].split(",") == list(points[0])
     rows = [[float(cell) for cell in line.split(",")] for line in lines[1:]]

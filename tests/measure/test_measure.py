@@ -175,7 +175,7 @@ def test_an_evaluation_agrees_with_what_it_is_made_of() -> None:
     model = mixture(masked=True)
     found = evaluate(ENV, data=data, model=model, oracle=False, precision="float32")
     said = classify(ENV, module(model), data.test, data, precision="float32")
-    assert said.gate_NE is not None and found.routing is not None and found.doubt is None
+    assert said.gate_NE is not None and found.routing is not None and found.deferral is None
     assert found.accuracy == accuracy(said.logits_NC, data.test.labels_N)
     assert found.accuracy == pytest.approx(sum(found.per_class.values()) / 4)
     assert found.accuracy == pytest.approx(sum(found.routing.cluster_accuracy) / 2)

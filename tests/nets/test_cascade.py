@@ -310,17 +310,17 @@ KINDS = {
 def test_an_image_costs_the_first_opinion_and_the_share_that_asks_the_second(kind: str) -> None:
     model = cascade(**KINDS[kind])
     found = evaluate(ENV, data=DATA, model=model, oracle=False, precision="float32")
-    assert found.doubt is not None
+    assert found.deferral is not None
     first = cost(module(model.first), SHAPE)
     if model.fallback is None:
         second = cost(module(model.first.students[0]), SHAPE)
     else:
         second = cost(module(model.fallback), SHAPE)
-    asked = found.doubt.chosen.asked
+    asked = found.deferral.chosen.deferral_rate
     assert 0 < asked < 1
     assert found.cost.flops == pytest.approx(first.flops + asked * second.flops, rel=1e-9)
     assert found.cost.macs == pytest.approx(first.macs + asked * second.macs, rel=1e-9)
-    assert found.doubt.chosen.mflops == pytest.approx(found.cost.mflops, rel=1e-9)
+    assert found.deferral.chosen.mflops == pytest.approx(found.cost.mflops, rel=1e-9)
     more = 0 if model.fallback is None else second.params
     assert found.cost.params == first.params + more
 
@@ -330,18 +330,22 @@ def test_the_curve_goes_from_asking_nobody_to_asking_always(kind: str) -> None:
     model = cascade(**KINDS[kind])
     found = evaluate(ENV, data=DATA, model=model, oracle=False, precision="float32")
     alone = evaluate(ENV, data=DATA, model=model.first, oracle=False, precision="float32")
-    assert found.doubt is not None
-    curve, chosen = found.doubt.curve, found.doubt.chosen
-    for name in ("threshold", "asked", "val_asked", "mflops", "mmacs"):
+    assert found.deferral is not None
+    curve, chosen = found.deferral.curve, found.deferral.chosen
+    for name in ("threshold", "deferral_rate", "val_deferral_rate", "mflops", "mmacs"):
         values = [getattr(point, name) for point in curve]
         assert values == sorted(values), name
-    assert (curve[0].val_asked, curve[-1].val_asked, curve[-1].asked) == (0, 1, 1)
+    assert (curve[0].val_deferral_rate, curve[-1].val_deferral_rate, curve[-1].deferral_rate) == (
+        0,
+        1,
+        1,
+    )
     assert curve[0].val_accuracy == alone.val_accuracy
-    if curve[0].asked == 0:
+    if curve[0].deferral_rate == 0:
         assert curve[0].accuracy == alone.accuracy
     assert chosen.threshold == model.threshold
     assert (chosen.accuracy, chosen.val_accuracy) == (found.accuracy, found.val_accuracy)
-    assert chosen.val_asked == pytest.approx(0.3, abs=0.5 / 43 + 1e-9)
+    assert chosen.val_deferral_rate == pytest.approx(0.3, abs=0.5 / 43 + 1e-9)
     answered = classify(ENV, module(model), DATA.test, DATA, precision="float32").at_threshold(
         model.threshold
     )
@@ -369,8 +373,8 @@ def test_the_labels_of_validation_images_are_not_read_either() -> None:
 def test_a_share_of_none_or_all_asks_nobody_or_always(share: float, asked: float) -> None:
     model = cascade(share, fallback="teacher")
     found = evaluate(ENV, data=DATA, model=model, oracle=False, precision="float32")
-    assert isinstance(model.fallback, Teacher) and found.doubt is not None
+    assert isinstance(model.fallback, Teacher) and found.deferral is not None
     alone = model.fallback if asked else model.first
     expected = evaluate(ENV, data=DATA, model=alone, oracle=False, precision="float32")
-    assert found.doubt.chosen.val_asked == asked
+    assert found.deferral.chosen.val_deferral_rate == asked
     assert found.val_accuracy == expected.val_accuracy

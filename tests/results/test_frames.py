@@ -7,7 +7,7 @@ import pandas as pd
 
 from moist.results.aggregate import Averaged, Spread
 from moist.results.frames import curve_frame, frame, setting_frame, trial_frame
-from moist.results.report import Point
+from moist.results.report import OperatingPoint
 from moist.results.trials import Trial
 
 COMPLETE = Trial(
@@ -69,9 +69,12 @@ def test_a_table_of_averages_has_one_row_a_setting():
 
 
 def test_a_deferral_curve_has_one_row_a_threshold():
-    points = [Point(**dict.fromkeys(Point.model_fields, value)) for value in (0.25, 0.5)]
+    points = [
+        OperatingPoint(**dict.fromkeys(OperatingPoint.model_fields, value))
+        for value in (0.25, 0.5)
+    ]
     table = curve_frame(points)
-    assert list(table) == list(Point.model_fields)
+    assert list(table) == list(OperatingPoint.model_fields)
     assert table.iloc[1].to_dict() == points[1].model_dump()
 
 

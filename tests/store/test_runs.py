@@ -114,11 +114,11 @@ def test_a_record_of_before_there_were_other_systems_is_read_and_printed(tmp_pat
     body = json.loads(path.read_text())
     del body["checksum"]
     body["config"] = {k: v for k, v in body["config"].items() if not k.startswith(SINCE)}
-    assert not {"doubt", "model_key"} & body["report"].keys()
+    assert not {"deferral", "model_key"} & body["report"].keys()
     signed = body | {"checksum": hashlib.sha256(canonical(body)).hexdigest()}
     path.write_text(json.dumps(signed, sort_keys=True, indent=1))
     (run,) = RunRecords(tmp_path).all()
-    assert run.report.doubt is None and run.report.model_key is None
+    assert run.report.deferral is None and run.report.model_key is None
     print_models(run.report, run.config)
     assert "MoIST k=2, cnn router" in capsys.readouterr().out
 
