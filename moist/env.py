@@ -48,7 +48,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Env:
-    """`stage`, `checkpoints` and `began` are set by the store for the stage it computes.
+    """The environment of a stage; the store sets `stage`, `checkpoints` and `began` for each.
 
     `began` is the clock reading (s) at which the stage began, less the time of killed attempts.
     """

@@ -9,7 +9,7 @@ from disks import largest_file
 from moist.disk import install, locked, locked_if_free, scratch, write_atomically
 from moist.errors import StoreError
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -51,13 +51,13 @@ def test_a_lock_is_waited_for_once_and_only_if_it_is_held(tmp_path: Path) -> Non
         with locked(path, waited.set):
             entered.append(True)
 
-    with locked(path, lambda: entered.append("waits for nobody")):
+    with locked(path, lambda: entered.append("waits for no holder")):
         thread = threading.Thread(target=wait)
         thread.start()
-        assert waited.wait(PATIENCE) and entered == []
+        assert waited.wait(TIMEOUT) and entered == []
         with locked_if_free(path) as free, locked_if_free(path, timeout=0.01) as later:
             assert (free, later) == (False, False)
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
     assert entered == [True]
     with locked_if_free(path) as free:
         assert free

@@ -1,4 +1,4 @@
-"""Where stages compute: what a busy machine means for threads."""
+"""The environment of a stage: warnings of a busy machine."""
 
 import subprocess
 import sys
@@ -42,10 +42,10 @@ def busy() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("with_threads")
-def test_several_threads_are_told_of_cores_that_others_keep_busy() -> None:
+def test_several_threads_are_warned_of_cores_that_are_busy() -> None:
     with busy():
-        said = make_env(Silent(), "cpu", threads=2).crowding()
-        assert said is not None and f"2 threads on {CORES} cores" in said
+        warning = make_env(Silent(), "cpu", threads=2).crowding()
+        assert warning is not None and f"2 threads on {CORES} cores" in warning
         assert make_env(Silent(), "cpu", threads=1).crowding() is None
 
 
@@ -53,13 +53,13 @@ def test_several_threads_are_told_of_cores_that_others_keep_busy() -> None:
 def test_threads_are_warned_about_when_they_and_others_need_more_than_the_cores(
     threads: int, cores: int, busy: float
 ) -> None:
-    said = crowded(threads, busy, cores)
-    assert (said is None) == (threads + busy < cores + 0.5)
-    assert said is None or f"{threads} threads on {cores} cores" in said
+    warning = crowded(threads, busy, cores)
+    assert (warning is None) == (threads + busy < cores + 0.5)
+    assert warning is None or f"{threads} threads on {cores} cores" in warning
 
 
 @pytest.mark.usefixtures("with_threads")
-def test_workers_whose_threads_outnumber_the_cores_are_told() -> None:
+def test_workers_whose_threads_outnumber_the_cores_are_warned() -> None:
     torch.set_num_threads(2)
-    said = Env(CPU).crowding(workers=CORES)
-    assert said is not None and f"{2 * CORES} threads on {CORES} cores" in said
+    warning = Env(CPU).crowding(workers=CORES)
+    assert warning is not None and f"{2 * CORES} threads on {CORES} cores" in warning

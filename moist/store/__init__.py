@@ -1,1 +1,1 @@
-"""Stage outputs on disk: keys, checksummed objects, artifacts, checkpoints, and run records."""
+"""Stage outputs on disk: keys, checksummed objects, artifacts, checkpoints, run records."""

@@ -106,7 +106,7 @@ class Levels:
 
 @dataclass(frozen=True)
 class Clusters:
-    """`of_class[c]` is the cluster of class c; clusters are numbered by their smallest class."""
+    """The cluster `of_class[c]` of each class c; clusters are numbered by their smallest class."""
 
     of_class: tuple[int, ...]
     silhouette: dict[str, float]

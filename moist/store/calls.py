@@ -1,4 +1,4 @@
-"""A stage, its inputs and the key that is their digest; and what can call a stage by its key.
+"""A stage call with its key, the reference to its output, and the interface of the stores.
 
 A key is known before anything is computed: it is the digest of the stage's name, its version and
 its inputs, where the output of another stage enters with its own key.

@@ -13,7 +13,7 @@ from moist.store.store import Store
 
 
 class Deferred(StoreError):
-    """An output is missing because other processes are computing the keys `locked`."""
+    """A missing output, because other processes are computing the keys `locked`."""
 
     def __init__(self, message: str, locked: Sequence[str]) -> None:
         super().__init__(message)

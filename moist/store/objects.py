@@ -52,7 +52,7 @@ class ChecksummedRecord(Record):
     """
 
     def to_bytes(self) -> bytes:
-        """Return the only valid text of this record; fields left at their default stay out."""
+        """Return the only valid text of this record; fields that were not set stay out."""
         return _signed(self.model_dump(mode="json", exclude_unset=True, by_alias=True))
 
     @classmethod

@@ -51,10 +51,10 @@ class Store(Backend):
             manifest = self.objects.check(key)
         except Damaged as damage:
             raise StoreError(
-                f"stored output `{key}` is damaged ({damage})", "run again to compute it anew"
+                f"stored output `{key}` is damaged ({damage})", "run again to compute it"
             ) from None
         if manifest is None:
-            raise StoreError(f"no stored output `{key}`", "run again to compute it anew")
+            raise StoreError(f"no stored output `{key}`", "run again to compute it")
         self.objects.touch(key)
         return read_artifact(self.objects.folder(key))
 
@@ -73,7 +73,7 @@ class Store(Backend):
 
     def _reuse(self, request: StageCall, seconds: float) -> Call:
         if self.objects.checkpoints(request.key).is_dir():
-            # a home that several users share may refuse us the lock: then they have to clean up
+            # In a home of several users we may lack the permission: its owner deletes them then.
             with suppress(StoreError), self.objects.locked_if_free(request.key) as free:
                 if free:
                     self._delete_old_checkpoints(request)

@@ -1,1 +1,1 @@
-"""Runs told to Weights & Biases, on its server or in files here."""
+"""Weights & Biases: runs logged to its server or to files here, uploads, and results back."""

@@ -42,7 +42,7 @@ EXITS = {"complete": 0, "pruned": 0, "failed": 1, "killed": 130}
 
 
 def offsets(config: Config) -> dict[str, int]:
-    """The step before the first epoch of each stage that trains."""
+    """Return the step before the first epoch of each stage that trains."""
     epochs = epochs_of(config)
     before = accumulate(epochs.values(), initial=0)
     return dict(zip(epochs, before, strict=False))

@@ -1,4 +1,4 @@
-"""Data sets: found by content, refused with a reason, decoded to the pixels they hold."""
+"""Data sets: identified by content, rejected with a reason, decoded to their pixels."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def test_any_change_of_the_files_changes_the_key(root: Path, change: object) -> 
 def test_images_that_change_after_they_were_digested_are_refused(
     root: Path, change: object
 ) -> None:
-    """What is decoded must be what the key says."""
+    """What is decoded must be what the key was computed from."""
     source = found(root)
     change(root)  # type: ignore[operator]
     with pytest.raises(DataError, match="changed while they were read"):
@@ -165,10 +165,10 @@ def test_every_data_set_of_the_config_has_classes_before_anything_is_decoded() -
     assert PUBLIC["cifar100"].classes == tuple(sorted(PUBLIC["cifar100"].classes))
 
 
-# What is refused
+# What is rejected
 
 
-def refused(root: Path | None, size: int | None = None) -> str:
+def rejected(root: Path | None, size: int | None = None) -> str:
     with pytest.raises(DataError) as error:
         prepare(Env(torch.device("cpu")), source=found(root, size=size), val_fraction=0.0)
     assert error.value.hint
@@ -176,13 +176,13 @@ def refused(root: Path | None, size: int | None = None) -> str:
 
 
 def test_a_folder_data_set_needs_a_root() -> None:
-    said = refused(None)
-    assert "needs `data.root`" in said and "ROOT/train/<class>" in said
+    reason = rejected(None)
+    assert "needs `data.root`" in reason and "ROOT/train/<class>" in reason
 
 
 def test_a_root_that_is_not_there_or_is_a_file_is_named(root: Path) -> None:
-    assert "does not exist" in refused(root / "none")
-    assert "is a file" in refused(root / "train/cat/0.png")
+    assert "does not exist" in rejected(root / "none")
+    assert "is a file" in rejected(root / "train/cat/0.png")
 
 
 def test_a_root_without_permission_is_named(root: Path) -> None:
@@ -202,28 +202,28 @@ def test_a_root_without_permission_is_named(root: Path) -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_missing_split_is_named_beside_what_was_found(root: Path, split: str) -> None:
     (root / split).rename(root / "valid")
-    said = refused(root)
-    assert f"has no folder `{split}`" in said and "`valid`" in said
+    reason = rejected(root)
+    assert f"has no folder `{split}`" in reason and "`valid`" in reason
 
 
 def test_classes_must_be_the_same_in_both_splits(root: Path) -> None:
     save(root / "train/emu/0.png", plain(1))
-    assert "only in `train` `emu`" in refused(root)
+    assert "only in `train` `emu`" in rejected(root)
     save(root / "test/emu/0.png", plain(1))
     save(root / "test/yak/0.png", plain(1))
-    assert "only in `test` `yak`" in refused(root)
+    assert "only in `test` `yak`" in rejected(root)
 
 
 def test_one_class_is_not_enough(root: Path) -> None:
     for split in ("train", "test"):
         (root / split / "dog").rename(root / split / ".dog")
-    assert "2 or more class folders; found `cat`" in refused(root)
+    assert "2 or more class folders; found `cat`" in rejected(root)
 
 
 def test_a_class_without_images_is_named(root: Path) -> None:
     (root / "test/dog/0.png").rename(root / "test/dog/0.txt")
-    said = refused(root)
-    assert "test/dog` contains no image; found `0.txt`" in said and "*.png" in said
+    reason = rejected(root)
+    assert "test/dog` contains no image; found `0.txt`" in reason and "*.png" in reason
 
 
 @pytest.mark.parametrize(
@@ -233,21 +233,21 @@ def test_a_class_without_images_is_named(root: Path) -> None:
 )
 def test_an_image_of_damaged_bytes_is_named(root: Path, content: bytes) -> None:
     (root / "train/dog/1.png").write_bytes(content)
-    assert "dog/1.png`" in refused(root)
+    assert "dog/1.png`" in rejected(root)
 
 
 def test_an_image_cut_short_is_named(root: Path) -> None:
     noise = np.random.RandomState(0).randint(0, 256, (8, 8, 3), dtype=np.uint8)
     path = save(root / "test/cat/9.jpg", noise)
     path.write_bytes(path.read_bytes()[:-60])
-    said = refused(root)
-    assert "cat/9.jpg`" in said and "re-encode" in said
+    reason = rejected(root)
+    assert "cat/9.jpg`" in reason and "re-encode" in reason
 
 
 def test_images_of_differing_sizes_need_an_image_size(root: Path) -> None:
     save(root / "test/dog/0.png", plain(1)[:6])
-    said = refused(root)
-    assert "is 8x8" in said and "dog/0.png` is 8x6" in said and "data.image_size=32" in said
+    reason = rejected(root)
+    assert "is 8x8" in reason and "dog/0.png` is 8x6" in reason and "data.image_size=32" in reason
     assert prepared(root, size=4).image_shape == (3, 4, 4)
 
 
@@ -256,14 +256,14 @@ def test_a_download_that_fails_says_what_was_tried(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # the discard port: nobody answers
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # the discard port: no server
     for variable in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies it began with
     with pytest.raises(DataError) as error:
         found(tmp_path / name, name)
-    said = str(error.value)
-    assert f"`{name}` is not in `{tmp_path / name}`" in said and "refused" in said
+    reason = str(error.value)
+    assert f"`{name}` is not in `{tmp_path / name}`" in reason and "refused" in reason
     assert f"data.name={name} data.root=DIR" in error.value.hint
     assert list((tmp_path / name).iterdir()) == []
 
@@ -335,7 +335,7 @@ def test_sixteen_bits_of_grey_are_scaled_to_eight(root: Path) -> None:
 
 def test_floating_point_pixels_are_refused(root: Path) -> None:
     save(root / "train/cat/a.tif", np.zeros((8, 8), dtype=np.float32))
-    assert "floating-point" in refused(root)
+    assert "floating-point" in rejected(root)
 
 
 def test_exif_orientation_is_applied(root: Path) -> None:
@@ -424,18 +424,18 @@ def test_a_damaged_public_set_is_named(tmp_path: Path) -> None:
         )
 
 
-class Told(Silent):
+class Recorder(Silent):
     def __init__(self) -> None:
-        self.said: list[tuple[int, int]] = []
+        self.events: list[tuple[int, int]] = []
 
     def advanced(self, stage: str, done: int, total: int, metrics: object) -> None:
-        self.said.append((done, total))
+        self.events.append((done, total))
 
 
 def test_progress_ends_at_the_total(root: Path) -> None:
-    told = Told()
-    prepare(Env(torch.device("cpu"), told), source=found(root), val_fraction=0.0)
-    assert told.said == [(6, 8), (8, 8)]
+    recorder = Recorder()
+    prepare(Env(torch.device("cpu"), recorder), source=found(root), val_fraction=0.0)
+    assert recorder.events == [(6, 8), (8, 8)]
 
 
 # Splits and statistics

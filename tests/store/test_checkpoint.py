@@ -118,7 +118,7 @@ ONE = torch.ones(1)
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "reason"),
     [
         ({"a.b": ONE, "a": {"b": ONE}}, r"root\.a\.b: two tensors have this name"),
         ({"a.0": ONE, "a": (ONE,)}, r"root\.a\.0: two tensors have this name"),
@@ -127,8 +127,8 @@ ONE = torch.ones(1)
         ({"x": {1, 2}}, r"root\.x: set is neither"),
     ],
 )
-def test_what_would_not_come_back_is_refused(value, said):
-    with pytest.raises(TypeError, match=said):
+def test_what_could_not_be_read_back_is_rejected(value, reason):
+    with pytest.raises(TypeError, match=reason):
         artifacts.pack(value)
 
 
@@ -178,12 +178,12 @@ def test_a_damaged_checkpoint_is_deleted_and_an_older_whole_one_used(tmp_path):
     data = bytearray(newer.read_bytes())
     data[-3] ^= 1
     newer.write_bytes(data)
-    told: list[str] = []
-    assert checkpoint.load(tmp_path, told.append) == (9, {"step": 9})
-    assert not newer.exists() and newer.name in told.pop() and not told
+    warnings: list[str] = []
+    assert checkpoint.load(tmp_path, warnings.append) == (9, {"step": 9})
+    assert not newer.exists() and newer.name in warnings.pop() and not warnings
     os.truncate(older, 20)
-    assert checkpoint.load(tmp_path, told.append) is None
-    assert older.name in told.pop()
+    assert checkpoint.load(tmp_path, warnings.append) is None
+    assert older.name in warnings.pop()
 
 
 def test_unfinished_and_foreign_files_are_no_checkpoints(tmp_path):

@@ -1,4 +1,4 @@
-"""A worker does what it can: it leaves what others compute, and all that needs it."""
+"""A worker computes what it can, and defers what others compute and all that depends on it."""
 
 import threading
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
 from moist.store.store import Store
 
-PATIENCE = 120.0
+TIMEOUT = 120.0
 HOLDER = """
 import signal, sys
 from pathlib import Path
@@ -49,11 +49,11 @@ def added(
         file.write(f"added {len(some)}\n")
     if slow:
         BEGUN.set()
-        assert GO.wait(PATIENCE)
+        assert GO.wait(TIMEOUT)
     return artifacts.Logits(sum(one.train_VNC for one in some))
 
 
-class Told(Silent):
+class Warnings(Silent):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
@@ -62,7 +62,7 @@ class Told(Silent):
 
 
 def opened(home: Path, kind: type[Store] = NonBlockingStore) -> Store:
-    return kind(home, Env(torch.device("cpu"), Told()))
+    return kind(home, Env(torch.device("cpu"), Warnings()))
 
 
 def graph(store: Store) -> dict[str, Ref]:
@@ -81,7 +81,7 @@ def names(store: Store, keys: set[str] | list[str]) -> str:
 
 
 def computed(store: Store) -> str:
-    """What it computed, and not what it reused or left."""
+    """Name what it computed, neither reused nor deferred."""
     calls = [one for one in store.calls if not one.reused and one.seconds is not None]
     return names(store, [one.key for one in calls])
 
@@ -94,15 +94,19 @@ def held(home: Path, key: str) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("one", "left"), [("a", "ace"), ("b", "bde"), ("c", "ce"), ("e", "e")])
-def test_what_another_holds_is_left_and_all_that_needs_it_and_nothing_else(tmp_path, one, left):
+@pytest.mark.parametrize(
+    ("one", "deferred"), [("a", "ace"), ("b", "bde"), ("c", "ce"), ("e", "e")]
+)
+def test_what_another_computes_is_deferred_with_all_that_needs_it_and_no_more(
+    tmp_path, one, deferred
+):
     store = opened(tmp_path)
     with held(tmp_path, graph(opened(tmp_path, Plan))[one].key):
         found = graph(store)
-    assert names(store, store.locked) == one and names(store, store.deferred) == left
-    assert computed(store) == "".join(sorted(set("abcde") - set(left)))
+    assert names(store, store.locked) == one and names(store, store.deferred) == deferred
+    assert computed(store) == "".join(sorted(set("abcde") - set(deferred)))
     for name in "abcde":
-        if name in left:
+        if name in deferred:
             with pytest.raises(StoreError, match="another process"):
                 _ = found[name].value
         else:
@@ -122,7 +126,7 @@ def test_once_it_is_free_the_rest_is_computed_and_nothing_twice(tmp_path):
     assert len((tmp_path / "log").read_text().splitlines()) == 5
 
 
-def test_what_is_stored_is_reused_whoever_holds_it(tmp_path):
+def test_what_is_stored_is_reused_even_if_another_holds_its_lock(tmp_path):
     keys = {name: ref.key for name, ref in graph(opened(tmp_path)).items()}
     store = opened(tmp_path)
     with held(tmp_path, keys["a"]):
@@ -130,7 +134,7 @@ def test_what_is_stored_is_reused_whoever_holds_it(tmp_path):
     assert store.deferred == set() and all(call.reused for call in store.calls)
 
 
-def test_what_was_there_and_is_cleared_while_another_computes_it_is_left(tmp_path):
+def test_what_is_cleared_while_another_computes_it_is_deferred(tmp_path):
     store = opened(tmp_path)
     found = graph(store)
     clear(ObjectStore(tmp_path))
@@ -157,7 +161,7 @@ def test_a_damaged_output_is_computed_again_unless_another_does(tmp_path):
 
 
 def test_two_workers_at_once_share_the_work_and_never_wait(tmp_path):
-    """One is amid a stage that only ends once the other has done all that it can."""
+    """The first is in a stage that ends once the second has computed all that it can."""
     GO.clear(), BEGUN.clear()
     log = str(tmp_path / "log")
 
@@ -168,13 +172,13 @@ def test_two_workers_at_once_share_the_work_and_never_wait(tmp_path):
     first, second = opened(tmp_path), opened(tmp_path)
     thread = threading.Thread(target=slow, args=(first,))
     thread.start()
-    assert BEGUN.wait(PATIENCE)
+    assert BEGUN.wait(TIMEOUT)
     of_it = second.call(added, some=(slow(second),), log=log)
     other = second.call(drawn, seed=5, log=log)
     assert second.deferred == {*second.locked, of_it.key} and len(second.locked) == 1
     assert float(other.value.train_VNC[0]) == 5
     GO.set()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
     third = opened(tmp_path)
     value = third.call(added, some=(slow(third),), log=log).value
     assert float(value.train_VNC[0]) == 1 and third.deferred == set()

@@ -85,13 +85,13 @@ def test_an_ambiguous_or_unknown_key_is_an_error_that_lists_candidates(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["", "{}", '{"key": 1', "\0\xff"])
-def test_a_damaged_record_is_skipped_and_told(tmp_path, damage, capsys):
+def test_a_damaged_record_is_skipped_with_a_warning(tmp_path, damage, capsys):
     save(tmp_path, "ab"), save(tmp_path, "cd")
     path = tmp_path / "runs" / "ab.json"
     path.write_text(damage, encoding="latin-1")
-    told = []
-    assert [run.key for run in RunRecords(tmp_path, told.append).all()] == ["cd"]
-    assert len(told) == 1 and str(path) in told[0]
+    warnings = []
+    assert [run.key for run in RunRecords(tmp_path, warnings.append).all()] == ["cd"]
+    assert len(warnings) == 1 and str(path) in warnings[0]
     assert RunRecords(tmp_path).find("last").key == "cd"
     out, err = capsys.readouterr()
     assert not out and "can't be read" in err
@@ -100,8 +100,8 @@ def test_a_damaged_record_is_skipped_and_told(tmp_path, damage, capsys):
 def test_a_record_under_another_name_is_damaged(tmp_path):
     save(tmp_path, "ab")
     (tmp_path / "runs" / "ab.json").rename(tmp_path / "runs" / "cd.json")
-    told = []
-    assert RunRecords(tmp_path, told.append).all() == [] and "run `ab`" in told[0]
+    warnings = []
+    assert RunRecords(tmp_path, warnings.append).all() == [] and "run `ab`" in warnings[0]
 
 
 SINCE = ("system", "merge.", "mixture.", "ensemble.", "cascade.")

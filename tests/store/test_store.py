@@ -28,11 +28,11 @@ from moist.store.objects import Damaged, Manifest, ObjectStore
 from moist.store.plan import Plan
 from moist.store.store import Store
 
-PATIENCE = 120.0
+TIMEOUT = 120.0
 
 
-class Told(Silent):
-    """Keeps what a store says."""
+class Recorder(Silent):
+    """A Progress that keeps events and warnings."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str]] = []
@@ -82,7 +82,7 @@ def doubled(env: Env, *, source: artifacts.Logits, log: str = "") -> artifacts.L
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
@@ -118,7 +118,7 @@ def test_the_order_of_inputs_does_not_change_the_key(inputs, random):
 
 
 def changed_leaf(tree, random):
-    """The same tree with one leaf, or an empty branch, replaced."""
+    """Replace one leaf, or an empty branch, of a tree."""
     if isinstance(tree, dict) and tree:
         name = random.choice(sorted(tree))
         return {**tree, name: changed_leaf(tree[name], random)}
@@ -209,12 +209,12 @@ def chain(store: Store, log: Path, seed: int = 0) -> Ref[artifacts.Logits]:
 def test_a_second_run_computes_nothing_and_gives_the_same_value(tmp_path):
     log = tmp_path / "log"
     first = chain(Store(tmp_path / "home", env()), log)
-    told = Told()
-    again = Store(tmp_path / "home", env(told))
+    recorder = Recorder()
+    again = Store(tmp_path / "home", env(recorder))
     second = chain(again, log)
     assert times(log) == 2
     assert torch.equal(first.value.train_VNC, second.value.train_VNC)
-    assert told.events == [("reused", "logits"), ("reused", "doubled")]
+    assert recorder.events == [("reused", "logits"), ("reused", "doubled")]
     assert all(call.reused and call.seconds > 0 for call in again.calls)
 
 
@@ -386,28 +386,28 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("name", ["artifact.json", "tensors.safetensors", "manifest.json"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_file_is_reported_put_away_and_computed_again(tmp_path, name, damage):
-    home, log, told = tmp_path / "home", tmp_path / "log", Told()
+def test_a_damaged_file_is_reported_quarantined_and_computed_again(tmp_path, name, damage):
+    home, log, recorder = tmp_path / "home", tmp_path / "log", Recorder()
     first = chain(Store(home, env()), log)
     good = first.value.train_VNC.clone()
     DAMAGE[damage](stored(home, first) / name)
-    again = chain(Store(home, env(told)), log)
+    again = chain(Store(home, env(recorder)), log)
     assert torch.equal(again.value.train_VNC, good)
     assert times(log) == 3
-    assert len(told.warnings) == 1
-    assert f"`doubled` {first.key[:8]} is damaged ({name}: " in told.warnings[0]
+    assert len(recorder.warnings) == 1
+    assert f"`doubled` {first.key[:8]} is damaged ({name}: " in recorder.warnings[0]
     (moved,) = (home / "quarantine").iterdir()
-    assert str(moved) in told.warnings[0]
+    assert str(moved) in recorder.warnings[0]
     assert (moved / "reason.txt").read_text().startswith(name)
     assert chain(Store(home, env()), log).key == first.key and times(log) == 3
 
 
 def test_a_stray_file_in_an_object_is_damage(tmp_path):
-    told = Told()
+    recorder = Recorder()
     ref = Store(tmp_path, env()).call(logits, seed=0)
     (stored(tmp_path, ref) / "extra").touch()
-    Store(tmp_path, env(told)).call(logits, seed=0)
-    assert "extra: not part of it" in told.warnings[0]
+    Store(tmp_path, env(recorder)).call(logits, seed=0)
+    assert "extra: not part of it" in recorder.warnings[0]
 
 
 def test_an_object_under_another_objects_key_is_damage(tmp_path):
@@ -415,9 +415,9 @@ def test_an_object_under_another_objects_key_is_damage(tmp_path):
     one, other = (store.call(logits, seed=seed) for seed in range(2))
     shutil.rmtree(stored(tmp_path, other))
     shutil.copytree(stored(tmp_path, one), stored(tmp_path, other))
-    told = Told()
-    again = Store(tmp_path, env(told)).call(logits, seed=1)
-    assert "belongs to another key" in told.warnings[0]
+    recorder = Recorder()
+    again = Store(tmp_path, env(recorder)).call(logits, seed=1)
+    assert "belongs to another key" in recorder.warnings[0]
     assert not torch.equal(again.value.train_VNC, one.value.train_VNC)
 
 
@@ -451,10 +451,10 @@ def test_a_stage_that_raises_stores_nothing(tmp_path, error):
     assert not files_under(tmp_path, "objects", "tmp")
 
 
-def test_a_value_that_is_no_artifact_is_refused_and_not_stored(tmp_path):
+def test_a_value_that_is_not_an_artifact_is_rejected_and_not_stored(tmp_path):
     @stage(version=1)
     def odd(env, *, n):
-        return Told() if n else StageCall(odd, {})
+        return Recorder() if n else StageCall(odd, {})
 
     for n in (0, 1):
         with pytest.raises(TypeError):
@@ -555,7 +555,7 @@ def test_a_killed_stage_publishes_nothing_and_continues_from_its_checkpoint(tmp_
 
 
 def leave(home: Path, key: str, seconds: float) -> Path:
-    """Checkpoints of a stored output, so many seconds older than it is."""
+    """Leave checkpoints of a stored output, so many seconds older than it."""
     left = home / "partial" / key / "step-000001-0123456789abcdef.safetensors"
     left.parent.mkdir()
     left.write_bytes(b"state")
@@ -580,14 +580,14 @@ def test_checkpoints_that_outlived_their_stored_output_go_once_it_is_found(tmp_p
     assert not files_under(tmp_path, "partial")
 
 
-def test_checkpoints_of_who_computes_an_output_afresh_stay(tmp_path):
+def test_checkpoints_of_a_process_that_recomputes_an_output_stay(tmp_path):
     key = Store(tmp_path, env()).call(logits, seed=0).key
     left = leave(tmp_path, key, seconds=-1)
     Store(tmp_path, env()).call(logits, seed=0)
     assert left.exists()
 
 
-def test_afresh_is_not_from_the_checkpoints_that_an_output_left(tmp_path):
+def test_without_reuse_old_checkpoints_of_a_stored_output_are_not_continued(tmp_path):
     seen = []
 
     @stage(version=1)
@@ -603,18 +603,18 @@ def test_afresh_is_not_from_the_checkpoints_that_an_output_left(tmp_path):
     assert seen == [False, False, True]
 
 
-def test_who_waited_for_a_process_deletes_the_checkpoints_that_it_left(tmp_path):
-    home, told, log = tmp_path / "home", Told(), tmp_path / "log"
+def test_a_process_that_waited_deletes_the_checkpoints_of_the_other(tmp_path):
+    home, recorder, log = tmp_path / "home", Recorder(), tmp_path / "log"
     job = {"seed": 0, "log": str(log)}
     key = Store(tmp_path / "other", env()).call(logits, **job).key
-    store = Store(home, env(told))
+    store = Store(home, env(recorder))
     waiter = threading.Thread(target=store.call, args=(logits,), kwargs=job)
     with ObjectStore(home).locked(key):
         waiter.start()
-        assert told.warned_once.wait(PATIENCE)
+        assert recorder.warned_once.wait(TIMEOUT)
         shutil.copytree(tmp_path / "other" / "objects", home / "objects", dirs_exist_ok=True)
         leave(home, key, seconds=1)
-    waiter.join(PATIENCE)
+    waiter.join(TIMEOUT)
     assert times(log) == 1
     assert not files_under(home, "partial")
 
@@ -636,19 +636,19 @@ def test_an_output_that_is_cleared_while_it_is_checked_is_computed_again(tmp_pat
     assert [call.reused for call in store.calls] == [False]
 
 
-def test_who_waits_for_another_process_is_told_once(tmp_path):
-    told, log = Told(), tmp_path / "log"
-    store = Store(tmp_path / "home", env(told))
+def test_a_process_that_waits_for_another_warns_once(tmp_path):
+    recorder, log = Recorder(), tmp_path / "log"
+    store = Store(tmp_path / "home", env(recorder))
     key = StageCall(logits, {"seed": 0, "log": str(log)}).key
     waiter = threading.Thread(
         target=store.call, args=(logits,), kwargs={"seed": 0, "log": str(log)}
     )
     with ObjectStore(tmp_path / "home").locked(key):
         waiter.start()
-        assert told.warned_once.wait(PATIENCE)
+        assert recorder.warned_once.wait(TIMEOUT)
         assert times(log) == 0
-    waiter.join(PATIENCE)
-    assert told.warnings == [f"waiting for another process to finish `logits` {key[:8]}"]
+    waiter.join(TIMEOUT)
+    assert recorder.warnings == [f"waiting for another process to finish `logits` {key[:8]}"]
     assert times(log) == 1
 
 
@@ -716,7 +716,7 @@ def test_clear_deletes_one_stage_or_everything(tmp_path):
     assert clear(ObjectStore(tmp_path / "nowhere")) == 0
 
 
-def test_verify_names_damaged_objects_and_puts_them_away(tmp_path):
+def test_verify_lists_damaged_objects_and_quarantines_them(tmp_path):
     keys = filled(tmp_path)
     assert verify(ObjectStore(tmp_path)) == []
     flip(ObjectStore(tmp_path).folder(keys[1]) / "tensors.safetensors", -1)

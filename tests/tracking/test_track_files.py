@@ -1,4 +1,4 @@
-"""What wandb wrote is read back: whole runs, killed ones, continued ones, damaged logs."""
+"""Logs of wandb are read back: whole runs, killed ones, continued ones, damaged logs."""
 
 import math
 import shutil
@@ -22,7 +22,7 @@ def only(home: Path) -> LoggedRun:
     return run
 
 
-def test_a_run_is_read_back_as_it_was_told(tmp_path):
+def test_a_run_is_read_back_as_it_was_logged(tmp_path):
     log(tmp_path, "one", values={"objective/mflops": 3.5}, k=3, router="cnn", params=["k"])
     run = only(tmp_path)
     assert (run.id, run.name, run.group, run.job_type) == ("one", "name of one", "s", "trial")
@@ -35,21 +35,21 @@ def test_a_run_is_read_back_as_it_was_told(tmp_path):
     assert [row["train_jointly/loss"] for row in rows] == [1, 1 / 2, 1 / 3]
 
 
-def test_what_is_found_at_the_end_stands_whatever_the_last_epoch_said(tmp_path):
+def test_a_result_at_the_end_replaces_that_of_the_last_epoch(tmp_path):
     log(tmp_path, "one", values={"objective/accuracy": 0.75})
     run = only(tmp_path)
     assert [row["objective/accuracy"] for row in history(run.paths, fail)] == [0.5] * 3
     assert run.summary["objective/accuracy"] == 0.75
 
 
-def test_a_run_that_failed_says_so(tmp_path):
+def test_a_failed_run_is_read_back_as_failed(tmp_path):
     log(tmp_path, "one", "failed", {"trial/reason": "ValueError: no"})
     run = only(tmp_path)
     assert (run.state, run.exit_code, run.summary["trial/state"]) == ("failed", 1, "FAIL")
     assert run.summary["trial/reason"] == "ValueError: no"
 
 
-def test_what_was_told_before_a_kill_is_there(tmp_path):
+def test_what_was_logged_before_a_kill_is_there(tmp_path):
     with writing(tmp_path, "one") as kill:
         assert only(tmp_path).state == "running"
         assert is_open(logs(tmp_path)[0].parent)
@@ -85,7 +85,7 @@ def test_runs_come_in_order_of_start_from_a_home_its_folder_or_one_run(tmp_path)
     assert read(tmp_path / "nowhere", fail) == []
 
 
-def test_values_that_change_or_go_are_as_the_last_word_has_them(tmp_path):
+def test_of_values_that_change_the_last_counts_and_removed_ones_are_gone(tmp_path):
     with offline(tmp_path) as tracker:
         journal = opened(tracker, "one", k=3)
         journal.update_summary({"gone": 1, "kept": 1, "no": math.nan, "much": math.inf})
@@ -121,27 +121,31 @@ def test_the_documented_command_reads_what_the_fast_one_reads(tmp_path):
     ],
     ids=["empty", "no log", "cut short"],
 )
-def test_a_log_that_cannot_be_read_is_told_and_skipped(tmp_path, damage, reason):
-    log(tmp_path, "sound", epochs=range(0))
+def test_a_log_that_cannot_be_read_is_skipped_with_a_warning(tmp_path, damage, reason):
+    log(tmp_path, "intact", epochs=range(0))
     log(tmp_path, "damaged", epochs=range(0))
     path = next(path for path in logs(tmp_path) if "damaged" in path.name)
     wandb.teardown()  # it may still be writing
     path.write_bytes(damage(path.read_bytes()))
-    said: list[str] = []
-    assert [run.id for run in read(tmp_path, said.append)] == ["sound"]
-    assert len(said) == 1 and said[0].startswith(f"skipped `{path}`: ") and reason in said[0]
+    warnings: list[str] = []
+    assert [run.id for run in read(tmp_path, warnings.append)] == ["intact"]
+    assert (
+        len(warnings) == 1
+        and warnings[0].startswith(f"skipped `{path}`: ")
+        and reason in warnings[0]
+    )
 
 
-def test_damage_inside_a_log_is_told_and_the_rest_is_read(tmp_path):
+def test_damage_inside_a_log_is_warned_of_and_the_rest_is_read(tmp_path):
     log(tmp_path, "one")
     (path,) = logs(tmp_path)
     text = bytearray(path.read_bytes())
     text[-60] ^= 0xFF
     path.write_bytes(text)
-    said: list[str] = []
-    (run,) = read(tmp_path, said.append)
+    warnings: list[str] = []
+    (run,) = read(tmp_path, warnings.append)
     assert run.id == "one" and run.state == "killed"
-    assert len(said) == 1 and "corrupt" in said[0] and str(path) in said[0]
+    assert len(warnings) == 1 and "corrupt" in warnings[0] and str(path) in warnings[0]
 
 
 def test_a_copied_folder_reads_the_same_elsewhere(tmp_path):

@@ -1,4 +1,4 @@
-"""Where runs are told: decided by flag, environment, account and network, in this order."""
+"""Where runs are logged: by flag, environment, account and network, in this order."""
 
 import socket
 from contextlib import closing
@@ -17,8 +17,8 @@ KEY = "0123456789" * 4
 
 
 @pytest.fixture(autouse=True)
-def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A machine where nobody ever logged in to W&B."""
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A machine without an account of W&B."""
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -29,7 +29,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 @pytest.fixture
-def account(monkeypatch: pytest.MonkeyPatch, nobody: None) -> None:
+def account(monkeypatch: pytest.MonkeyPatch, no_account: None) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
 
 
@@ -57,7 +57,7 @@ def test_without_an_account_runs_stay_here(listening):
 
 def test_with_an_account_and_a_server_they_go_there(account, listening):
     assert choose_mode().name == "online"
-    assert listening.operations == []  # to listen is enough: nobody was asked
+    assert listening.operations == []  # a connection is enough: no request was sent
 
 
 def test_with_an_account_and_no_server_they_stay_here(account, silence):
@@ -85,13 +85,13 @@ def test_the_flag_decides_before_the_environment(monkeypatch, account, listening
     assert choose_mode(flag) == Mode(flag, "set by --wandb")
 
 
-def test_a_mode_that_wandb_has_not_is_refused(monkeypatch):
+def test_a_mode_that_wandb_does_not_have_is_rejected(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "onlin")
     with pytest.raises(ConfigError, match="`WANDB_MODE=onlin`"):
         choose_mode()
 
 
-def test_who_asks_for_the_server_is_not_sent_elsewhere(monkeypatch, silence):
+def test_a_server_that_is_required_and_not_there_is_an_error(monkeypatch, silence):
     with pytest.raises(ConfigError, match="needs W&B's server, but there is no W&B account"):
         choose_mode("online")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -100,7 +100,7 @@ def test_who_asks_for_the_server_is_not_sent_elsewhere(monkeypatch, silence):
         choose_mode()
 
 
-def test_where_nobody_answers_nobody_is_reached():
+def test_an_address_that_does_not_answer_is_not_reachable():
     assert not reachable("https://192.0.2.1", timeout=0.2)  # kept free for documents: RFC 5737
 
 
@@ -128,7 +128,7 @@ def test_work_that_fails_is_told_once_and_nothing_follows():
     assert done == [error]
 
 
-def test_who_closes_need_not_wait_for_ever():
+def test_closing_gives_up_after_a_timeout():
     going = Event()
     background = BackgroundThread(print)
     background.submit(going.wait)

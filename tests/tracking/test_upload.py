@@ -1,4 +1,4 @@
-"""Runs in files reach the server whole and once, whatever fails or is killed on the way."""
+"""Runs in files are uploaded whole and once, whatever fails or is killed meanwhile."""
 
 import fcntl
 import json
@@ -31,7 +31,7 @@ from moist.tracking.upload import (
     reason_for,
 )
 
-PLACE = Destination("a server")
+SERVER = Destination("a server")
 MOIST = str(Path(sys.executable).with_name("moist"))
 
 
@@ -47,22 +47,22 @@ def due(home: Path) -> list[str]:
     return [run.id for run in outbox(home).due()]
 
 
-def send(home: Path, *waits: float, place: Destination = PLACE) -> list[UploadResult]:
-    told: list[UploadResult] = []
-    outbox(home).upload(outbox(home).due(), place, told.append, waits)
-    return told
+def send(home: Path, *waits: float, place: Destination = SERVER) -> list[UploadResult]:
+    results: list[UploadResult] = []
+    outbox(home).upload(outbox(home).due(), place, results.append, waits)
+    return results
 
 
-def states(told: list[UploadResult]) -> dict[str, str]:
-    return {one.id: one.state for one in told}
+def states(results: list[UploadResult]) -> dict[str, str]:
+    return {one.id: one.state for one in results}
 
 
 def epochs(server: Server, id: str) -> list[int]:
     return [row["train_jointly/epoch"] for row in server.run(id).history]
 
 
-def knowing(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have what this process starts know the stand-in."""
+def connect(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the stand-in as the server of all that this process starts."""
     for name, value in Client(server, folder).environment.items():
         if name.startswith("WANDB"):
             monkeypatch.setenv(name, value)
@@ -70,7 +70,7 @@ def knowing(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def server(wandb_server: Server, tmp_path_factory, monkeypatch) -> Server:
-    knowing(wandb_server, tmp_path_factory.mktemp("client"), monkeypatch)
+    connect(wandb_server, tmp_path_factory.mktemp("client"), monkeypatch)
     return wandb_server
 
 
@@ -98,7 +98,7 @@ def test_runs_arrive_whole_and_once(server, tmp_path):
     assert {log.to for log in outbox(tmp_path).sent().values()} == {"a server"}
 
 
-def test_a_note_or_a_mark_of_what_was_sent_will_do_unless_the_log_has_grown(server, tmp_path):
+def test_a_record_or_a_mark_of_an_upload_suffices_unless_the_log_has_grown(server, tmp_path):
     log(tmp_path, "one")
     send(tmp_path)
     assert due(tmp_path) == []
@@ -134,8 +134,8 @@ def test_a_project_can_be_chosen(server, tmp_path):
     assert {log.to for log in outbox(tmp_path).sent().values()} == {"host/somebody/elsewhere"}
 
 
-class Moody(Server):
-    """Refuses the first requests, or all to the file stream."""
+class Rejecting(Server):
+    """A server that rejects the first requests, or those to the file stream."""
 
     def __init__(self, refusals: int, stream: bool = False) -> None:
         super().__init__()
@@ -151,29 +151,29 @@ class Moody(Server):
 @pytest.mark.slow
 def test_what_fails_is_tried_again(tmp_path, monkeypatch):
     log(tmp_path, "one")
-    with Moody(2) as server:
-        knowing(server, tmp_path, monkeypatch)
+    with Rejecting(2) as server:
+        connect(server, tmp_path, monkeypatch)
         assert states(send(tmp_path, 0, 0)) == {"one": "sent"}
         assert epochs(server, "one") == [1, 2, 3] and server.refusals == 0
 
 
 @pytest.mark.slow
-def test_a_run_that_cannot_be_sent_says_why_and_stays(tmp_path, monkeypatch):
+def test_a_run_that_cannot_be_sent_has_a_reason_and_stays(tmp_path, monkeypatch):
     log(tmp_path, "one")
-    with Moody(2) as server:
-        knowing(server, tmp_path, monkeypatch)
-        (told,) = send(tmp_path, 0)
-        assert told.state == "failed" and "not today" in (told.reason or "")
+    with Rejecting(2) as server:
+        connect(server, tmp_path, monkeypatch)
+        (results,) = send(tmp_path, 0)
+        assert results.state == "failed" and "not today" in (results.reason or "")
         assert server.refusals == 0 and outbox(tmp_path).sent() == {} and due(tmp_path) == ["one"]
 
 
 @pytest.mark.slow
-def test_rows_that_the_server_refuses_are_not_taken_for_sent(tmp_path, monkeypatch):
+def test_rows_that_the_server_rejects_do_not_count_as_sent(tmp_path, monkeypatch):
     log(tmp_path, "one")
-    with Moody(1_000, stream=True) as server:
-        knowing(server, tmp_path, monkeypatch)
-        (told,) = send(tmp_path)
-        assert told.state == "failed" and "will not be synced" in (told.reason or "")
+    with Rejecting(1_000, stream=True) as server:
+        connect(server, tmp_path, monkeypatch)
+        (results,) = send(tmp_path)
+        assert results.state == "failed" and "will not be synced" in (results.reason or "")
         assert due(tmp_path) == ["one"]
         server.refusals = 0
         assert states(send(tmp_path)) == {"one": "sent"}
@@ -181,7 +181,7 @@ def test_rows_that_the_server_refuses_are_not_taken_for_sent(tmp_path, monkeypat
 
 
 class Waiting(Server):
-    """Keeps whoever comes first waiting."""
+    """A server that lets the first request wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,8 +194,8 @@ class Waiting(Server):
         return super()._answer(method, path, body)
 
 
-def killed_while_it_sends(server: Waiting, home: Path) -> None:
-    """Killed once `wandb sync` has reached the server, and only back when that is done."""
+def kill_while_it_sends(server: Waiting, home: Path) -> None:
+    """Kill an upload once `wandb sync` has reached the server, and wait for the end of that."""
     code = (
         "import sys; from pathlib import Path;"
         "from moist.tracking.upload import Destination, Outbox;"
@@ -215,34 +215,34 @@ def killed_while_it_sends(server: Waiting, home: Path) -> None:
 def test_killed_while_it_sends_it_sends_nothing_twice(tmp_path, monkeypatch):
     log(tmp_path, "one")
     with Waiting() as server:
-        knowing(server, tmp_path, monkeypatch)
-        killed_while_it_sends(server, tmp_path)
+        connect(server, tmp_path, monkeypatch)
+        kill_while_it_sends(server, tmp_path)
         assert due(tmp_path) == []
         assert epochs(server, "one") == [1, 2, 3]
 
 
-class Refusing(Waiting):
-    """Refuses all rows, for a time."""
+class RejectingRows(Waiting):
+    """A server that rejects all rows, for a time."""
 
-    refuses = True
+    rejects = True
 
     def _answer(self, method: str, path: str, body: bytes) -> Any:
-        if self.refuses and path.endswith("file_stream") and "sdk" not in path:
+        if self.rejects and path.endswith("file_stream") and "sdk" not in path:
             raise Refused(403, "not today")
         return super()._answer(method, path, body)
 
 
 @pytest.mark.slow
 def test_killed_while_the_server_refuses_it_sends_all_again(tmp_path, monkeypatch):
-    """wandb marks a log as synced that was refused, and says so to nobody who lives."""
+    """wandb marks a rejected log as synced, and the process that would have read why is gone."""
     log(tmp_path, "one")
     (path,) = outbox(tmp_path).due()[0].paths
-    with Refusing() as server:
-        knowing(server, tmp_path, monkeypatch)
-        killed_while_it_sends(server, tmp_path)
+    with RejectingRows() as server:
+        connect(server, tmp_path, monkeypatch)
+        kill_while_it_sends(server, tmp_path)
         assert marker(path).exists() and epochs(server, "one") == []
         assert due(tmp_path) == ["one"]
-        server.refuses = False
+        server.rejects = False
         assert [one.state for one in send(tmp_path)] == ["sent"]
         assert due(tmp_path) == [] and epochs(server, "one") == [1, 2, 3]
         marker(path).unlink()
@@ -254,13 +254,13 @@ def test_killed_while_the_server_refuses_it_still_sends_all_when_only_some_is_as
     tmp_path, monkeypatch
 ):
     log(tmp_path, "one")
-    with Refusing() as server:
-        knowing(server, tmp_path, monkeypatch)
-        killed_while_it_sends(server, tmp_path)
-        server.refuses = False
+    with RejectingRows() as server:
+        connect(server, tmp_path, monkeypatch)
+        kill_while_it_sends(server, tmp_path)
+        server.rejects = False
         log(tmp_path, "two")
         some = [run for run in outbox(tmp_path).due() if run.id == "two"]
-        outbox(tmp_path).upload(some, PLACE, lambda _: None)
+        outbox(tmp_path).upload(some, SERVER, lambda _: None)
         assert due(tmp_path) == ["one"]
         send(tmp_path)
         assert epochs(server, "one") == [1, 2, 3] and due(tmp_path) == []
@@ -271,14 +271,14 @@ def test_what_another_process_sent_meanwhile_is_not_sent_again(server, tmp_path)
     log(tmp_path, "one")
     first, second = outbox(tmp_path), outbox(tmp_path)
     seen = first.due(), second.due()
-    said: list[UploadResult] = []
-    first.upload(seen[0], PLACE, said.append)
-    second.upload(seen[1], PLACE, said.append)
-    assert [one.state for one in said] == ["sent", "sent"]
+    results: list[UploadResult] = []
+    first.upload(seen[0], SERVER, results.append)
+    second.upload(seen[1], SERVER, results.append)
+    assert [one.state for one in results] == ["sent", "sent"]
     assert epochs(server, "one") == [1, 2, 3]
 
 
-def test_many_may_look_at_once_whether_a_run_is_being_written(tmp_path):
+def test_several_processes_may_check_at_once_whether_a_run_is_being_written(tmp_path):
     (tmp_path / OPEN).touch()
     with (tmp_path / OPEN).open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_SH)
@@ -288,14 +288,14 @@ def test_many_may_look_at_once_whether_a_run_is_being_written(tmp_path):
     assert not is_open(tmp_path) and not (tmp_path / OPEN).exists()
 
 
-def test_a_note_of_what_was_sent_that_cannot_be_read_is_no_licence_to_send(tmp_path):
+def test_a_record_of_uploads_that_cannot_be_read_is_an_error(tmp_path):
     log(tmp_path, "one", epochs=range(0))
     (tmp_path / "wandb" / MANIFEST).write_text("{")
     with pytest.raises(StoreError, match="can't read the record of uploads"):
         due(tmp_path)
 
 
-def test_a_reason_is_the_runs_own_and_never_has_the_key(tmp_path, monkeypatch):
+def test_a_reason_is_that_of_the_run_and_never_has_the_key(tmp_path, monkeypatch):
     for id in ("r-1", "r-10"):
         log(tmp_path, id, epochs=range(0))
     one, ten = read(tmp_path, fail)
@@ -317,8 +317,8 @@ def test_a_run_that_is_being_written_is_left_for_later(wandb_server, tmp_path):
     log(tmp_path, "done")
     with writing(tmp_path, "busy") as kill:
         found = moist(tmp_path, client, "--json")
-        told = {one["id"]: one["state"] for one in json.loads(found.stdout)}
-        assert told == {"busy": "running", "done": "sent"} and found.returncode == 0
+        results = {one["id"]: one["state"] for one in json.loads(found.stdout)}
+        assert results == {"busy": "running", "done": "sent"} and found.returncode == 0
         assert "running  busy  name of busy: skipped for now" in found.stderr
         kill()
     found = moist(tmp_path, client, "bu")
@@ -328,7 +328,7 @@ def test_a_run_that_is_being_written_is_left_for_later(wandb_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_server_that_cannot_be_had_is_refused_at_once(wandb_server, tmp_path):
+def test_a_server_that_cannot_be_reached_is_an_error_at_once(wandb_server, tmp_path):
     client = Client(wandb_server, tmp_path / "client")
     assert moist(tmp_path, client).returncode == 0  # there is nothing to send
     log(tmp_path, "one")
@@ -345,7 +345,7 @@ def test_a_server_that_cannot_be_had_is_refused_at_once(wandb_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_online_run_is_sent_only_if_it_was_broken_off(wandb_server, tmp_path):
+def test_an_online_run_is_sent_only_if_it_was_interrupted(wandb_server, tmp_path):
     client = Client(wandb_server, tmp_path / "client")
     client.python(f"""
 import sys

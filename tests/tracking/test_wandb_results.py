@@ -1,4 +1,4 @@
-"""A study asked through W&B, in files or on its server, answers as its database does."""
+"""Queries of a study through W&B, from files or its server, equal those of its database."""
 
 import json
 import shlex
@@ -26,13 +26,13 @@ def fail(message: str) -> None:
     raise AssertionError(message)
 
 
-def asked(source: Path | str, group: str | None = None) -> list[Trial]:
+def trials_in(source: Path | str, group: str | None = None) -> list[Trial]:
     return load(str(source), group, DEFAULT, fail)[1]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A study with a trial that failed, and told to W&B: in any order, and its own run too."""
+    """A study with a failed trial, logged to W&B: its trials in any order, and its own run."""
     home = tmp_path_factory.mktemp("home")
     toy.search(toy.Start(home, 6, script={2: toy.FAIL}, retries=0))
     spec, trials = load_study(toy.ref(home))
@@ -47,9 +47,9 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def ask(capsys, home):
-    """What the entry point itself prints."""
+    """Run a command in this process, and return what it prints."""
 
-    def said(*words: object) -> str:
+    def run_command(*words: object) -> str:
         before, sys.argv = sys.argv, ["moist", *map(str, words), "--home", str(home)]
         try:
             with pytest.raises(SystemExit) as ended:
@@ -60,7 +60,7 @@ def ask(capsys, home):
         assert not ended.value.code, found.err
         return found.out
 
-    return said
+    return run_command
 
 
 QUESTIONS = [
@@ -90,14 +90,14 @@ def test_a_study_and_its_files_are_one_in_a_comparison(ask, home):
 
 
 @pytest.mark.slow
-def test_a_picture_is_drawn_of_files(ask, home, tmp_path):
+def test_a_plot_is_drawn_of_files(ask, home, tmp_path):
     ask("pareto", "--wandb", home, "--plot", tmp_path / "front.svg")
     assert "Pareto frontier of toy" in (tmp_path / "front.svg").read_text()
 
 
-def test_every_trial_comes_back_as_it_was_told(home):
+def test_every_trial_is_read_back_as_it_was_logged(home):
     before = load_study(toy.ref(home))[1]
-    after = asked(home)
+    after = trials_in(home)
     assert [trial.state for trial in after].count("failed") == 1 and len(after) == len(before)
     for one, other in zip(before, after, strict=True):
         assert one.model_dump() == other.model_dump()
@@ -113,8 +113,8 @@ def test_the_server_answers_what_files_answer(ask, home, wandb_server: Server, t
     assert found.returncode == 0, found.stderr
     assert found.stdout == ask("pareto", "--wandb", home, "--json")
     assert wandb_server.operations[before:].count("Runs") == 1
-    nobody = forked.moist(*words, "tester/other", env=client.environment)
-    assert nobody.returncode == 2 and "`tester/other`" in nobody.stderr
+    missing = forked.moist(*words, "tester/other", env=client.environment)
+    assert missing.returncode == 2 and "`tester/other`" in missing.stderr
 
 
 @pytest.mark.slow
@@ -148,23 +148,23 @@ for trial in load({path!r}, None, DEFAULT, print)[1]:
     assert found[1]["values"] == {"accuracy": 0.3, "mflops": 3.0}
 
 
-def test_runs_of_several_studies_are_told_apart_by_name(tmp_path):
+def test_runs_of_several_studies_are_distinguished_by_name(tmp_path):
     for study in ("one", "two"):
         values = {"objective/accuracy": 0.5, "objective/mflops": len(study)}
         log(tmp_path, f"{study}-00004", values=values, group=study, trial=4)
     with pytest.raises(ConfigError, match="runs of 2 studies: `one`, `two`"):
-        asked(tmp_path)
+        trials_in(tmp_path)
     with pytest.raises(ConfigError, match=r"no runs of `three`.*\n.*`one`, `two`"):
-        asked(tmp_path, "three")
-    assert [trial.number for trial in asked(tmp_path, "two")] == [4]
+        trials_in(tmp_path, "three")
+    assert [trial.number for trial in trials_in(tmp_path, "two")] == [4]
 
 
-def test_studies_of_one_name_are_told_apart_by_their_ids(tmp_path):
+def test_studies_of_one_name_are_distinguished_by_their_ids(tmp_path):
     for id in ("aaaa-00000", "bbbb-00000"):
         log(tmp_path, id, values={"objective/mflops": 1.0}, trial=0)
     with pytest.raises(ConfigError, match="`aaaa-00000` and `bbbb-00000`"):
-        asked(tmp_path)
-    assert len(asked(tmp_path, "bbbb")) == 1
+        trials_in(tmp_path)
+    assert len(trials_in(tmp_path, "bbbb")) == 1
 
 
 @pytest.mark.slow
@@ -173,13 +173,13 @@ def test_a_run_that_is_not_done_is_in_no_frontier(tmp_path):
     for number, state in enumerate(("complete", "pruned", "failed", "killed")):
         log(tmp_path, state, state, values, trial=number)
     with writing(tmp_path, "running") as kill:
-        trials = asked(tmp_path)
+        trials = trials_in(tmp_path)
         states = [trial.state for trial in trials]
         assert states == ["complete", "pruned", "failed", "failed", "running"]
         assert [bool(trial.quantities) for trial in trials] == [True, False, False, False, False]
         assert trials[3].reason == "killed"
         kill()
-    assert asked(tmp_path)[4].state == "failed"
+    assert trials_in(tmp_path)[4].state == "failed"
 
 
 def run(number: int, **config: object) -> LoggedRun:
@@ -194,27 +194,27 @@ def run(number: int, **config: object) -> LoggedRun:
 def test_runs_without_a_study_have_as_parameters_what_differs():
     runs = [run(0, k=2, router="cnn", moist="1"), run(1, k=3, router="cnn", moist="2")]
     assert [trial.params for trial in trials_of(runs, DEFAULT)] == [{"k": 2}, {"k": 3}]
-    said = [run(0, k=2, router="cnn", params=["router"])]
-    assert trials_of(said, DEFAULT)[0].params == {"router": "cnn"}
+    listed = [run(0, k=2, router="cnn", params=["router"])]
+    assert trials_of(listed, DEFAULT)[0].params == {"router": "cnn"}
 
 
-def test_a_limit_that_was_not_kept_keeps_a_run_out():
+def test_a_run_beyond_a_limit_is_not_feasible():
     (trial,) = trials_of([run(0)], DEFAULT)
     assert trial.constraints == {"mflops": 2.0} and not trial.feasible
 
 
 @pytest.mark.parametrize("source", ["nowhere", "a//b", "a/b/c/d"])
-def test_a_source_that_is_none_is_refused(source):
+def test_a_source_that_does_not_exist_is_rejected(source):
     with pytest.raises(ConfigError, match=f"`--wandb {source}` is neither a folder"):
-        asked(source)
+        trials_in(source)
 
 
-def test_a_folder_without_runs_is_refused(tmp_path):
+def test_a_folder_without_runs_is_rejected(tmp_path):
     with pytest.raises(ConfigError, match="no runs of W&B in"):
-        asked(tmp_path)
+        trials_in(tmp_path)
 
 
-def test_the_command_on_a_picture_asks_again(ask, home, tmp_path):
+def test_the_command_on_a_plot_repeats_it(ask, home, tmp_path):
     ask("pareto", "--wandb", home, "--plot", tmp_path / "front.html")
     page = (tmp_path / "front.html").read_text()
     assert shlex.join(["moist", "pareto", "--wandb", str(home), "--group", "toy"]) in page

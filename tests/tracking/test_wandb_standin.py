@@ -57,7 +57,7 @@ wandb.init(id="r2").finish(exit_code=3)
 
 
 def test_a_resumed_run_goes_on_where_it_was(wandb_server: Server, client: Client) -> None:
-    said = client.python("""
+    output = client.python("""
 import wandb
 for rows in (range(3), range(3, 5)):
     with wandb.init(id="r1", resume="allow", config={"part": rows[0]}) as run:
@@ -65,7 +65,7 @@ for rows in (range(3), range(3, 5)):
         for step in rows:
             run.log({"loss": step}, step=step)
 """)
-    assert said.splitlines() == ["False 0 running", "True 3 running"]
+    assert output.splitlines() == ["False 0 running", "True 3 running"]
     run = wandb_server.run("r1")
     assert [row["loss"] for row in run.history] == [0, 1, 2, 3, 4]
     assert run.summary["loss"] == 4
@@ -106,14 +106,14 @@ parameters: {lr: {values: [0.1, 0.2]}, opt: {values: [adam, sgd]}}
     assert points == [(0.1, "adam"), (0.1, "sgd"), (0.2, "adam"), (0.2, "sgd")]
     assert (sweep.state, {run.state for run in found}) == ("FINISHED", {"finished"})
     assert all(agent.given for agent in wandb_server.agents.values())
-    said = client.python(f"""
+    output = client.python(f"""
 import json, wandb
 sweep = wandb.Api().sweep("{path}")
 print(json.dumps([
     sweep.state, sweep.expected_run_count, len(sweep.runs), sweep.best_run().config
 ]))
 """)
-    assert json.loads(said) == ["FINISHED", 4, 4, {"lr": 0.1, "opt": "adam"}]
+    assert json.loads(output) == ["FINISHED", 4, 4, {"lr": 0.1, "opt": "adam"}]
 
 
 def agents(client: Client, path: str, count: int) -> None:
@@ -175,8 +175,8 @@ metrics: [{name: loss, goal: minimize}, {name: size, goal: minimize}]
 scheduler: {engine: optuna, source: study.py, optimizer: make_study, search_space: space}
 run_cap: 2
 """)
-    asked = ("sweep-scheduler", path, "--batch-size", "2", "--poll-interval", "5")
-    with client.background(*asked) as scheduler:
+    command = ("sweep-scheduler", path, "--batch-size", "2", "--poll-interval", "5")
+    with client.background(*command) as scheduler:
         agents(client, path, 2)
         assert scheduler.wait(60) == 0
     sweep = wandb_server.sweeps[path.split("/")[-1]]
@@ -199,7 +199,7 @@ def test_the_api_filters_orders_and_pages(wandb_server: Server, client: Client) 
         run.files = {"best.txt": b"good"}
         wandb_server.runs[run.key] = run
     wandb_server.made("tester", "p")
-    said = client.python("""
+    output = client.python("""
 import json, wandb
 def names(filters, order="+created_at", per_page=2):
     return [r.name for r in wandb.Api().runs("tester/p", filters, order, per_page, lazy=False)]
@@ -218,7 +218,7 @@ run.tags.append("front")
 run.update()
 run.stop()
 """)
-    assert json.loads(said) == [
+    assert json.loads(output) == [
         ["trial-1", "trial-2", "trial-3", "trial-4"],
         ["trial-3", "trial-4"],
         ["trial-0", "trial-2"],
@@ -237,7 +237,7 @@ run.stop()
 
 
 def test_artifacts_and_tables_go_up_and_come_back(wandb_server: Server, client: Client) -> None:
-    said = client.python("""
+    output = client.python("""
 import pathlib, wandb
 with wandb.init(id="r1") as run:
     pathlib.Path("w.bin").write_bytes(b"weights")
@@ -257,7 +257,7 @@ print([artifact.name for artifact in api.run("tester/p/r1").logged_artifacts()])
 print([artifact.name for artifact in api.run("tester/p/r2").used_artifacts()])
 """)
     held = ["b'weights'", "['best:v0', 'run-r1-trials:v0']", "['best:v0']"]
-    assert said.splitlines() == held
+    assert output.splitlines() == held
     best, table, better = wandb_server.artifacts
     assert (best.type, best.name, best.aliases) == ("model", "best", ["v0"])
     assert (better.aliases, better.files) == (["front", "latest", "v1"], {"w.bin": b"better"})
@@ -271,7 +271,7 @@ print([artifact.name for artifact in api.run("tester/p/r2").used_artifacts()])
 
 
 def test_a_workspace_is_saved_and_read_back(wandb_server: Server, client: Client) -> None:
-    said = client.python("""
+    output = client.python("""
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 panels = [wr.LinePlot(y=["loss"]), wr.ScatterPlot(x="a", y="b")]
@@ -283,7 +283,7 @@ report = wr.Report("p", "tester", title="front", blocks=[wr.H1("front")])
 report.save(draft=True)
 print(wr.Report.from_url(report.url).title)
 """)
-    assert said.splitlines() == ["2", "front"]
+    assert output.splitlines() == ["2", "front"]
     workspace, report = wandb_server.views
     assert (workspace.type, workspace.display_name) == ("project-view", "study")
     assert workspace.spec["section"]["panelBankConfig"]["sections"][0]["name"] == "s"
@@ -294,7 +294,7 @@ QUERY = "query Q { viewer { entity %s } }"
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "said"),
+    ("path", "body", "output"),
     [
         ("/nowhere", {}, "unknown path"),
         ("/graphql", {"query": QUERY % "shoe"}, "Cannot query field 'shoe'"),
@@ -302,14 +302,14 @@ QUERY = "query Q { viewer { entity %s } }"
         ("/graphql", {"query": "query {"}, "Syntax Error"),
     ],
 )
-def test_what_is_against_the_api_is_refused_and_fails_the_test(
-    path: str, body: Any, said: str
+def test_what_violates_the_api_is_rejected_and_fails_the_test(
+    path: str, body: Any, output: str
 ) -> None:
     def against() -> None:
         with checked() as server, pytest.raises(HTTPError, match="400"):
             post(server, path, body)
 
-    with pytest.raises(AssertionError, match=said):
+    with pytest.raises(AssertionError, match=output):
         against()
 
 
@@ -325,7 +325,7 @@ def test_a_made_up_sweep_is_not_found_and_no_violation(wandb_server: Server) -> 
         post(wandb_server, "/graphql", {"query": query})
 
 
-def test_a_run_that_is_to_stop_hears_of_it(wandb_server: Server) -> None:
+def test_a_run_that_is_to_stop_is_notified(wandb_server: Server) -> None:
     wandb_server.runs["tester", "p", "r"] = Run("tester", "p", "r")
     stream = "/files/tester/p/r/file_stream"
     assert post(wandb_server, stream, {}) == {"limits": {}}
@@ -351,9 +351,9 @@ def test_sampled_history_is_thinned_and_has_the_keys_asked_for() -> None:
     assert (thin, whole) == ([{"loss": 1}, {"loss": 3}, {"loss": 5}], rows)
 
 
-def test_an_agent_is_told_to_start_wait_stop_or_leave(wandb_server: Server) -> None:
-    def ask(asked: str) -> Any:
-        return post(wandb_server, "/graphql", {"query": f"mutation {{ {asked} }}"})["data"]
+def test_an_agent_gets_commands_to_start_wait_stop_or_exit(wandb_server: Server) -> None:
+    def ask(command: str) -> Any:
+        return post(wandb_server, "/graphql", {"query": f"mutation {{ {command} }}"})["data"]
 
     def beat(*alive: str) -> Any:
         told = json.dumps(json.dumps(dict.fromkeys(alive, True)))
