@@ -5,17 +5,16 @@ import io
 import json
 import signal
 import socket
-import subprocess
-import sys
-import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import toy
-from shell import Said, searched
+from forked import MOIST, Forked
+from shell import Said
+from tiny import STUDY
 
-from moist.cli.main import main
 from moist.reporting import study_tables
 from moist.results.objectives import parse_objectives
 from moist.results.trials import Trial
@@ -24,27 +23,18 @@ from moist.study.spec import study_spec
 from moist.sweepfile import Sweep
 
 PATIENCE = 240.0
-SWEEP = searched("grid", 2, 2, 1, 2, width=[4, 32])
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("files") / "four.yaml"
-    path.write_text(SWEEP)
-    return path
+def file(trained_once) -> Path:
+    """The sweep file of the finished study."""
+    return trained_once / "files" / "four.yaml"
 
 
 @pytest.fixture(scope="module")
-def home(file, tmp_path_factory) -> Path:
+def home(trained) -> Path:
     """A home with a finished study of four trials."""
-    home = tmp_path_factory.mktemp("home")
-    words = ["sweep", "optuna", file, "--home", home, "--workers", "2", "--threads", "1", "-q"]
-    before, sys.argv = sys.argv, ["moist", *map(str, words)]
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    sys.argv = before
-    assert not exit_.value.code
-    return home
+    return trained()
 
 
 @pytest.fixture
@@ -206,7 +196,7 @@ def test_check_finds_nothing_in_a_sound_file_and_all_in_a_bad_one(ask, file, tmp
     said = Said(capsys, "sweep", "check", file)
     assert said.code == 0 and "2 parameters" in said.out and "4 points" in said.out
     bad = tmp_path / "bad.yaml"
-    bad.write_text(SWEEP.replace("hidden_width:", "hiden_width:").replace("[2, 3]", "[2, -3]"))
+    bad.write_text(STUDY.replace("hidden_width:", "hiden_width:").replace("[2, 3]", "[2, -3]"))
     said = Said(capsys, "sweep", "check", bad)
     assert said.code == 2 and "hidden_width" in said.out and "-3" in said.out
 
@@ -251,32 +241,27 @@ def test_the_dashboard_serves_the_study_with_notes_and_files_on_loopback(home):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    code = "from moist.cli.main import main; main()"
     words = ["dashboard", "four", "--port", str(port), "--home", str(home)]
-    server = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE)
-    try:
-        line = server.stderr.readline().decode()
-        assert line.strip() == f"http://127.0.0.1:{port}/dashboard/studies/1"
+    with Forked([*MOIST, *words]) as server:
+        server.until(lambda: "\n" in server.err)
+        assert server.err.strip() == f"http://127.0.0.1:{port}/dashboard/studies/1"
         found = _fetched(f"http://127.0.0.1:{port}/api/studies/1", server)
-    finally:
-        server.terminate()
-        server.communicate(timeout=PATIENCE)
-    assert server.returncode == -signal.SIGTERM
+        server.signal(signal.SIGTERM)
+        assert server.wait() == -signal.SIGTERM
     assert len(found["trials"]) == 4
     for trial in found["trials"]:
         assert "moist run" in trial["note"]["body"]
         assert any(one["filename"].endswith(".json") for one in trial["artifacts"])
 
 
-def _fetched(url: str, server: subprocess.Popen) -> dict:
+def _fetched(url: str, server: Forked) -> dict:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # of nobody else's
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            with opener.open(url) as answer:
-                return json.load(answer)
-        except OSError:
-            assert server.poll() is None and time.monotonic() < deadline
+
+    def fetched() -> dict | None:
+        with suppress(OSError), opener.open(url) as answer:
+            return json.load(answer)
+
+    return server.until(fetched)
 
 
 # what is said at the start
@@ -284,7 +269,7 @@ def _fetched(url: str, server: subprocess.Popen) -> dict:
 
 def test_a_sweep_says_in_one_line_what_of_its_file_only_wandb_heeds(file, tmp_path, capsys):
     asks = tmp_path / "asks.yaml"
-    asks.write_text(SWEEP + "early_terminate: {type: hyperband, min_iter: 3}\n"
+    asks.write_text(STUDY + "early_terminate: {type: hyperband, min_iter: 3}\n"
                     "metric: {name: objective/params, goal: minimize}\n")  # fmt: skip
     words = ["--dry-run", "--threads", "1", "--home", tmp_path]
     said = Said(capsys, "sweep", "optuna", asks, *words)
