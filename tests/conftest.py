@@ -23,6 +23,7 @@ import forked  # noqa: E402
 import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+from shell import of_nobody  # noqa: E402
 from tiny import STUDY, TINY  # noqa: E402
 from wandb_standin import Server, checked  # noqa: E402
 
@@ -117,12 +118,6 @@ def train(folder: Path) -> None:
     for words in (["run", *TINY], ["sweep", "optuna", file, "--workers", "2"]):
         done = forked.moist(*words, "--threads", 1, "--quiet", env=of_nobody(folder))
         assert done.returncode == 0, done.stderr
-
-
-def of_nobody(folder: Path) -> dict[str, str]:
-    """Return the environment of a user without an account, whose home folders lie there."""
-    kept = {name: text for name, text in os.environ.items() if not name.startswith("WANDB")}
-    return {**kept, "HOME": str(folder), "MOIST_HOME": str(folder / "moist")}
 
 
 @pytest.fixture(scope="session")

@@ -1,40 +1,22 @@
-"""moist's command as a shell would start it, and sweeps that train in seconds."""
+"""moist's command as a shell would start it."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moist.cli.main import main
 
-MAIN = [sys.executable, "-c", "from moist.cli.main import main; main()"]
 
-
-def searched(
-    method: str, teacher: int, distill: int, routing: int, joint: int, width: list[int]
-) -> str:
-    """A sweep file over k and the hidden width on digits, with so many epochs of each stage."""
-    return f"""
-program: moist
-method: {method}
-command: ["${{env}}", moist, run, "${{args_no_hyphens}}"]
-parameters:
-  data.name: {{value: digits}}
-  teacher.arch: {{value: resnet8}}
-  teacher.epochs: {{value: {teacher}}}
-  student.channels: {{value: "8,16"}}
-  router: {{value: linear}}
-  distill.epochs: {{value: {distill}}}
-  routing.epochs: {{value: {routing}}}
-  joint.epochs: {{value: {joint}}}
-  latency.repeats: {{value: 10}}
-  latency.seconds: {{value: 0.01}}
-  k: {{values: [2, 3]}}
-  hidden_width: {{values: {width}}}
-"""
+def of_nobody(folder: Path, **more: str) -> dict[str, str]:
+    """Return the environment of a user without an account, whose home folders lie there."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("WANDB")}
+    return {**kept, "HOME": str(folder), "MOIST_HOME": str(folder / "moist"), **more}
 
 
 class Said:

@@ -18,7 +18,7 @@ TINY = [
 def searched(method: str, k: str = "values: [2, 3]", width: str = "values: [4, 32]") -> str:
     """Return a sweep file over k and the hidden width of the tiny recipe."""
     fixed = "".join(
-        f"  {key}: {{value: {value!r}}}\n" for key, value in (word.split("=") for word in TINY[1:])
+        f"  {key}: {{value: {value}}}\n" for key, value in (word.split("=") for word in TINY[1:])
     )
     return f"""
 program: moist
