@@ -28,6 +28,7 @@ import tempfile
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -156,6 +157,7 @@ def become(words: list[str], env: dict[str, str], cwd: str, streams: Sequence[in
     os.environ.clear()
     os.environ.update(env)
     util.spawnv_passfds = spawned  # type: ignore[attr-defined]
+    forget_exits()
     code = exit_code(lambda: execute(words))
     with suppress(BaseException):
         threading._shutdown()  # type: ignore[attr-defined]
@@ -166,6 +168,15 @@ def become(words: list[str], env: dict[str, str], cwd: str, streams: Sequence[in
         signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
+
+
+def forget_exits() -> None:
+    """Leave to the server what it is to do at its exit, as to remove its temporary folders."""
+    atexit._clear()
+    for one in [*weakref.finalize._registry]:  # type: ignore[attr-defined]
+        one.atexit = False
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+    atexit.register(util._exit_function)  # type: ignore[attr-defined]
 
 
 def exit_code(call: Callable[[], None]) -> int:
@@ -387,6 +398,7 @@ def main() -> None:
     forking.run()
     for name in (sys.argv[1], f"{sys.argv[1]}.lock"):
         Path(name).unlink(missing_ok=True)
+    atexit._run_exitfuncs()
     os._exit(0)  # what is frozen would be reported as leaked
 
 
