@@ -15,11 +15,13 @@ TINY = [
 """Overrides, as `moist run` takes them."""
 
 
-def searched(method: str, k: str = "values: [2, 3]", width: str = "values: [4, 32]") -> str:
-    """Return a sweep file over k and the hidden width of the tiny recipe."""
-    fixed = "".join(
-        f"  {key}: {{value: {value}}}\n" for key, value in (word.split("=") for word in TINY[1:])
-    )
+def searched(
+    method: str, k: str = "values: [2, 3]", width: str = "values: [4, 32]", **epochs: int
+) -> str:
+    """Return a sweep file over k and the hidden width of the tiny recipe, with other `epochs`."""
+    constants = dict(word.split("=") for word in TINY[1:])
+    constants |= {f"{section}.epochs": str(count) for section, count in epochs.items()}
+    fixed = "".join(f"  {key}: {{value: {value}}}\n" for key, value in constants.items())
     return f"""
 program: moist
 method: {method}

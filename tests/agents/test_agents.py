@@ -27,7 +27,7 @@ from moist.results.objectives import DEFAULT, losses, quantities
 from moist.store.runs import RunRecords
 
 PATIENCE = 480.0
-GRID = searched("grid").replace("joint.epochs: {value: '3'}", "joint.epochs: {value: 4}")
+GRID = searched("grid", joint=4)
 """A sweep whose joint trainings alone are not stored in a trained home."""
 POINTS = {(2, 4), (2, 32), (3, 4), (3, 32)}
 

@@ -14,7 +14,7 @@ import pytest
 from driving import Driving, command, records, start, trials
 from optuna.artifacts import get_all_artifact_meta
 from optuna.samplers import RandomSampler
-from shell import searched
+from tiny import searched
 from toy import FAIL, WAIT, Start, attempts, moist, ref, search
 
 from moist.store.maintenance import entries, verify
@@ -25,7 +25,7 @@ from moist.study.samplers import suggest
 from moist.study.spec import sweep_of
 from moist.study.storage import load
 
-SWEEP = searched("random", 3, 6, 3, 6, width=[8, 32])
+SWEEP = searched("random", width="values: [8, 32]", teacher=3, distill=6, routing=3, joint=6)
 KILLS = 20
 COMMITS = (18, 48)
 """Of the database, until a driver is killed: 10 are a resumed driver's before it goes on, about

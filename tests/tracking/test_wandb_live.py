@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from shell import MAIN
-from test_agents import GRID, POINTS
+from forked import MOIST
+from tiny import STUDY, TINY
 
 PROJECT = "moist-live-test"
+POINTS = {(2, 4), (2, 32), (3, 4), (3, 32)}
 PATIENCE = 900.0
 
 pytestmark = [
@@ -34,7 +35,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def said(environment: dict[str, str], *words: str) -> str:
     done = subprocess.run(
-        [*MAIN, *words], capture_output=True, text=True, timeout=PATIENCE, env=environment
+        [sys.executable, *MOIST, *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -44,7 +49,7 @@ def test_a_sweep_on_the_real_server_gives_each_point_once_and_the_frontier_back(
     environment, tmp_path
 ):
     path = tmp_path / "live.yaml"
-    path.write_text(GRID)
+    path.write_text(STUDY)
     out = said(environment, "sweep", "wandb", str(path), "--project", PROJECT, "--workers", "2")
     sweep = out.split()[-1]
     front = json.loads(said(environment, "pareto", "--wandb", sweep, "--json"))
@@ -60,9 +65,7 @@ def test_a_sweep_on_the_real_server_gives_each_point_once_and_the_frontier_back(
 
 
 def test_what_was_kept_offline_arrives_once(environment):
-    tiny = [line.strip().replace(": {value: ", "=").strip("}") for line in GRID.splitlines()]
-    values = [word.replace('"', "") for word in tiny if "=" in word]
-    said({**environment, "WANDB_MODE": "offline"}, "run", *values, "k=2", "hidden_width=8")
+    said({**environment, "WANDB_MODE": "offline"}, "run", *TINY, "hidden_width=8")
     first = json.loads(said(environment, "sync", "--json"))
     assert first
     assert json.loads(said(environment, "sync", "--json")) == []
