@@ -40,7 +40,7 @@ class SearchProgress:
         self.own_stage = ""
         self.params: dict[int, Mapping[str, Any]] = {}
         self.at: dict[int, str] = {}
-        """What each running trial is computing."""
+        """The stage and epoch of each running trial."""
         self.live = Live(get_renderable=self._display, console=self.console, transient=True)
 
     def __enter__(self) -> SearchProgress:

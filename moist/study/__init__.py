@@ -1,1 +1,1 @@
-"""A study: trials asked for, run by workers, judged and told; its driver, and questions to it."""
+"""Studies: a driver draws trials, screens them, runs them in worker processes, stores results."""

@@ -1,4 +1,4 @@
-"""Cost estimates: what a config computes, and what its architecture decides before training."""
+"""Cost estimates: what a config computes, and the quantities that are known before training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LATENCY = "measure_latency"
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What is known of a config before training: its run's key, its stages, its quantities.
+    """A config before training: its run's key, its stages, and the quantities that are known.
 
     `measure` finds the quantities that take a while, and are worth it once the others are no
     reason to reject the trial.

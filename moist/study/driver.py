@@ -1,4 +1,4 @@
-"""The one process that owns a study: it draws trials, starts workers, ends trials.
+"""The driver: the one process that owns a study, draws trials, starts workers, stores results.
 
 All policy meets here: what is not worth training (`screening.py`), what a record answers, what is
 retried, when to stop (`stopping.py`).
@@ -75,7 +75,7 @@ class Driver:
             self._learn(trial)
 
     def run(self) -> Stats:
-        """Run all trials that were asked for, those of a lost driver first.
+        """Run trials until there are enough, those of a lost driver first.
 
         Raises StageError when going on makes no sense: there is no healthy worker left, or the
         last trials failed with the same error.

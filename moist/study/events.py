@@ -1,4 +1,4 @@
-"""What happens in a study: events, which workers send to the driver and the driver to observers.
+"""Events of a study: workers send them to the driver, and the driver to its observers.
 
 `number` is the trial's; it is None where the driver itself computes a stage for all trials.
 """
@@ -107,7 +107,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class StudyOpened:
-    """The begin of a driver's work on a study, of whose `requested` trials some are complete."""
+    """The start of a driver: `complete` trials are complete, of `requested` in the end."""
 
     name: str
     spec: StudySpec
@@ -117,7 +117,7 @@ class StudyOpened:
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """The begin of an attempt at a trial; `stop(reason)` asks the driver to stop the trial."""
+    """The start of an attempt at a trial; `stop(reason)` requests that the driver stops it."""
 
     number: int
     params: Mapping[str, Any]
@@ -136,7 +136,7 @@ class TrialEnded:
 
 @dataclass(frozen=True)
 class Noted:
-    """A line for whoever follows the study, which is not a warning."""
+    """A message that is not a warning."""
 
     text: str
 
@@ -151,8 +151,8 @@ FINAL = (Completed, Deferred, Failed, Lost)
 """After one of these a worker sends nothing more."""
 
 OUTCOMES = ("trained", "reused", "screened", "pruned", "failed")
-"""What becomes of a trial: trained; answered from the record of an earlier run; rejected before
-any training; stopped while it trained; failed."""
+"""Outcomes of a trial: trained; answered from the record of an earlier run; rejected before any
+training; stopped while it trained; failed."""
 
 
 class Observer(Protocol):

@@ -94,11 +94,11 @@ class Ledger:
         for trial in running:
             if trial.number in again:
                 self.fail(trial.number, DRIVER_LOST)
-            elif not trial.asked:
+            elif not trial.drawn:
                 identity = self._ids[trial.number]
                 self.storage.set_trial_state_values(identity, TrialState.WAITING)
                 self._read(self.storage.get_trial(identity))
-        return [trial for trial in running if trial.asked and trial.number not in again]
+        return [trial for trial in running if trial.drawn and trial.number not in again]
 
     def has_waiting(self) -> bool:
         """Return whether a trial is queued."""
@@ -134,7 +134,7 @@ class Ledger:
         failed = [
             trial
             for trial in trials
-            if trial.state == "failed" and trial.asked and trial.number not in again
+            if trial.state == "failed" and trial.drawn and trial.number not in again
         ]
         chosen = [trial for trial in failed if reason in (trial.reason or "")]
         for trial in chosen:
@@ -195,10 +195,10 @@ class Ledger:
         """Update the copy in memory from the database."""
         trial = trial_of(one, self.objectives)
         self._ids[trial.number] = one._trial_id
-        fresh = trial.asked and trial.retry_of is None
+        fresh = trial.drawn and trial.retry_of is None
         known = self._trials.get(trial.number)
-        self.drawn += fresh and not (known and known.asked)
-        self.tried |= {point(trial.params)} if trial.asked else set()
+        self.drawn += fresh and not (known and known.drawn)
+        self.tried |= {point(trial.params)} if trial.drawn else set()
         self._trials[trial.number] = trial
 
 

@@ -1,4 +1,4 @@
-"""Which study: its name, its database, the home of its runs, and commands that find it again."""
+"""A reference to a study: name, database, home of its runs, and commands that find it again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure a frontier is: its members trained again under new seeds, latencies measured anew.
+"""Certainty of a frontier: its members trained again under new seeds, latencies measured anew.
 
 A frontier's members were selected for their luck, too: so the runs that selected them are left
 out, and only the new seeds count.

@@ -1,7 +1,7 @@
-"""Where a study looks next: Optuna's samplers, reseeded for each trial, and never twice.
+"""Which point to try next: Optuna's samplers, reseeded for each trial; no point is drawn twice.
 
-A sampler made afresh for each trial from (study's seed, trials drawn so far) depends on the
-study's trials alone, so a study that was interrupted goes on as if it had not been.
+A sampler that is made anew for each trial, from the study's seed and the number of draws so far,
+depends on the study's trials alone: an interrupted study continues like an unbroken one.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from optuna import Trial as LiveTrial
 
 GP_SECONDS, GP_TRIALS, GP_AFTER = 60.0, 300, 10
-"""A Gaussian process earns its seconds a draw when trials cost a minute, and are few."""
+"""When `auto` takes a Gaussian process, which needs seconds a draw: the least median seconds of a
+trial, the most trials requested, and the least complete trials."""
 
 DRAWS, GP_DRAWS = 20, 3
-"""Draws that may give what was tried before, until an untried point is picked at random. A
-Gaussian process insists on the point it likes best, and takes long to say so."""
+"""Draws that may repeat a point that was tried, before an untried one is picked at random. A
+Gaussian process is slow, and draws its best point again and again."""
 
 GP_PROPOSAL = "gp:relative_params:"
-"""How Optuna's attributes begin by which running trials let a Gaussian process know themselves."""
+"""Prefix of the attributes by which Optuna's Gaussian process knows of running trials."""
 
 MAKERS: dict[str, Callable[[int, bool], BaseSampler]] = {
     "tpe": lambda seed, alone: TPESampler(seed=seed, constant_liar=not alone),
@@ -42,41 +43,42 @@ MAKERS: dict[str, Callable[[int, bool], BaseSampler]] = {
     "random": lambda seed, alone: RandomSampler(seed=seed),
     "grid": lambda seed, alone: RandomSampler(seed=seed),
 }
-"""A sampler of a seed. One that draws `alone`, with no other trial running, need not look for
-such, which is what constant-liar TPE spends half of its time on."""
+"""Makers of samplers from a seed. One that draws `alone` has no running trials to avoid, which is
+half of the work of constant-liar TPE."""
 
 
 def chosen(name: str, sweep: Sweep, trials: Sequence[Trial], requested: int) -> str:
-    """What `auto` means now: the file's grid or random, else TPE, or GP once trials are dear.
+    """Return the sampler that `name` means now.
 
-    GP (Optuna's qLogEHVI) finds more in few trials, and takes seconds to draw one. It can't tell
-    trials that kept one limit from those that kept another: raises ConfigError when asked to.
+    `auto` is the file's grid or random, else TPE, or GP once trials are expensive. GP (Optuna's
+    qLogEHVI) finds more in few trials, and takes seconds to draw one. It can't learn from trials
+    under different limits: raises ConfigError if it was chosen by name.
     """
     kept = [sorted(trial.constraints) for trial in trials if trial.state == "complete"]
-    alike = all(limits == kept[0] for limits in kept)
-    if name == "gp" and not alike:
+    same_limits = all(limits == kept[0] for limits in kept)
+    if name == "gp" and not same_limits:
         raise ConfigError(
             "`--sampler gp` can't learn from trials under different limits: there are"
             f" {' and '.join(sorted({', '.join(limits) or 'none' for limits in kept}))}",
-            "keep to the `--max` that the study was begun with, or take another sampler",
+            "use the `--max` that the study began with, or another sampler",
         )
     if name != "auto":
         return name
     if sweep.method in {"grid", "random"}:
         return str(sweep.method)
-    taken = [trial.seconds for trial in trials if trial.state == "complete" and trial.seconds]
-    dear = len(taken) >= GP_AFTER and statistics.median(taken) >= GP_SECONDS
-    return "gp" if dear and alike and requested <= GP_TRIALS else "tpe"
+    seconds = [trial.seconds for trial in trials if trial.state == "complete" and trial.seconds]
+    expensive = len(seconds) >= GP_AFTER and statistics.median(seconds) >= GP_SECONDS
+    return "gp" if expensive and same_limits and requested <= GP_TRIALS else "tpe"
 
 
 def seed_of(*parts: object) -> int:
-    """32 bits that depend on all parts."""
+    """Hash all parts to a seed of 32 bits."""
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big")
 
 
 def suggest(sweep: Sweep, trial: LiveTrial) -> dict[str, Any]:
-    """Let a trial take a value for each parameter that applies to it."""
+    """Draw a value for each parameter that applies to a trial."""
     params: dict[str, Any] = {}
     for parameter in sweep.parameters:
         if active(sweep, params, parameter):
@@ -93,10 +95,10 @@ def _take(trial: LiveTrial, p: Parameter) -> Any:
 
 
 class Untried(BaseSampler):
-    """Draws with another sampler, again until nobody has tried the point.
+    """A sampler that repeats the draws of another until the point is an untried one.
 
-    A point that was tried teaches nothing: its stages are stored, its result is the same. In a
-    finite space the last points are found by looking; somebody must have checked that there are.
+    A point that was tried would give the same result from its stored stages. In a finite space
+    the last points are found by enumeration; the caller has checked that there are any.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class Untried(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """All of a trial's parameters at once, so that the point can be compared."""
+        """Draw all parameters at once, so that the point can be compared."""
         self._forget(study, trial)
         for params in self._candidates(study, trial):
             if point(params) not in self.tried:
@@ -139,7 +141,7 @@ class Untried(BaseSampler):
         self.base.after_trial(study, trial, state, values)
 
     def _draw(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
-        """One value for each parameter that applies, as the other sampler would give them."""
+        """Draw a value for each parameter that applies, as the base sampler would."""
         space = self.base.infer_relative_search_space(study, trial)
         together = self.base.sample_relative(study, trial, space)
         params: dict[str, Any] = {}
@@ -154,13 +156,13 @@ class Untried(BaseSampler):
         return params
 
     def _forget(self, study: Study, trial: FrozenTrial) -> None:
-        """What was proposed before a driver was lost, a Gaussian process takes for a trial."""
+        """Delete a lost driver's proposals, which a Gaussian process takes for running trials."""
         for name in trial.system_attrs:
             if name.startswith(GP_PROPOSAL):
                 study._storage.set_trial_system_attr(trial._trial_id, name, "")
 
     def _candidates(self, study: Study, trial: FrozenTrial) -> Iterator[dict[str, Any]]:
-        """The other sampler's draws, then random ones: without an end, or all points at last."""
+        """Yield draws of the base sampler, then random ones, then all points of a finite space."""
         if self.name == "grid":
             yield from grid(self.sweep)
         for _ in range(GP_DRAWS if self.name == "gp" else DRAWS):
@@ -172,5 +174,5 @@ class Untried(BaseSampler):
 
 
 def point(params: Mapping[str, Any]) -> str:
-    """The same text for the same parameters."""
+    """Serialize parameters, in an order of their own."""
     return json.dumps(dict(params), sort_keys=True)

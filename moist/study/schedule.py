@@ -1,4 +1,4 @@
-"""Which waiting trial can use a worker now, so that no stage is computed twice."""
+"""Choose which waiting trial gets a worker, so that no stage is computed twice."""
 
 from __future__ import annotations
 

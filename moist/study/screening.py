@@ -1,4 +1,4 @@
-"""Which trials are not worth training, or training on: decided by limits and dominance alone.
+"""Screening and pruning: trials that are not worth training, by limits and dominance alone.
 
 Optuna's pruners refuse several objectives; dominance does not. Nothing here writes or stops.
 """

@@ -29,7 +29,7 @@ from moist.study.workers import Pool, Slot
 from moist.sweepfile import Sweep, config_of, size
 
 TRIALS = 20
-"""Complete trials of a sweep that says nothing of their number."""
+"""Complete trials to end with, unless the sweep or the user says."""
 
 
 def requested_trials(sweep: Sweep, trials: int | None) -> int:
@@ -187,7 +187,7 @@ def earlier_trials(ref: StudyRef, spec: StudySpec) -> list[Trial]:
 def _is_begun(trial: Trial) -> bool:
     """Return whether a driver would run a trial before it draws another."""
     retried = trial.state == "waiting" and trial.retry_of is not None
-    return retried or (trial.state == "running" and trial.asked)
+    return retried or (trial.state == "running" and trial.drawn)
 
 
 def _draws(
@@ -195,8 +195,8 @@ def _draws(
 ) -> Iterator[dict[str, Any]]:
     """Draw the points that a driver would draw next if the trials before had no results."""
     ledger, points = in_memory(spec), size(sweep)
-    ledger.tried |= {point(trial.params) for trial in before if trial.asked}
-    drawn = sum(trial.asked and trial.retry_of is None for trial in before)
+    ledger.tried |= {point(trial.params) for trial in before if trial.drawn}
+    drawn = sum(trial.drawn and trial.retry_of is None for trial in before)
     while points is None or len(ledger.tried) < points:
         name = chosen(settings.sampler, sweep, before, settings.trials)
         seed = seed_of(spec.facts.seed, drawn + ledger.drawn)

@@ -1,4 +1,4 @@
-"""What a driver is asked to do, and what it did. Imported by the command line: nothing heavy."""
+"""A search's settings, statistics and result. The command line imports it: nothing heavy here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random", "grid")
 """Ways to choose the next trial, made by `samplers.py`, which is slow to import."""
 
 BEST = {"accuracy": 1.0}
-"""What no trial can exceed, unless less is declared."""
+"""Quantities that no trial can exceed, unless lower bounds are declared."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Settings:
 
 @dataclass
 class Stats:
-    """What a driver did since it was started: stages and their seconds, and trials by outcome.
+    """A driver's work since it was started: stages and their seconds, and trials by outcome.
 
     `would_prune` says after which epoch `--prune` would have stopped a trial, by its number;
     `ended` why the search ended early.

@@ -1,4 +1,4 @@
-"""What a study searches, as it is stored with it; only the same search may continue it."""
+"""The search that a study is made for, as stored with it; only an equal one may continue it."""
 
 from __future__ import annotations
 

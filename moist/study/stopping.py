@@ -1,4 +1,4 @@
-"""When a study stops early: out of time, no useful draws, equal failures, or an interrupt."""
+"""Reasons to stop a study early: its time limit, useless draws, equal failures, interrupts."""
 
 from __future__ import annotations
 

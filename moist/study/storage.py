@@ -33,7 +33,7 @@ STATES: dict[str, State] = {
 
 
 class NoStudy(ConfigError):
-    """No study has the name that was asked for."""
+    """No study has the given name."""
 
 
 def open_storage(ref: StudyRef, keep: bool = False) -> RDBStorage:
@@ -113,7 +113,7 @@ def trial_of(frozen: FrozenTrial, objectives: Sequence[Objective]) -> Trial:
         values=dict(zip((o.name for o in objectives), values, strict=False)),
         constraints=frozen.constraints,
         attempts=tuple(frozen.user_attrs.get(ATTEMPTS, ())),
-        asked=ASKED in frozen.user_attrs,
+        drawn=ASKED in frozen.user_attrs,
         retry_of=frozen.user_attrs.get(RETRY_OF),
         **frozen.user_attrs.get(RUN, {}),
     )

@@ -1,4 +1,4 @@
-"""What a worker does with a trial: all stages that no other process is computing."""
+"""A worker's part of a trial: it runs all stages that no other process is computing."""
 
 from __future__ import annotations
 

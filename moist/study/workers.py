@@ -59,7 +59,7 @@ class Task:
 
 
 Work = Callable[[Send, Task, str | None, int], None]
-"""What a worker does: given a way to send events, the task, a device and a number of threads."""
+"""A worker's function: it takes a way to send events, the task, a device, a number of threads."""
 
 
 @dataclass

@@ -166,7 +166,7 @@ def test_pareto_of_two_studies_needs_compare(ask):
 
 def test_another_search_may_not_take_the_name_of_a_study(ask, file):
     said = ask("sweep", "optuna", file, "temperature=2")
-    assert said.code == 2 and "`temperature` was None, is 2" in said.err
+    assert said.code == 2 and "`temperature` was 4.0, is 2.0" in said.err
     assert "--study NAME" in said.err
 
 
