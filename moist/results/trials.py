@@ -1,4 +1,4 @@
-"""A trial as everybody outside the study's database sees it."""
+"""A trial as a record, independent of the study's database."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Trial(Record):
     """One trial of a study.
 
     `values`, by objective, are the study's (validation accuracy); `quantities` has every number
-    of the run that a query may ask for, by the same names; `reported` accuracies on the test
-    split, which nothing is chosen by. All three are empty unless the trial is complete.
-    `constraints` says how far each limit is exceeded (at most 0: kept). `reason` tells why it was
-    pruned or failed, or whose record it was told from. `curves` is the validation accuracy of each
-    epoch, by stage. It is not `asked` while its parameters are incomplete. Seconds: spent here,
-    and saved by reuse.
+    of the run that a query may use, by the same names; `reported` accuracies on the test split,
+    which is never used for selection. All three are empty unless the trial is complete.
+    `constraints` has how far each limit is exceeded (at most 0: kept). `reason` is why it was
+    pruned or failed, or which run's record answered it. `curves` is the validation accuracy of
+    each epoch, by stage. It is not `drawn` while its parameters are incomplete. Seconds: spent
+    here, and saved by reuse.
     """
 
     number: int
@@ -38,9 +38,9 @@ class Trial(Record):
     curves: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     attempts: tuple[str, ...] = ()
     retry_of: int | None = None
-    asked: bool = True
+    drawn: bool = True
 
     @property
     def feasible(self) -> bool:
-        """Complete, and every limit kept."""
+        """Return whether it is complete and keeps every limit."""
         return self.state == "complete" and all(v <= 0 for v in self.constraints.values())
