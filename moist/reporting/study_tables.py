@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moist.reporting.terminal import SHORT, duration, print_table
 from moist.results.objectives import TEST, Limit, Objective
-from moist.results.queries import admitting
+from moist.results.queries import allowing
 from moist.results.trials import Trial
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def print_result(
         print(f"plot: {plot}")
         cost = next((o.name for o in objectives if o.direction == "min"), "mflops")
         middle = front[len(front) // 2].quantities[cost]
-        limit = admitting(Limit(cost, "max", middle), middle)
+        limit = allowing(Limit(cost, "max", middle), middle)
         print(f"best trial under a limit:\n  {ref.command('best', *limit.split())}")
 
 

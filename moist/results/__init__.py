@@ -1,1 +1,1 @@
-"""What runs and trials found: reports, objectives, Pareto fronts, queries and means. No torch."""
+"""Results of runs and trials: reports, objectives, Pareto fronts, queries, averages. No torch."""

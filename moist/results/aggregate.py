@@ -1,4 +1,4 @@
-"""A study's trials, averaged over what should not matter, as the seed: one row a setting."""
+"""Averages of a study's trials over parameters such as the seed: one row a setting."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Spread(Record):
 
 
 class Averaged(Record):
-    """The trials of one setting: `params` are those in which the study's settings differ."""
+    """The averages of one setting; `params` are those in which the study's settings differ."""
 
     params: dict[str, Any]
     values: dict[str, Spread]
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Raises statistics.StatisticsError if there are none."""
+    """Return mean and deviation. Raises statistics.StatisticsError without values."""
     sd = statistics.stdev(values) if len(values) > 1 else 0.0
     return Spread(mean=statistics.fmean(values), sd=sd, n=len(values))
 
@@ -36,10 +36,10 @@ def spread(values: Sequence[float]) -> Spread:
 def averaged(
     trials: Sequence[Trial], measures: Sequence[str], over: Sequence[str] = ("seed",)
 ) -> list[Averaged]:
-    """Mean and deviation of each measure over the complete trials that differ only in `over`.
+    """Average each measure over the complete trials that differ only in the parameters `over`.
 
-    A measure is a quantity, or `test/NAME` of what is reported; it is left out of a setting where
-    a trial has none. Trials that are one run count once. Settings are in the order of their first
+    A measure is a quantity, or `test/NAME` for one of `reported`; a setting lacks it if one of its
+    trials does. Trials that share a run count once. Settings are in the order of their first
     trials. Raises ConfigError for unknown names, and if no trial is complete.
     """
     complete = sorted((one for one in trials if one.state == "complete"), key=lambda t: t.number)
@@ -58,7 +58,7 @@ def averaged(
 
 
 def _average(trials: Sequence[Trial], differs: list[str], measures: Sequence[str]) -> Averaged:
-    """The runs of one setting; the same run counts once, however often it was drawn."""
+    """Return the averages over the runs of one setting."""
     found = [_numbers(trial) for trial in trials]
     return Averaged(
         params={name: value for name, value in trials[0].params.items() if name in differs},
@@ -71,7 +71,7 @@ def _average(trials: Sequence[Trial], differs: list[str], measures: Sequence[str
 
 
 def _numbers(trial: Trial) -> dict[str, float]:
-    """Everything that a complete trial measured, by name."""
+    """Return all numbers of a complete trial, by name."""
     return trial.quantities | {f"{TEST}{name}": value for name, value in trial.reported.items()}
 
 

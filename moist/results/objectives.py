@@ -1,4 +1,4 @@
-"""What a sweep can optimize or limit: names, directions, and where a report says them."""
+"""Quantities that a sweep can optimize or limit: names, directions, values of a report."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ Direction = Literal["max", "min"]
 
 
 class Quantity(NamedTuple):
-    """A number of a run: which way is better, and what it is."""
+    """A number of a run: the better direction, and its meaning."""
 
     better: Direction
     means: str
 
 
 QUANTITIES: dict[str, Quantity] = {
-    "accuracy": Quantity("max", "share of the validation images classified right"),
-    "mflops": Quantity("min", "fvcore's count an image, a multiply-add is one, in millions"),
-    "mmacs": Quantity("min", "its convolution and linear part, in millions"),
-    "params": Quantity("min", "weights of all networks that the model may ask"),
+    "accuracy": Quantity("max", "share of the validation images that are classified correctly"),
+    "mflops": Quantity("min", "fvcore's flops (a multiply-add is one) of an image, in millions"),
+    "mmacs": Quantity("min", "multiply-adds of convolution and linear layers alone, in millions"),
+    "params": Quantity("min", "weights of all networks that the model may run"),
     "bytes": Quantity("min", "size of these weights"),
-    "latency_ms": Quantity("min", "median milliseconds a call with one image"),
+    "latency_ms": Quantity("min", "median milliseconds of a call with one image"),
 }
 TRAINED = {"accuracy"}
-"""What only training tells; everything else is known from the architecture."""
+"""Quantities that only training determines; the architecture determines all others."""
 
 PREFIX = "objective/"
-"""Before an objective's name in W&B's summaries, and so in sweep files."""
+"""Prefix of an objective's name in W&B's summaries, and therefore in sweep files."""
 TEST = "test/"
-"""Before the name of what is only reported: `test/accuracy`."""
+"""Prefix of accuracies on the test split, as in `test/accuracy`: they are only reported."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A quantity and the direction to push it: `accuracy:max`."""
+    """A quantity and the direction in which it is optimized, as `accuracy:max`."""
 
     name: str
     direction: Direction
@@ -48,13 +48,13 @@ class Objective:
         return f"{self.name}:{self.direction}"
 
     def loss(self, value: float) -> float:
-        """The value such that less is better."""
+        """Return the value with its sign such that less is better."""
         return -value if self.direction == "max" else value
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound that a model must keep: `side` is "max" for `name <= value`."""
+    """A bound on a quantity; `side` is "max" for `name <= value`."""
 
     name: str
     side: Direction
@@ -64,7 +64,7 @@ class Limit:
         return f"{self.name} {'<=' if self.side == 'max' else '>='} {self.value:.15g}"
 
     def excess(self, value: float) -> float:
-        """How far `value` is beyond the bound; at most 0 where it is kept."""
+        """Return how far `value` is beyond the bound, at most 0 if it is kept."""
         return value - self.value if self.side == "max" else self.value - value
 
 
@@ -72,7 +72,7 @@ DEFAULT = (Objective("accuracy", "max"), Objective("mflops", "min"))
 
 
 def parse_objectives(texts: Iterable[str]) -> tuple[Objective, ...]:
-    """From `accuracy:max`, or `accuracy` for its natural direction. Raises ConfigError."""
+    """Parse `accuracy:max`, or `accuracy` for its better direction. Raises ConfigError."""
     found = []
     for text in texts:
         name, _, direction = text.partition(":")
@@ -90,7 +90,7 @@ def parse_objectives(texts: Iterable[str]) -> tuple[Objective, ...]:
 
 
 def parse_limits(at_most: Iterable[str], at_least: Iterable[str] = ()) -> tuple[Limit, ...]:
-    """From the `NAME=VALUE`s of --max and --min. Raises ConfigError."""
+    """Parse the `NAME=VALUE`s of --max and --min. Raises ConfigError."""
     sides: tuple[tuple[Direction, Iterable[str]], ...] = (("max", at_most), ("min", at_least))
     return tuple(
         Limit(name, side, value)
@@ -100,7 +100,7 @@ def parse_limits(at_most: Iterable[str], at_least: Iterable[str] = ()) -> tuple[
 
 
 def parse_values(texts: Iterable[str], option: str) -> dict[str, float]:
-    """Quantities by name, from the `NAME=VALUE`s of an option. Raises ConfigError."""
+    """Parse the `NAME=VALUE`s of an option into values by name. Raises ConfigError."""
     return dict(_valued(text, option) for text in texts)
 
 
@@ -126,9 +126,10 @@ def known(name: str) -> Quantity:
 
 
 def quantities(report: Report) -> dict[str, float]:
-    """Every quantity of a run by name; `accuracy` only if it has validation images.
+    """Return every quantity of a run by name; `accuracy` only if it has validation images.
 
-    What second opinions cost is that of the validation images: quantities are chosen by.
+    Costs of a model that defers are those of the validation images, because models are selected
+    by quantities.
     """
     found = {
         "accuracy": report.val_accuracy,
@@ -142,9 +143,9 @@ def quantities(report: Report) -> dict[str, float]:
 
 
 def reported(report: Report) -> dict[str, float]:
-    """Accuracies on the test split, the model's and those beside it: told, never selected by."""
-    beside = {name: row.accuracy for name, row in report.baselines if row is not None}
-    found = {"accuracy": report.accuracy, **beside, "routing": report.routing_accuracy}
+    """Return accuracies on the test split, of the model and its baselines: never selected by."""
+    baselines = {name: row.accuracy for name, row in report.baselines if row is not None}
+    found = {"accuracy": report.accuracy, **baselines, "routing": report.routing_accuracy}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -154,19 +155,19 @@ def check_measured(objectives: Iterable[Objective], val_fraction: float) -> None
         raise ConfigError(
             f"objective `{names.pop()}` is measured on validation images, and"
             " `data.val_fraction=0` leaves none",
-            "set `data.val_fraction=0.1`: the test split is never selected on",
+            "set `data.val_fraction=0.1`: the test split is never used for selection",
         )
 
 
 def check_honest(router: str) -> None:
-    """Raise ConfigError for a router that is told the label: it would top every frontier."""
+    """Raise ConfigError for the oracle router, which would lead every frontier."""
     if router == "oracle":
         raise ConfigError(
-            "`router=oracle` is told each image's class: an upper bound, not a model to find",
+            "`router=oracle` knows each image's class: an upper bound, not a model to search",
             "measure it alone: `moist run router=oracle`",
         )
 
 
 def losses(values: Mapping[str, float], objectives: Sequence[Objective]) -> list[float]:
-    """One point of the objectives' space, less being better in each."""
+    """Return a point of the objective space, with less being better in each coordinate."""
     return [objective.loss(values[objective.name]) for objective in objectives]

@@ -1,8 +1,8 @@
 """Dominance, fronts, hypervolume and knees, for points to be minimized in every coordinate.
 
-N points, D objectives, S draws. Numpy only; whoever maximizes negates before. All but
-`membership` is exact up to rounding. NaN and infinity are refused: every function raises
-ValueError naming the coordinate, since either would compare as neither better nor worse.
+N points, D objectives, S draws. NumPy only; negate what is to be maximized. All but `membership`
+is exact up to rounding. Every function raises ValueError naming the coordinate for NaN and
+infinity, since either would compare as neither better nor worse.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 TIE = 1e-9
-"""Depths below the plane, of which the ideal point's is 1, that rounding could tell apart."""
+"""Difference of depths below the plane (the ideal point's is 1) that may be due to rounding."""
 PAIRS = 2**18
-"""Comparisons held at once in `membership`, a byte each."""
+"""Comparisons in memory at once in `membership`, one byte each."""
 
 
 def dominates(a_D: ArrayLike, b_D: ArrayLike) -> bool:
-    """Whether a is nowhere worse than b, and better somewhere."""
+    """Return whether a is nowhere worse than b, and better somewhere."""
     first_D, second_D = _finite(a_D, "a", 1), _finite(b_D, "b", 1)
     _same_objectives(first_D, second_D)
     return bool((first_D <= second_D).all() and (first_D < second_D).any())
 
 
 def front(points_ND: ArrayLike) -> list[int]:
-    """Indices of the points that no other dominates, by the first coordinate, then the others.
+    """Return the indices of the points that no other dominates, sorted by their coordinates.
 
-    Of equal points the first stands for all.
+    Of equal points only the first is on the front.
     """
     checked_ND = _finite(points_ND, "points", 2)
     return [int(index) for index in _minima(checked_ND)] if len(checked_ND) else []
 
 
 def hypervolume(points_ND: ArrayLike, reference_D: ArrayLike) -> float:
-    """The volume that the points dominate and the reference bounds (Zitzler & Thiele 1998).
+    """Return the volume that the points dominate up to the reference (Zitzler & Thiele 1998).
 
     A point that is not better than the reference in every coordinate adds nothing.
     """
@@ -49,18 +49,18 @@ def hypervolume(points_ND: ArrayLike, reference_D: ArrayLike) -> float:
 
 
 def knee(points_ND: ArrayLike) -> int:
-    """Index of the front's knee: its member farthest below the plane through its extremes.
+    """Return the index of the knee: the member farthest below the plane through the extremes.
 
     As in Das 1999 (On characterizing the "knee" of the Pareto curve based on normal-boundary
     intersection), after scaling each coordinate to [0, 1] over the front. The extremes are the
     best members of each coordinate, the lowest sum of all first. With three objectives one
-    member is often best in two; then of all the planes through the extremes (by least squares,
-    should there be none) the least normal counts, which halves the weight of either. A plane
-    that does not face the ideal point gives way to the one where the scaled coordinates add up
-    to 1; in two dimensions both are the line from end to end.
+    member is often best in two; then of all the planes through the extremes (or the least-squares
+    fit if there is none) the one with the least normal is used, which halves the weight of either.
+    A plane that does not face the ideal point is replaced by the one where the scaled coordinates
+    add up to 1; in two dimensions both are the line from end to end.
 
-    A coordinate in which the front does not vary has no say. A front of one is its own knee. Of
-    members equally deep, as both of a front of two are, it is the first in the front's order.
+    A coordinate in which the front does not vary is ignored. A front of one is its own knee. Of
+    equally deep members, as both of a front of two are, it is the first in the front's order.
     """
     checked_ND = _finite(points_ND, "points", 2)
     if not len(checked_ND):
@@ -71,9 +71,10 @@ def knee(points_ND: ArrayLike) -> int:
 
 
 def coverage(a_ND: ArrayLike, b_ND: ArrayLike) -> float:
-    """Share of b's points that some point of a equals or dominates (Zitzler & Thiele 1999's C).
+    """Return the share of b's points that a point of a equals or dominates.
 
-    C(a, b) and C(b, a) need not add up to 1. Raises ValueError if b is empty.
+    This is C(a, b) of Zitzler & Thiele 1999; C(a, b) and C(b, a) need not add up to 1. Raises
+    ValueError if b is empty.
     """
     first_ND, second_ND = _finite(a_ND, "a", 2), _finite(b_ND, "b", 2)
     if not len(second_ND):
@@ -92,13 +93,13 @@ def membership(
     draws: int = 10_000,
     seed: int = 0,
 ) -> Floats:
-    """Probability of each point to be on the front when coordinates are known up to an error.
+    """Estimate each point's probability to be on the front, given errors of the coordinates.
 
     Monte Carlo over true values `mean + error * t`, t drawn from Student's distribution with
     `dof` degrees of freedom (one number, or one a coordinate; at least 1), coordinates being
     independent. An error is a standard error, in its coordinate's unit; 0 means known exactly.
-    Equal points are all on the front. Of `draws` the result's own standard error is at most
-    0.5 / sqrt(draws), and it is the same again for the same seed.
+    Equal points are all on the front. The standard error of the result is at most
+    0.5 / sqrt(draws); the same seed gives the same result.
     """
     means_ND, errors_ND = _finite(mean_ND, "mean", 2), _finite(error_ND, "error", 2)
     dofs_ND = _degrees(means_ND, errors_ND, dof)
@@ -135,7 +136,7 @@ def _same_objectives(a: Floats, b: Floats, names: tuple[str, str] = ("a", "b")) 
 
 
 def _minima(points_ND: Floats) -> Indices:
-    """The front's indices: in lexical order a point can only be dominated by one before it."""
+    """Return the front's indices: in lexical order only an earlier point can dominate a point."""
     order_N: Indices = np.lexsort(points_ND.T[::-1])
     if points_ND.shape[1] == 2:
         lowest_N = np.minimum.accumulate(points_ND[order_N, 1])
@@ -149,7 +150,7 @@ def _minima(points_ND: Floats) -> Indices:
 
 
 def _volume(front_ND: Floats, reference_D: Floats) -> float:
-    """Hypervolume by slicing objectives (HSO; While et al. 2006), from a front in its order.
+    """Return the hypervolume by slicing objectives (HSO; While et al. 2006) of a sorted front.
 
     From one member to the next in the first coordinate, the slice's area is the hypervolume of
     the members so far in the other coordinates. Only positive terms: nothing cancels.
@@ -166,7 +167,7 @@ def _volume(front_ND: Floats, reference_D: Floats) -> float:
 
 
 def _depth(front_ND: Floats) -> Floats:
-    """How far each member is below the plane, where the ideal point is 1 below it."""
+    """Return each member's depth below the plane, where the ideal point's is 1."""
     span_D = np.ptp(front_ND, axis=0)
     varies_D = span_D > 0
     scaled_ND = (front_ND - front_ND.min(0))[:, varies_D] / span_D[varies_D]
@@ -178,7 +179,7 @@ def _depth(front_ND: Floats) -> Floats:
 
 
 def _degrees(mean_ND: Floats, error_ND: Floats, dof: ArrayLike) -> Floats:
-    """Degrees of freedom by coordinate; what is known exactly has any. Raises ValueError."""
+    """Return degrees of freedom by coordinate, 1 for exact ones. Raises ValueError."""
     if mean_ND.shape != error_ND.shape:
         raise ValueError(f"`mean` has the shape {mean_ND.shape} and `error` {error_ND.shape}")
     if (error_ND < 0).any():
@@ -190,7 +191,11 @@ def _degrees(mean_ND: Floats, error_ND: Floats, dof: ArrayLike) -> Floats:
 
 
 def _undominated(values_SND: Floats) -> NDArray[np.bool_]:
-    """Which points no other of the same draw dominates: at most it, and not the reverse."""
+    """Return which points no other of the same draw dominates.
+
+    A point is dominated by one that is at most equal to it in all coordinates, unless the reverse
+    holds too.
+    """
     draws, points, objectives = values_SND.shape
     below_SNN = np.ones((draws, points, points), dtype=np.bool_)
     for d in range(objectives):

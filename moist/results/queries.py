@@ -1,8 +1,8 @@
-"""Which trials are worth having: queries by named objectives.
+"""Queries of a study's trials: the frontier, the best trial, the knee, comparisons.
 
-Only feasible trials count, those that are complete and keep the study's own limits; a query may
-ask for any quantity of the run, not only for what the study optimized. The order in which trials
-are given changes nothing.
+Only feasible trials count: those that are complete and keep the study's own limits. A query can
+use any quantity of the run, not only those that the study optimizes. The order of the trials does
+not matter.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Point = tuple[float, ...]
 
 
 class Side(Record):
-    """One study in a comparison: its trials' numbers, and its share of the other's frontier.
+    """One study in a comparison with another.
 
-    `coverage` is the share of the other's members that some member here equals or dominates;
-    `joint` are the members that nothing of the other dominates.
+    `members` are the trials of its frontier, `joint` those that no trial of the other dominates.
+    `coverage` is the share of the other's members that some member here equals or dominates.
     """
 
     hypervolume: float
@@ -35,7 +35,7 @@ class Side(Record):
 
 
 class Comparison(Record):
-    """Two studies' frontiers under one reference; an equal point counts for both."""
+    """Two studies' frontiers compared under one reference; an equal point counts for both."""
 
     reference: dict[str, float]
     a: Side
@@ -43,10 +43,11 @@ class Comparison(Record):
 
 
 def members(trials: Iterable[Trial], objectives: Sequence[Objective]) -> list[Trial]:
-    """The frontier, by rising cost: the first objective to minimize, else the first of all.
+    """Return the frontier by rising cost: the first objective to minimize, else the first of all.
 
-    Of trials with equal values the lowest number stands for all. Empty without feasible trials.
-    Raises ConfigError for a trial that lacks an objective's quantity.
+    Of trials with equal values only the one with the lowest number is a member. Without feasible
+    trials the frontier is empty. Raises ConfigError for a trial that lacks an objective's
+    quantity.
     """
     pool = _feasible(trials)
     points = _points(pool, objectives)
@@ -56,11 +57,11 @@ def members(trials: Iterable[Trial], objectives: Sequence[Objective]) -> list[Tr
 
 
 def best(trials: Sequence[Trial], limits: Sequence[Limit], by: Objective) -> Trial:
-    """The best by one objective of those that keep all limits.
+    """Return the best trial by one objective of those that keep all limits.
 
-    Ties: the better in each other quantity in the order of QUANTITIES, so that of equal accuracy
-    the fewer mflops win, then the lower number. Raises ConfigError with the nearest miss, or for
-    a trial that lacks a quantity of the query.
+    Ties go to the better in each other quantity, in the order of QUANTITIES, so that of equal
+    accuracies the one with fewer mflops wins, then to the lower number. Raises ConfigError with
+    the nearest miss, or for a trial that lacks a quantity of the query.
     """
     pool = _some(trials)
     for trial in pool:
@@ -73,7 +74,7 @@ def best(trials: Sequence[Trial], limits: Sequence[Limit], by: Objective) -> Tri
 
 
 def keeping(trials: Iterable[Trial], limits: Sequence[Limit]) -> list[Trial]:
-    """The feasible trials that keep all limits."""
+    """Return the feasible trials that keep all limits."""
     return [
         trial
         for trial in _feasible(trials)
@@ -82,7 +83,7 @@ def keeping(trials: Iterable[Trial], limits: Sequence[Limit]) -> list[Trial]:
 
 
 def knee(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Trial:
-    """The frontier's best bargain: `pareto.knee` in the given objectives.
+    """Return the knee of the frontier (`pareto.knee`) in the given objectives.
 
     Of two members it is the better in the first objective. Raises ConfigError without feasible
     trials.
@@ -94,10 +95,10 @@ def knee(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Trial:
 def hypervolume(
     trials: Iterable[Trial], objectives: Sequence[Objective], reference: Mapping[str, float]
 ) -> float:
-    """What the frontier dominates up to the reference: the product of the objectives' units.
+    """Return the volume between frontier and reference, in the product of the objectives' units.
 
     `reference` has one value an objective, in its own unit and direction. Raises ConfigError
-    for a name that is missing or too many.
+    for a name that is missing or unknown.
     """
     corner = _corner(reference, objectives)
     return pareto.hypervolume(_points(_feasible(trials), objectives), corner)
@@ -106,16 +107,16 @@ def hypervolume(
 def default_reference(
     trials: Iterable[Trial], objectives: Sequence[Objective]
 ) -> dict[str, float]:
-    """The worst value of each objective over all complete trials, feasible or not.
+    """Return the worst value of each objective over all complete trials, feasible or not.
 
-    It depends on the trials, so two hypervolumes compare only under one common reference.
+    It depends on the trials, so two hypervolumes are comparable only under a common reference.
     Raises ConfigError without complete trials.
     """
     trials = list(trials)
     complete = [trial for trial in trials if trial.state == "complete"]
     if not complete:
         raise ConfigError(
-            f"no reference without a complete trial; found {_counted(trials)}",
+            f"there is no default reference without a complete trial; found {_counted(trials)}",
             "give a reference, or run more trials",
         )
     return {
@@ -130,13 +131,13 @@ def compare(
     objectives: Sequence[Objective],
     reference: Mapping[str, float] | None = None,
 ) -> Comparison:
-    """Two studies by hypervolume, coverage and their parts of the joint frontier.
+    """Compare two studies by hypervolume, coverage and their parts of the joint frontier.
 
-    Without a reference it is the worst of both. Raises ConfigError where one of them has no
-    feasible trial.
+    The default reference is the worst of both. Raises ConfigError if one of them has no feasible
+    trial.
     """
-    for trials, whose in ((a, "the first study"), (b, "the second study")):
-        _some(trials, whose)
+    for trials, study in ((a, "the first study"), (b, "the second study")):
+        _some(trials, study)
     common = default_reference([*a, *b], objectives) if reference is None else dict(reference)
     return Comparison(
         reference=common, a=_side(a, b, objectives, common), b=_side(b, a, objectives, common)
@@ -162,22 +163,23 @@ def _side(
 
 
 def _feasible(trials: Iterable[Trial]) -> list[Trial]:
-    """By number, so that the first of equals is the lowest."""
+    """Return the feasible trials by number, so that the first of equals has the lowest."""
     return sorted((trial for trial in trials if trial.feasible), key=lambda trial: trial.number)
 
 
-def _some(trials: Sequence[Trial], whose: str = "the study") -> list[Trial]:
+def _some(trials: Sequence[Trial], study: str = "the study") -> list[Trial]:
+    """Return the feasible trials. Raises ConfigError if there are none."""
     pool = _feasible(trials)
     if not pool:
         raise ConfigError(
-            f"{whose} has no complete trial that keeps its limits; found {_counted(trials)}",
+            f"{study} has no complete trial that keeps its limits; found {_counted(trials)}",
             "run more trials",
         )
     return pool
 
 
 def _counted(trials: Sequence[Trial]) -> str:
-    """`0 complete, 2 failed trials`."""
+    """Return how many trials are in each state, as `0 complete, 2 failed trials`."""
     states = {"complete": 0} | Counter(trial.state for trial in trials)
     return ", ".join(f"{count} {state}" for state, count in states.items()) + " trials"
 
@@ -186,9 +188,7 @@ def _quantity(trial: Trial, name: str) -> float:
     known(name)
     if name not in trial.quantities:
         has = ", ".join(f"`{one}`" for one in trial.quantities)
-        raise ConfigError(
-            f"trial {trial.number} has no `{name}`", f"ask for what it has: {has or 'nothing'}"
-        )
+        raise ConfigError(f"trial {trial.number} has no `{name}`", f"use one of: {has or 'none'}")
     return trial.quantities[name]
 
 
@@ -197,7 +197,7 @@ def _points(trials: Iterable[Trial], objectives: Sequence[Objective]) -> list[Po
 
 
 def _corner(reference: Mapping[str, float], objectives: Sequence[Objective]) -> list[float]:
-    """The reference as a point to be minimized. Raises ConfigError."""
+    """Return the reference as a point to be minimized. Raises ConfigError."""
     names = [one.name for one in objectives]
     hint = f"give one number for each of: {', '.join(names)}"
     for name in names:
@@ -215,7 +215,7 @@ def _corner(reference: Mapping[str, float], objectives: Sequence[Objective]) -> 
 
 
 def _rank(trial: Trial, by: Objective) -> Point:
-    """Least is best; a quantity that the trial lacks counts as the worst."""
+    """Return a key by which the best trial is the least; a missing quantity counts as worst."""
     ties = (Objective(name, quantity.better) for name, quantity in QUANTITIES.items())
     return (
         by.loss(trial.quantities[by.name]),
@@ -226,32 +226,32 @@ def _rank(trial: Trial, by: Objective) -> Point:
 def _missed(
     trials: Sequence[Trial], pool: Sequence[Trial], limits: Sequence[Limit]
 ) -> ConfigError:
-    """What was asked, how near the nearest trial comes, and limits that would admit it.
+    """Return an error with the limits, how near the nearest trial comes, and limits it would keep.
 
     The nearest is the one whose worst miss is the least share of its limit.
     """
     nearest = min(pool, key=lambda trial: max(_miss(trial, one) for one in limits))
     values = [(one, nearest.quantities[one.name]) for one in limits]
     missed = [(one, value) for one, value in values if one.excess(value) > 0]
-    asked = " and ".join(f"`{one}`" for one in limits)
+    requested = " and ".join(f"`{one}`" for one in limits)
     found = " and ".join(f"`{m.name}` {v:g} (off by {m.excess(v):.3g})" for m, v in missed)
     complete = sum(trial.state == "complete" for trial in trials)
-    barred = complete - len(pool)
-    aside = f" ({barred} beyond the study's own limits)" if barred else ""
+    excluded = complete - len(pool)
+    note = f" ({excluded} beyond the study's own limits)" if excluded else ""
     return ConfigError(
-        f"no trial keeps {asked}; of {complete} complete trials{aside} the nearest is"
+        f"no trial keeps {requested}; of {complete} complete trials{note} the nearest is"
         f" trial {nearest.number}, with {found}",
-        f"it passes with `{' '.join(admitting(m, v) for m, v in missed)}`; or run more trials",
+        f"it passes with `{' '.join(allowing(m, v) for m, v in missed)}`; or run more trials",
     )
 
 
 def _miss(trial: Trial, limit: Limit) -> float:
-    """The excess as a share of the limit, so that units compare; of 1 where the limit is 0."""
+    """Return the excess as a share of the limit, or of 1 if the limit is 0."""
     return limit.excess(trial.quantities[limit.name]) / (abs(limit.value) or 1.0)
 
 
-def admitting(limit: Limit, value: float) -> str:
-    """The limit that just admits the value, in four digits rounded away from it."""
+def allowing(limit: Limit, value: float) -> str:
+    """Return the option that just allows the value, in four digits rounded away from it."""
     rounding = ROUND_CEILING if limit.side == "max" else ROUND_FLOOR
-    admitted = Context(prec=4, rounding=rounding).create_decimal(repr(value)).normalize()
-    return f"--{limit.side} {limit.name}={admitted:f}"
+    allowed = Context(prec=4, rounding=rounding).create_decimal(repr(value)).normalize()
+    return f"--{limit.side} {limit.name}={allowed:f}"

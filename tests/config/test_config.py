@@ -68,7 +68,7 @@ def needed(key: str, value: str) -> list[str]:
     return ["k=1000"] if key == "joint.top" else []
 
 
-def test_every_key_is_described_and_says_what_it_admits():
+def test_every_key_has_a_description_and_its_values():
     assert list(SPECS) == list(flat(Config()))
     for name, spec in SPECS.items():
         assert spec["description"], name
@@ -91,7 +91,7 @@ def test_a_default_written_out_changes_nothing(key):
 
 
 @pytest.mark.parametrize("key", SPECS)
-def test_every_admissible_value_is_read_and_comes_back_under_its_key(key):
+def test_every_valid_value_is_read_and_returned_under_its_key(key):
     for value in others(key):
         more = needed(key, value)
         config = parse([f"{key}={value}", *more])
@@ -111,14 +111,14 @@ def digests(key: str, *more: str) -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.parametrize("key", SPECS)
-def test_every_key_is_part_of_the_digest_unless_it_only_says_where(key):
+def test_every_key_but_that_of_a_path_is_part_of_the_digest(key):
     found, distinct = digests(key, *read(key))
     assert len(found) == (1 if key in WHERE else len(distinct))
     assert len(distinct) > 1
 
 
 @pytest.mark.parametrize("key", [key for key in SPECS if "only" in SPECS[key]])
-def test_a_key_that_is_not_read_is_no_part_of_the_digest(key):
+def test_a_key_that_is_not_used_is_not_part_of_the_digest(key):
     """Under each choice of its section that is not among those that read it."""
     section = key.partition(".")[0]
     for by, at in SPECS[key]["only"].items():
@@ -135,7 +135,7 @@ def read(key: str) -> list[str]:
     return [*found, "joint.mask_students=false"] if found and section == "joint" else found
 
 
-def test_a_section_inside_a_section_loses_what_only_says_where():
+def test_paths_in_a_nested_section_are_not_part_of_the_digest():
     class Inner(Section):
         nested: TeacherConfig = TeacherConfig()
 
@@ -178,7 +178,7 @@ def test_values_are_read_as_a_shell_or_an_agent_prints_them(override, key, value
     assert found == value and type(found) is type(value)
 
 
-def test_later_overrides_win_and_files_count_where_they_stand(tmp_path):
+def test_later_overrides_win_and_files_count_at_their_position(tmp_path):
     (tmp_path / "f.yaml").write_text("k: 4\nseed: 7\n")
     file = f"@{tmp_path / 'f.yaml'}"
     assert parse(["k=2", "k=5"]).k == 5
@@ -210,27 +210,27 @@ def refusal(*overrides: str) -> str:
         ("tie", "distill.tie"),
     ],
 )
-def test_an_unknown_key_is_answered_with_the_nearest_one(key, near):
+def test_an_unknown_key_is_reported_with_the_nearest_one(key, near):
     assert refusal(f"{key}=1") == f"unknown key `{key}`\nhint: did you mean `{near}`?"
 
 
-def test_a_key_that_several_sections_have_is_answered_with_all():
+def test_a_key_of_several_sections_is_reported_with_all_of_them():
     assert refusal("views=1").endswith("did you mean `distill.views` or `ensemble.views`?")
     said = refusal("epochs=1")
     names = ("teacher", "distill", "routing", "joint", "merge")
     assert said.endswith(" or ".join(f"`{name}.epochs`" for name in names) + "?")
 
 
-def test_a_key_like_no_other_is_answered_with_where_they_are_listed():
+def test_a_key_unlike_all_others_is_reported_with_the_command_that_lists_them():
     assert refusal("zzz=1") == "unknown key `zzz`\nhint: `moist config --keys` lists all keys"
 
 
-def test_a_section_is_no_key_and_the_answer_shows_one():
+def test_the_name_of_a_section_is_reported_with_one_of_its_keys():
     assert refusal("teacher=1").endswith("hint: give one of its keys, as in `teacher.epochs=...`")
 
 
 @pytest.mark.parametrize("word", ["k", "run", ""])
-def test_a_word_that_is_no_override_is_answered_with_an_example(word):
+def test_an_argument_that_is_not_an_override_is_reported_with_an_example(word):
     assert refusal(word).startswith(f"expected KEY=VALUE or @FILE, found `{word}`\nhint: ")
 
 
@@ -254,17 +254,17 @@ def test_a_word_that_is_no_override_is_answered_with_an_example(word):
         ("mixture.top=3", "1 to 2"),
     ],
 )
-def test_a_value_that_is_not_admitted_is_answered_in_one_line_with_what_is(override, expected):
+def test_an_invalid_value_is_reported_in_one_line_with_the_valid_ones(override, expected):
     assert refusal(override) == f"`{override}`: expected {expected}"
 
 
 @pytest.mark.parametrize("key", [key for key in SPECS if "aximum" in str(SPECS[key])])
-def test_values_beyond_either_bound_are_refused(key):
+def test_values_beyond_either_bound_are_rejected(key):
     for value in ("-1", "1e12"):
         assert refusal(f"{key}={value}").startswith(f"`{key}={value}`: expected ")
 
 
-def test_all_wrong_values_are_said_at_once():
+def test_all_invalid_values_are_reported_at_once():
     said = refusal("k=0", "seed=x").splitlines()
     assert [line.partition("=")[0] for line in said] == ["`k", "`seed"]
 
@@ -322,7 +322,7 @@ TOGETHER = {
 
 
 @pytest.mark.parametrize(("overrides", "said"), [*ALONE.items(), *TOGETHER.items()])
-def test_values_that_do_not_go_together_are_answered_by_name(overrides, said):
+def test_conflicting_values_are_reported_by_name(overrides, said):
     assert re.match(said, refusal(*overrides.split()))
 
 
@@ -352,14 +352,14 @@ def test_every_conflict_has_its_example():
         "merge.method=topk distill.loss=moe_kd",
     ],
 )
-def test_values_that_go_together_are_not_refused(overrides):
+def test_values_without_a_conflict_are_accepted(overrides):
     assert parse(overrides.split()) != Config()
 
 
 # files
 
 
-def test_a_file_of_values_and_a_sweep_of_single_values_say_the_same(tmp_path):
+def test_a_file_of_values_and_a_sweep_of_single_values_are_equivalent(tmp_path):
     values = {"k": 4, "teacher.lr": "1e-4", "data.val_fraction": 0, "augment.flip": True}
     plain, sweep = tmp_path / "plain.yaml", tmp_path / "sweep.yaml"
     plain.write_text(yaml.safe_dump(values))
@@ -381,13 +381,13 @@ def test_a_file_of_values_and_a_sweep_of_single_values_say_the_same(tmp_path):
         ("k: auto", "k", "auto"),
     ],
 )
-def test_a_file_is_read_by_the_types_of_its_keys_and_not_by_guess(tmp_path, line, key, value):
+def test_a_file_is_read_by_the_types_of_its_keys(tmp_path, line, key, value):
     (tmp_path / "f.yaml").write_text(line + "\n")
     assert flat(parse([f"@{tmp_path / 'f.yaml'}"]))[key] == value
 
 
 @pytest.mark.parametrize("spec", ["{values: [1, 2]}", "{min: 1}", "{value: 1, values: [1]}", "3"])
-def test_a_sweep_of_many_runs_is_refused_and_names_the_key(tmp_path, spec):
+def test_a_sweep_of_many_runs_is_rejected_as_a_file_of_values(tmp_path, spec):
     (tmp_path / "s.yaml").write_text(f"parameters:\n  seed: {{value: 1}}\n  k: {spec}\n")
     said = refusal(f"@{tmp_path / 's.yaml'}")
     assert "describes many runs: `k` has no single `value`" in said and "hint: " in said
@@ -407,12 +407,12 @@ def test_a_sweep_of_many_runs_is_refused_and_names_the_key(tmp_path, spec):
         ("distil.alpha: 1", "did you mean `distill.alpha`?"),
     ],
 )
-def test_a_file_that_holds_no_values_is_refused(tmp_path, text, said):
+def test_a_file_without_values_is_rejected(tmp_path, text, said):
     (tmp_path / "f.yaml").write_text(text)
     assert said in refusal(f"@{tmp_path / 'f.yaml'}")
 
 
-def test_a_file_that_can_not_be_read_is_refused_by_name(tmp_path):
+def test_an_unreadable_file_is_reported_by_name(tmp_path):
     assert refusal(f"@{tmp_path}") == f"can't read `{tmp_path}`: Is a directory"
     assert "No such file" in refusal(f"@{tmp_path / 'nowhere'}")
     (tmp_path / "latin").write_bytes(b"k: \xff")
@@ -423,7 +423,7 @@ def test_a_file_that_can_not_be_read_is_refused_by_name(tmp_path):
 
 
 @given(st.dictionaries(st.sampled_from(sorted(SPECS)), st.integers(0, 5), max_size=6))
-def test_whatever_config_is_built_its_flat_form_builds_it_again(picks):
+def test_the_flat_form_of_a_config_builds_the_same_config(picks):
     chosen = {key: others(key)[pick % len(others(key))] for key, pick in picks.items()}
     try:
         config = build(chosen)
@@ -434,13 +434,13 @@ def test_whatever_config_is_built_its_flat_form_builds_it_again(picks):
         assert parse(f"{name}={value}" for name, value in flat(config).items()) == config
 
 
-def test_no_two_keys_of_a_section_share_a_meaning():
+def test_no_two_keys_of_a_section_have_the_same_description():
     for name in sections():
         said = [spec["description"] for key, spec in SPECS.items() if key.startswith(f"{name}.")]
         assert all(a != b for a, b in combinations(said, 2))
 
 
-def test_choices_are_the_names_a_field_admits():
+def test_choices_are_the_valid_names_of_a_field():
     objectives = ("hierarchical", "students_only", "em", "switch", "noisy_topk")
     assert choices(JointConfig, "objective") == objectives
     assert choices(StudentConfig, "arch") == ("cnn", *PEERS)

@@ -41,7 +41,7 @@ def test_a_file_in_the_working_folder_comes_before_a_packaged_one(folders, name)
     assert parse([f"@{name}"]).k == 7
 
 
-def test_a_folder_of_that_name_is_no_file(folders):
+def test_a_folder_is_not_taken_for_a_file(folders):
     work, _ = folders
     (work / "paper").mkdir()
     assert locate("paper") == SWEEPS / "paper.yaml"
@@ -76,7 +76,7 @@ def test_different_files_of_one_name_are_ambiguous_and_equal_ones_are_not(folder
     assert locate(str(own.parent / "recipe.yaml"), own) == own.parent / "recipe.yaml"
 
 
-def test_a_missing_file_is_answered_with_the_places_and_the_nearest_name(folders):
+def test_a_missing_file_is_reported_with_the_places_and_the_nearest_name(folders):
     work, own = folders
     with pytest.raises(ConfigError) as refused:
         locate("sweeps/shrt.yaml", own)
@@ -109,7 +109,7 @@ def test_a_recipe_may_include_another_and_its_own_values_win(folders):
     assert parse([f"@{own}", "k=6"]).k == 6
 
 
-def test_a_file_that_includes_itself_is_refused(folders):
+def test_a_file_that_includes_itself_is_rejected(folders):
     _, own = folders
     for name, other in (("own", "other"), ("other", "own")):
         text = f'command: [run, "@{other}.yaml"]\nparameters: {{k: {{value: 1}}}}\n'

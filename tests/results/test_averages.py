@@ -22,7 +22,7 @@ def trial(number: int, accuracy: float, state: str = "complete", **params: objec
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=9))
-def test_a_spread_is_numpys(values):
+def test_a_spread_equals_numpys(values):
     found = spread(values)
     assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
     expected = np.std(values, ddof=1) if len(values) > 1 else 0.0
@@ -53,7 +53,7 @@ def test_every_run_is_in_the_average_of_its_setting_and_of_no_other(drawn, rando
     assert all(row.params.keys() == varied for row in rows)
 
 
-def test_what_is_averaged_over_can_be_any_parameter():
+def test_any_parameter_can_be_averaged_over():
     trials = [trial(i, i, k=i % 2, temperature=i // 2, seed=0) for i in range(4)]
     (row,) = averaged(trials, ["accuracy"], ["k", "temperature"])
     assert row.params == {} and row.values["accuracy"] == spread([0, 1, 2, 3])
@@ -63,7 +63,7 @@ def test_what_is_averaged_over_can_be_any_parameter():
     ]  # fmt: skip
 
 
-def test_a_setting_without_a_parameter_is_a_setting_of_its_own():
+def test_a_setting_that_lacks_a_parameter_is_separate():
     trials = [trial(0, 1, method="topk", layout="block"), trial(1, 2, method="topk", layout="x"),
               trial(2, 3, method="svd")]  # fmt: skip
     assert [row.params for row in averaged(trials, ["accuracy"])] == [
@@ -81,7 +81,7 @@ def test_one_run_counts_once_and_unfinished_ones_do_not():
     assert row.values["accuracy"] == spread([1.0, 2.0]) and row.params == {}
 
 
-def test_a_number_that_a_run_lacks_is_left_out_of_its_setting():
+def test_a_measure_that_a_run_lacks_is_left_out_of_its_setting():
     bare = trial(0, 1.0, system="student")
     more = trial(1, 2.0, system="ones")
     more = more.model_copy(update={"reported": {**more.reported, "gathered": 0.3}})
@@ -97,7 +97,7 @@ def test_a_number_that_a_run_lacks_is_left_out_of_its_setting():
         (["accuracy"], ["k", "width"], "unknown parameter `width`\nhint: there are: k, seed"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_known_ones(measures, over, said):
+def test_an_unknown_name_is_reported_with_the_known_ones(measures, over, said):
     with pytest.raises(ConfigError, match=f"(?s){said}"):
         averaged([trial(0, 1.0, k=2), trial(1, 1.0, k=3)], measures, over)
 

@@ -39,7 +39,7 @@ def test_a_study_has_one_row_a_trial():
     }  # fmt: skip
 
 
-def test_csv_is_unrounded_and_leaves_out_what_is_missing():
+def test_csv_is_unrounded_and_has_empty_cells_for_missing_values():
     first, second = trial_frame([COMPLETE, PRUNED]).to_csv(index=False).splitlines()[1:]
     assert first.startswith("0,0.30000000000000004,13.0,0.5,0.75,3,cnn,True,ab,complete,2.5,0.0")
     assert second == "1,,,,,4,,,,pruned,0.0,1.0,over `mflops <= 10`"

@@ -101,7 +101,7 @@ def beats(a: Trial, b: Trial, objectives: tuple[Objective, ...]) -> bool:
 
 @laws
 @given(studies(), OBJECTIVES)
-def test_the_frontier_is_each_value_once_that_no_feasible_trial_beats(
+def test_the_frontier_has_each_undominated_value_once(
     trials: list[Trial], objectives: tuple[Objective, ...]
 ) -> None:
     pool = sorted((t for t in trials if t.feasible), key=lambda t: t.number)
@@ -116,7 +116,7 @@ def test_the_frontier_is_each_value_once_that_no_feasible_trial_beats(
     assert costs == sorted(costs)
 
 
-def test_the_frontier_goes_from_cheap_to_dear_whatever_the_order_of_the_objectives() -> None:
+def test_the_frontier_is_sorted_by_cost_whatever_the_order_of_the_objectives() -> None:
     assert numbers(queries.members(SIX, ACCURACY_MFLOPS)) == [0, 2, 1]
     assert numbers(queries.members(SIX[::-1], ACCURACY_MFLOPS[::-1])) == [0, 2, 1]
     both_max = parse_objectives(["accuracy", "mflops:max"])
@@ -134,25 +134,25 @@ def test_without_feasible_trials_the_frontier_is_empty() -> None:
     assert queries.hypervolume([], ACCURACY_MFLOPS, {"accuracy": 0, "mflops": 9}) == 0
 
 
-def test_a_missing_quantity_is_named_with_its_trial() -> None:
+def test_a_missing_quantity_is_reported_with_its_trial() -> None:
     trials = [trial(3, 0.5, 1, latency_ms=2.0), trial(7, 0.5, 1)]
     with pytest.raises(ConfigError) as error:
         queries.members(trials, parse_objectives(["accuracy", "latency_ms"]))
     assert str(error.value) == (
-        "trial 7 has no `latency_ms`\nhint: ask for what it has: `accuracy`, `mflops`"
+        "trial 7 has no `latency_ms`\nhint: use one of: `accuracy`, `mflops`"
     )
     assert numbers(queries.members(trials, ACCURACY_MFLOPS)) == [3]
 
 
-def test_the_best_needs_each_quantity_of_the_query_whatever_else_bars_the_trial() -> None:
+def test_the_best_trial_query_needs_each_quantity_of_every_feasible_trial() -> None:
     with pytest.raises(ConfigError, match="trial 0 has no `params`"):
         queries.best(SIX, parse_limits(["mflops=2.5", "params=1"]), accuracy)
     with pytest.raises(ConfigError, match="trial 0 has no `params`"):
         queries.best(SIX, parse_limits(["mflops=2.5"]), params)
 
 
-def test_a_trial_without_quantities_is_told_so() -> None:
-    with pytest.raises(ConfigError, match="hint: ask for what it has: nothing"):
+def test_a_trial_without_quantities_is_reported() -> None:
+    with pytest.raises(ConfigError, match="hint: use one of: none"):
         queries.best([Trial(number=0, state="complete", params={})], (), accuracy)
 
 
@@ -162,7 +162,7 @@ def test_an_infeasible_trial_may_lack_a_quantity() -> None:
     assert numbers(queries.members(trials, latency)) == [0]
 
 
-def test_an_unknown_quantity_is_refused() -> None:
+def test_an_unknown_quantity_is_rejected() -> None:
     with pytest.raises(ConfigError, match="unknown quantity `speed`"):
         queries.members(SIX, [Objective("speed", "max")])
     with pytest.raises(ConfigError, match="unknown quantity `speed`"):
@@ -210,7 +210,7 @@ def test_ties_go_to_the_better_in_other_quantities_then_to_the_lower_number() ->
     assert queries.best([trial(4, 0.1, 5), cheap], (), mflops) == cheap
 
 
-def test_the_nearest_miss_is_told() -> None:
+def test_the_nearest_miss_is_reported() -> None:
     limits = parse_limits(["mflops=5"], ["accuracy=0.85"])
     with pytest.raises(ConfigError) as error:
         queries.best(SIX, limits, accuracy)
@@ -222,19 +222,19 @@ def test_the_nearest_miss_is_told() -> None:
     )
 
 
-def test_a_limit_that_is_just_kept_is_not_told_as_missed() -> None:
+def test_a_limit_that_is_just_kept_is_not_reported_as_missed() -> None:
     with pytest.raises(ConfigError) as error:
         queries.best(SIX[:4], parse_limits(["mflops=8"], ["accuracy=0.9"]), accuracy)
     assert "is trial 2, with `accuracy` 0.88 (off by 0.02)\n" in str(error.value)
 
 
-def test_of_equally_near_misses_the_lowest_number_is_told() -> None:
+def test_of_equally_near_misses_the_lowest_number_is_reported() -> None:
     for trials in ([trial(3, 0.5, 9), trial(1, 0.6, 9)], [trial(1, 0.6, 9), trial(3, 0.5, 9)]):
         with pytest.raises(ConfigError, match="nearest is trial 1,"):
             queries.best(trials, parse_limits(["mflops=5"]), accuracy)
 
 
-def test_every_missed_limit_of_the_nearest_is_told() -> None:
+def test_every_missed_limit_of_the_nearest_trial_is_reported() -> None:
     with pytest.raises(ConfigError) as error:
         queries.best(SIX[:4], parse_limits(["mflops=7"], ["accuracy=0.95"]), accuracy)
     assert str(error.value) == (
@@ -249,7 +249,7 @@ def test_every_missed_limit_of_the_nearest_is_told() -> None:
     st.lists(st.tuples(st.floats(0, 1), st.floats(1e-3, 1e9)), min_size=1, max_size=6),
     st.floats(1e-9, 1e-3, exclude_max=True),
 )
-def test_the_limits_of_the_hint_admit_the_trial_it_names(
+def test_the_limits_in_the_hint_allow_the_trial_it_names(
     rows: list[tuple[float, float]], most: float
 ) -> None:
     trials = [trial(n, a, m) for n, (a, m) in enumerate(rows)]
@@ -272,7 +272,7 @@ def test_the_limits_of_the_hint_admit_the_trial_it_names(
         (SIX[4:], "1 complete, 1 failed trials"),
     ],
 )
-def test_without_feasible_trials_nothing_is_best_and_the_states_are_told(
+def test_without_feasible_trials_there_is_no_best_and_the_states_are_reported(
     trials: list[Trial], found: str
 ) -> None:
     said = f"the study has no complete trial that keeps its limits; found {found}"
@@ -288,7 +288,7 @@ def test_without_feasible_trials_nothing_is_best_and_the_states_are_told(
 # knee and hypervolume
 
 
-def test_the_knee_is_the_best_bargain_of_the_frontier() -> None:
+def test_the_knee_is_the_member_with_the_largest_gain_for_its_cost() -> None:
     assert queries.knee(SIX, ACCURACY_MFLOPS).number == 2
     assert queries.knee(SIX[:2], ACCURACY_MFLOPS).number == 1
     assert queries.knee(SIX[:2], ACCURACY_MFLOPS[::-1]).number == 0
@@ -346,7 +346,7 @@ def test_without_complete_trials_there_is_no_default_reference() -> None:
     with pytest.raises(ConfigError) as error:
         queries.default_reference(SIX[4:5], ACCURACY_MFLOPS)
     assert str(error.value) == (
-        "no reference without a complete trial; found 0 complete, 1 failed trials"
+        "there is no default reference without a complete trial; found 0 complete, 1 failed trials"
         "\nhint: give a reference, or run more trials"
     )
 
@@ -375,7 +375,7 @@ def test_a_given_reference_is_used() -> None:
 
 @laws
 @given(studies(least=1), studies(least=1), OBJECTIVES)
-def test_a_comparison_is_fair_and_says_what_the_definitions_say(
+def test_a_comparison_is_symmetric_and_agrees_with_the_definitions(
     a: list[Trial], b: list[Trial], objectives: tuple[Objective, ...]
 ) -> None:
     found, mirrored = queries.compare(a, b, objectives), queries.compare(b, a, objectives)
@@ -393,7 +393,7 @@ def test_a_comparison_is_fair_and_says_what_the_definitions_say(
     assert found.a.hypervolume == queries.hypervolume(a, objectives, worst)
 
 
-def test_a_study_without_feasible_trials_compares_with_none() -> None:
+def test_a_study_without_feasible_trials_can_not_be_compared() -> None:
     for a, b, whose in ((SIX[4:], SIX, "first"), (SIX, SIX[4:], "second")):
         with pytest.raises(ConfigError) as error:
             queries.compare(a, b, ACCURACY_MFLOPS)
@@ -403,6 +403,6 @@ def test_a_study_without_feasible_trials_compares_with_none() -> None:
         )
 
 
-def test_a_comparison_is_json_and_back() -> None:
+def test_a_comparison_survives_a_round_trip_through_json() -> None:
     found = queries.compare(SIX, SIX[:2], ACCURACY_MFLOPS)
     assert queries.Comparison.model_validate_json(found.model_dump_json()) == found

@@ -50,7 +50,7 @@ def report(val_accuracy: float | None) -> Report:
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
-def test_a_quantity_alone_is_pushed_to_where_it_is_better(name):
+def test_a_quantity_without_a_direction_is_optimized_in_the_better_one(name):
     assert parse_objectives([name]) == (Objective(name, QUANTITIES[name].better),)
 
 
@@ -81,7 +81,7 @@ def test_objectives_keep_their_order_and_have_a_default():
         (["mflops", "accuracy", "mflops:max"], "`mflops` is given twice", ""),
     ],
 )
-def test_an_objective_that_can_not_be_read_is_answered_with_what_there_is(texts, asked, hint):
+def test_an_invalid_objective_is_reported_with_the_valid_ones(texts, asked, hint):
     with pytest.raises(ConfigError, match=asked) as refused:
         parse_objectives(texts)
     assert hint in refused.value.hint
@@ -123,7 +123,7 @@ def test_a_limit_needs_a_number(text):
         parse_limits([], [text])
 
 
-def test_a_limit_on_nothing_known_is_refused():
+def test_a_limit_on_an_unknown_quantity_is_rejected():
     with pytest.raises(ConfigError, match="`flops`") as refused:
         parse_limits(["flops=3"])
     assert refused.value.hint == "did you mean `mflops`?"
@@ -133,7 +133,7 @@ def test_a_limit_on_nothing_known_is_refused():
 
 
 @given(limits, numbers)
-def test_a_limit_is_exceeded_by_as_much_as_a_value_is_beyond_it(limit, value):
+def test_the_excess_over_a_limit_is_the_distance_beyond_it(limit, value):
     kept = value <= limit.value if limit.side == "max" else value >= limit.value
     assert (limit.excess(value) <= 0) == kept
     assert abs(limit.excess(value)) == abs(value - limit.value)
@@ -149,7 +149,7 @@ def test_limits_that_differ_look_different(name, side, number, more):
 # reports
 
 
-def test_a_report_says_every_quantity_by_the_name_that_a_query_uses():
+def test_a_report_has_every_quantity_under_the_name_that_queries_use():
     assert quantities(report(0.5)) == {
         "accuracy": 0.5, "mflops": 2.5, "mmacs": 2.25, "params": 7, "bytes": 28,
         "latency_ms": 0.1,
@@ -157,25 +157,25 @@ def test_a_report_says_every_quantity_by_the_name_that_a_query_uses():
     assert quantities(report(0.5)).keys() == QUANTITIES.keys()
 
 
-def test_without_validation_images_there_is_no_accuracy_to_choose_by():
+def test_without_validation_images_there_is_no_accuracy_to_select_by():
     assert "accuracy" not in quantities(report(None))
 
 
-def test_the_test_split_is_told_and_never_chosen_by():
+def test_the_test_split_is_reported_and_never_used_for_selection():
     assert reported(report(0.5)) == {
         "accuracy": 0.25, "student": 0.375, "teacher": 0.75, "oracle": 1.0, "routing": 0.5,
     }  # fmt: skip
     assert reported(report(0.5)) == reported(report(0.9))
 
 
-def test_every_model_beside_the_runs_own_is_told_of():
+def test_the_accuracy_of_every_baseline_is_reported():
     one = report(0.5)
     beside = one.baselines.model_copy(update={"gathered": one.baselines.teacher})
     found = reported(one.model_copy(update={"baselines": beside}))
     assert found["gathered"] == 0.75 and "mixture" not in found
 
 
-def test_a_value_that_is_no_number_is_told_with_the_option_it_was_given_to():
+def test_a_value_that_is_not_a_number_is_reported_with_its_option():
     assert parse_values(["accuracy=0.5", "mflops=1e1"], "--best") == {
         "accuracy": 0.5,
         "mflops": 10,

@@ -148,7 +148,9 @@ def test_a_point_on_the_references_border_adds_nothing() -> None:
 
 @laws
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)), min_size=1, max_size=12))
-def test_no_member_is_farther_below_the_line_from_end_to_end(points: list[Point]) -> None:
+def test_no_member_is_deeper_below_the_line_between_the_extremes_than_the_knee(
+    points: list[Point],
+) -> None:
     members = [points[i] for i in pareto.front(points)]
     (x0, y0), (x1, y1) = members[0], members[-1]
     depths = [(x1 - x0) * (y0 - y) - (y0 - y1) * (x - x0) for x, y in members]
@@ -192,7 +194,7 @@ def test_of_members_equally_good_in_an_objective_the_best_balanced_is_its_extrem
     assert pareto.knee(members) == 2 == np.argmin(np.array(members) @ weights)
 
 
-def test_a_plane_that_does_not_face_the_ideal_point_gives_way_to_the_sum() -> None:
+def test_a_plane_that_does_not_face_the_ideal_point_is_replaced_by_the_sum() -> None:
     members = [(2, 0, 10), (4, 3, 3), (8, 2, 8), (9, 1, 3), (10, 10, 0), (0, 4, 3)]
     extremes = [members[i] for i in (5, 0, 4)]
     weights = np.linalg.solve(np.array(extremes) / 10, np.ones(3))
@@ -209,7 +211,7 @@ def test_a_front_of_one_or_two_has_a_knee() -> None:
     assert pareto.knee([(7,), (4,), (5,)]) == 1
 
 
-def test_of_a_straight_or_bulging_front_the_knee_is_the_first_member() -> None:
+def test_the_knee_of_a_straight_or_concave_front_is_its_first_member() -> None:
     assert pareto.knee([(0.7 * i, 0.7 * (5 - i)) for i in range(6)]) == 0  # whatever rounding says
     assert pareto.knee([(10, 0), (9, 9), (0, 10)]) == 2
 
@@ -248,7 +250,7 @@ def student(x: float, dof: int) -> float:
 
 @laws
 @given(lists(steps, least=1), st.integers(0, 9), st.sampled_from([1, 2.5, 40]))
-def test_without_errors_membership_tells_who_is_not_dominated(
+def test_without_errors_membership_is_one_for_undominated_points(
     points: list[Point], seed: int, dof: float
 ) -> None:
     found = pareto.membership(points, np.zeros_like(points, float), dof, draws=3, seed=seed)
@@ -313,19 +315,19 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_a_number_is_refused_by_name(name: str, value: float) -> None:
+def test_nan_and_infinity_are_rejected_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^`{name.strip()}(\[0\])?\[1\]` is -?(nan|inf); exp"):
         CALLS[name]([[0.0, value]])
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_other_shapes_are_refused(name: str) -> None:
+def test_other_shapes_are_rejected(name: str) -> None:
     shaped: list[Any] = [[[0.0]]]  # one dimension too many; its first row as well
     with pytest.raises(ValueError, match=rf"^`{name.strip()}` has the shape \(1, 1"):
         CALLS[name](shaped)
 
 
-def test_points_without_coordinates_are_refused() -> None:
+def test_points_without_coordinates_are_rejected() -> None:
     with pytest.raises(ValueError, match="`points` has the shape"):
         pareto.front([[], []])
 
@@ -338,7 +340,7 @@ def test_points_without_coordinates_are_refused() -> None:
         lambda: pareto.hypervolume([[1]], [1, 2]),
     ],
 )
-def test_unequal_numbers_of_objectives_are_refused(call: Callable[[], Any]) -> None:
+def test_unequal_numbers_of_objectives_are_rejected(call: Callable[[], Any]) -> None:
     with pytest.raises(ValueError, match=r"^coordinates a point: `\w+` has 1 and `\w+` 2$"):
         call()
 
@@ -354,7 +356,7 @@ def test_unequal_numbers_of_objectives_are_refused(call: Callable[[], Any]) -> N
         (([[1]], [[1]], 2, 0), "`draws` is 0; expected at least 1"),
     ],
 )
-def test_membership_refuses_what_means_nothing(arguments: tuple[Any, ...], said: str) -> None:
+def test_membership_rejects_meaningless_arguments(arguments: tuple[Any, ...], said: str) -> None:
     with pytest.raises(ValueError) as error:
         pareto.membership(*arguments)
     assert str(error.value) == said
