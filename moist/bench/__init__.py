@@ -1,1 +1,1 @@
-"""Benchmarks of moist itself: what distilling, sharing, a trial and tracking cost."""
+"""Benchmarks of moist itself: distillation, shared stages, logging, a trial's overhead."""

@@ -1,4 +1,4 @@
-"""What moist claims of its own speed, measured: ratios of interleaved runs, never single times."""
+"""The time of distillation against training on labels: ratios of interleaved runs."""
 
 from __future__ import annotations
 
@@ -16,37 +16,41 @@ from moist.systems.shared import prepared
 
 
 def distillation_cost(config: Config, store: Store, *, rounds: int, epochs: int) -> dict[str, Any]:
-    """How much dearer an epoch of distillation is than the same student's on labels alone.
+    """Measure how many times longer an epoch of distillation takes than one on labels alone.
 
-    Both run in turn, `rounds` times, from the stored data and teacher's logits. The logits are
-    computed once for all students of a teacher; `ratio_with_logits` is what the first student
-    pays, were it the only one, over the epochs of `config`.
+    Both train the same student in turn, `rounds` times, from the stored data and teacher's logits.
+    The logits are computed once for all students of a teacher; `ratio_with_logits` is the ratio
+    over the epochs of `config` if there is only one student. Raises ConfigError for
+    `distill.loss=moe_kd`.
     """
-    c = config
-    if c.distill.loss == "moe_kd":
+    if config.distill.loss == "moe_kd":
         raise ConfigError(
-            "`moist bench distill` compares losses on the teacher's logits, which"
-            " `distill.loss=moe_kd` needs more than",
+            "`moist bench distill` compares losses on the teacher's logits alone, but"
+            " `distill.loss=moe_kd` needs its hidden features",
             "use kd, dkd or dist",
         )
-    inputs: dict[str, Any] = {"augment": c.augment, "precision": c.precision, "seed": c.seed}
-    data, weights = prepared(c, store)
-    _, logits = teach(Bound(store, data=data, **inputs), c, weights)
-    taken: dict[str, list[float]] = {"distilled": [], "on labels": []}
+    inputs: dict[str, Any] = {
+        "augment": config.augment,
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+    data, weights = prepared(config, store)
+    _, logits = teach(Bound(store, data=data, **inputs), config, weights)
+    seconds_each: dict[str, list[float]] = {"distilled": [], "on labels": []}
     for _ in range(rounds):
-        for name, alpha in (("distilled", c.distill.alpha), ("on labels", 0.0)):
-            distill = c.distill.model_copy(update={"alpha": alpha, "epochs": epochs})
+        for name, alpha in (("distilled", config.distill.alpha), ("on labels", 0.0)):
+            distill = config.distill.model_copy(update={"alpha": alpha, "epochs": epochs})
             begin = time.perf_counter()
             distill_student(
                 store.env, data=data.value, logits=logits.value, levels=None,
-                student=c.student, hidden_width=c.hidden_width, distill=distill,
-                temperature=c.temperature, **inputs,
+                student=config.student, hidden_width=config.hidden_width, distill=distill,
+                temperature=config.temperature, **inputs,
             )  # fmt: skip
-            taken[name].append((time.perf_counter() - begin) / epochs)
-    ratios = [a / b for a, b in zip(*taken.values(), strict=True)]
-    median = {name: statistics.median(seconds) for name, seconds in taken.items()}
+            seconds_each[name].append((time.perf_counter() - begin) / epochs)
+    ratios = [a / b for a, b in zip(*seconds_each.values(), strict=True)]
+    median = {name: statistics.median(seconds) for name, seconds in seconds_each.items()}
     first = next(call.seconds for call in store.calls if call.key == logits.key) or 0.0
-    whole = median["on labels"] * c.distill.epochs
+    whole = median["on labels"] * config.distill.epochs
     return {
         "ratio": statistics.median(ratios),
         "ratio_min": min(ratios),
@@ -56,6 +60,6 @@ def distillation_cost(config: Config, store: Store, *, rounds: int, epochs: int)
         "seconds_per_epoch_distilled": median["distilled"],
         "seconds_per_epoch_on_labels": median["on labels"],
         "teacher_logits_seconds": first,
-        "ratio_with_logits": (median["distilled"] * c.distill.epochs + first) / whole,
+        "ratio_with_logits": (median["distilled"] * config.distill.epochs + first) / whole,
         "machine": store.env.machine().model_dump(),
     }

@@ -1,4 +1,4 @@
-"""What telling W&B costs, into files here: a trial's share, and a training's."""
+"""The time of logging a trial to W&B offline."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from moist.tracking.tracker import Tracker
 
 
 def tracking_cost(config: Config, store: Store, *, trials: int) -> dict[str, Any]:
-    """What a trial takes to be told and written, all of it, beside what its training took.
+    """Measure the time of logging a whole trial, also as a share of its training time.
 
-    Each opens a run, logs a row for every epoch of `config`, its stages and its end. Once a
-    process, wandb is imported and its own process started: `seconds_to_start`. The training is
+    Each trial opens a run and logs a row for every epoch of `config`, its stages and its end. Once
+    a process, wandb is imported and starts its own process: `seconds_to_start`. The training is
     run first, unless it is stored.
     """
     report = pipeline.run(config, store)
-    broken: list[str] = []
+    problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="moist-bench-") as home:
-        first = _seconds(Path(home), config, report, range(1), broken)
-        taken = _seconds(Path(home), config, report, range(1, trials + 1), broken)
-    if broken:
-        raise StoreError(broken[0], "is there room on the disk?")
+        first = _seconds(Path(home), config, report, range(1), problems)
+        taken = _seconds(Path(home), config, report, range(1, trials + 1), problems)
+    if problems:
+        raise StoreError(problems[0], "is there room on the disk?")
     return {
         "ms_a_trial": 1e3 * taken / trials,
         "trials": trials,
@@ -45,19 +45,19 @@ def tracking_cost(config: Config, store: Store, *, trials: int) -> dict[str, Any
 
 
 def _seconds(
-    home: Path, config: Config, report: Report, numbers: range, broken: list[str]
+    home: Path, config: Config, report: Report, numbers: range, problems: list[str]
 ) -> float:
     begin = time.perf_counter()
-    mode = Mode("offline", "as the benchmark says")
-    with Tracker(mode, home, broken.append) as tracker:
+    mode = Mode("offline", "for the benchmark")
+    with Tracker(mode, home, problems.append) as tracker:
         for number in numbers:
-            _tell(tracker, config, report, number)
+            _log_trial(tracker, config, report, number)
     return time.perf_counter() - begin
 
 
-def _tell(tracker: Tracker, config: Config, report: Report, number: int) -> None:
-    about = RunInfo(f"bench-{number:05d}", f"bench {number}", "trial", {"trial": number}, "bench")
-    journal = tracker.open(about, config)
+def _log_trial(tracker: Tracker, config: Config, report: Report, number: int) -> None:
+    info = RunInfo(f"bench-{number:05d}", f"bench {number}", "trial", {"trial": number}, "bench")
+    journal = tracker.open(info, config)
     row = {"loss": 1.0, "lr": 1e-3, "images_per_second": 1e4, "val_accuracy": 0.5}
     for stage, epochs in epochs_of(config).items():
         for epoch in range(1, epochs + 1):

@@ -11,6 +11,7 @@ from moist.cli.options import (
     JSON,
     OVERRIDES,
     THREADS,
+    WORKERS,
     Compute,
     Decorator,
     computing,
@@ -107,9 +108,7 @@ def tracking(overrides: tuple[str, ...], trials: int, as_json: bool, compute: Co
 @FILE
 @OVERRIDES
 @_trials(24)
-@click.option(
-    "--workers", default=1, show_default=True, type=click.IntRange(1), help="Trials in parallel."
-)
+@WORKERS
 @THREADS
 @JSON
 def bench_sweep(

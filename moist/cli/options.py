@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+from pydantic import BaseModel
 
 from moist.errors import ConfigError
 from moist.reporting import terminal
 from moist.tracking.mode import FLAGS
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from moist.env import Env, Progress
     from moist.store.store import Store
     from moist.study.ref import StudyRef
@@ -41,18 +44,20 @@ STORAGE = click.option(
     help="Database of studies, e.g. postgresql://...; default: HOME/studies.db (SQLite).",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print unrounded values as JSON.")
+CSV = click.option("--csv", "as_csv", is_flag=True, help="Print unrounded values as CSV.")
 FILE = click.argument("file", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | @FILE]...")
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print no progress, only warnings.")
 THREADS = click.option("--threads", type=click.IntRange(1), help="Number of CPU threads.")
+WORKERS = click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1), help="Trials in parallel."
+)
 EACH_THREADS = click.option(
     "--threads",
     type=click.IntRange(1),
     help="CPU threads of each worker; default: OMP_NUM_THREADS, or an equal share of the cores.",
 )
 DEVICE = click.option("--device", help="cpu, cuda, cuda:1, ...; default: cuda if available.")
-
-
 WANDB = click.option(
     "--wandb",
     type=click.Choice(FLAGS),
@@ -158,5 +163,24 @@ def _named(options: Sequence[str], word: str) -> str:
     return f" {word} ".join(f"`{option}`" for option in options)
 
 
+def output(as_json: bool, data: Any, print_text: Callable[[], object]) -> None:
+    """Print data as JSON, or call `print_text`."""
+    if as_json:
+        print_json(data)
+    else:
+        print_text()
+
+
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, allow_nan=False))
+    """Print values, records and dataclasses as JSON."""
+    click.echo(json.dumps(value, indent=2, allow_nan=False, default=_as_dict))
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return asdict(value)
+
+
+def print_csv(frame: pd.DataFrame) -> None:
+    click.echo(frame.to_csv(index=False), nl=False)

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from moist.cli.options import (
+    CSV,
     EACH_THREADS,
     HOME,
     JSON,
     QUIET,
     STORAGE,
+    WORKERS,
     check_together,
+    output,
+    print_csv,
     print_json,
     study_ref,
 )
@@ -74,7 +78,7 @@ class Results(NamedTuple):
     metavar="FILE.html|.png|.svg",
     help="Write a plot of the frontier among all trials.",
 )
-@click.option("--csv", "as_csv", is_flag=True, help="Print unrounded values as CSV.")
+@CSV
 @click.option("--hypervolume", is_flag=True, help="Print the volume that the frontier dominates.")
 @click.option(
     "--reference",
@@ -90,13 +94,7 @@ class Results(NamedTuple):
     help="Train the members under N new seeds; print mean, deviation, and the probability of"
     " being on the frontier.",
 )
-@click.option(
-    "--workers",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Trainings in parallel, with --reseed.",
-)
+@WORKERS
 @EACH_THREADS
 @JSON
 @QUIET
@@ -146,7 +144,9 @@ def pareto(
     corner = parse_values(reference, "--reference")
     members: Sequence[Member] = ()
     if compare:
-        _print_comparison(results, axes, corner, as_json)
+        found = queries.compare(first.trials, results[1].trials, axes, corner or None)
+        names = [one.name for one in results]
+        output(as_json, found, lambda: study_tables.print_comparison(names, found))
     elif hypervolume:
         _print_hypervolume(first, axes, corner, as_json)
     elif reseed:
@@ -157,7 +157,7 @@ def pareto(
             members = train_again(
                 refs[0], times=reseed, workers=workers, threads=threads, observers=[progress]
             )
-        _print_members(refs[0], members, as_json)
+        output(as_json, members, lambda: study_tables.print_members(refs[0].name, members))
     else:
         _print_frontier(first, axes, as_csv, as_json)
     if plot:
@@ -216,9 +216,9 @@ def _print_frontier(
 ) -> None:
     front = queries.members(results.trials, axes)
     if as_json:
-        print_json([trial.model_dump(mode="json") for trial in front])
+        print_json(front)
     elif as_csv:
-        click.echo(trial_frame(front).to_csv(index=False), nl=False)
+        print_csv(trial_frame(front))
     else:
         study_tables.print_trials(f"Pareto frontier of {results.name}", front, axes)
         complete = sum(trial.state == "complete" for trial in results.trials)
@@ -235,27 +235,6 @@ def _print_hypervolume(
         return
     options = " ".join(f"--reference {name}={value:g}" for name, value in corner.items())
     click.echo(f"hypervolume {volume:.6g}, up to {options}")
-
-
-def _print_comparison(
-    results: Sequence[Results],
-    axes: Sequence[Objective],
-    reference: dict[str, float],
-    as_json: bool,
-) -> None:
-    a, b = results
-    found = queries.compare(a.trials, b.trials, axes, reference or None)
-    if as_json:
-        print_json(found.model_dump(mode="json"))
-    else:
-        study_tables.print_comparison((a.name, b.name), found)
-
-
-def _print_members(ref: StudyRef, members: Sequence[Member], as_json: bool) -> None:
-    if as_json:
-        print_json([member.model_dump(mode="json") for member in members])
-    else:
-        study_tables.print_members(ref.name, members)
 
 
 def _plot_study(

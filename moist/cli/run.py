@@ -1,4 +1,4 @@
-"""`moist run`, `plan` and `config`: train one model, and say before what that would compute."""
+"""`moist run`, `plan` and `config`: train one model, or list what that would compute."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import click
 
-from moist import config as configs
-from moist.cli.options import JSON, OVERRIDES, WANDB, Compute, computing, print_json
-from moist.config import schema
+from moist.cli.options import JSON, OVERRIDES, WANDB, Compute, computing, output, print_json
+from moist.config import flat, schema
 from moist.config.overrides import parse
 from moist.reporting import run_tables, terminal
 
@@ -21,7 +20,7 @@ from moist.reporting import run_tables, terminal
 def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute) -> None:
     """Train and measure one model.
 
-    Stages already stored are reused.
+    Stages whose outputs are stored are reused.
 
     \b
     moist run
@@ -49,15 +48,13 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
         ):
             store = Store(home, replace(env, progress=WandbProgress(progress, journal)))
             report = run_pipeline(config, store)
-            record = RunRecords(home).save(
+            RunRecords(home).save(
                 command=command, config=config, report=report, artifacts=store.keys()
             )
             facts = {"key": report.key, "command": command, "seconds": report.seconds}
             journal.end("complete", summary_of(quantities(report), reported(report), **facts))
-            if as_json:
-                print_json(report.model_dump(mode="json"))
-            else:
-                run_tables.print_report(report, record.config, record.command)
+            values = flat(config)
+            output(as_json, report, lambda: run_tables.print_report(report, values, command))
 
 
 @click.command()
@@ -79,10 +76,8 @@ def plan(overrides: tuple[str, ...], as_json: bool, compute: Compute) -> None:
     with compute.progress() as progress:
         store = Plan(compute.home, compute.env(progress))
         stages(config, store)
-    if as_json:
-        print_json([call.record() for call in store.calls])
-    else:
-        run_tables.print_plan(store.calls)
+    records = [call.record() for call in store.calls]
+    output(as_json, records, lambda: run_tables.print_plan(store.calls))
 
 
 @click.command()
@@ -109,9 +104,9 @@ def config(overrides: tuple[str, ...], keys: bool, as_json: bool) -> None:
         ]
         terminal.print_table("", ["key", "default", "values", "meaning"], rows)
         return
-    flat = configs.flat(parse(overrides))
+    values = flat(parse(overrides))
     if as_json:
-        print_json([flat])
+        print_json([values])
         return
-    for name, value in flat.items():
+    for name, value in values.items():
         click.echo(f"{name}: {'null' if value is None else value}")

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import click
 
-from moist.cli.options import HOME, JSON, Compute, check_together, print_json
+from moist.cli.options import CSV, HOME, JSON, Compute, check_together, output, print_csv
 from moist.errors import ConfigError
 from moist.reporting import run_tables
 from moist.reporting.terminal import SHORT
 from moist.results.frames import curve_frame
-
-CSV = click.option("--csv", "as_csv", is_flag=True, help="Print unrounded values as CSV.")
 
 
 @click.command()
@@ -30,12 +28,11 @@ def runs(as_csv: bool, as_json: bool, home: Path) -> None:
     from moist.store.runs import RunRecords, frame
 
     found = RunRecords(home).all()
-    if as_json:
-        print_json([run.record() for run in found])
-    elif as_csv:
-        click.echo(frame(found).to_csv(index=False), nl=False)
+    if as_csv:
+        print_csv(frame(found))
     else:
-        run_tables.print_runs(found)
+        records = [run.record() for run in found]
+        output(as_json, records, lambda: run_tables.print_runs(found))
 
 
 @click.command()
@@ -51,10 +48,8 @@ def show(run: str, as_json: bool, home: Path) -> None:
     from moist.store.runs import RunRecords
 
     found = RunRecords(home).find(run)
-    if as_json:
-        print_json([found.record()])
-    else:
-        run_tables.print_report(found.report, found.config, found.command)
+    report, config, command = found.report, found.config, found.command
+    output(as_json, [found.record()], lambda: run_tables.print_report(report, config, command))
 
 
 @click.command()
@@ -75,18 +70,16 @@ def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
     from moist.store.runs import RunRecords
 
     found = RunRecords(home).find(run)
-    if found.report.deferral is None:
+    deferral = found.report.deferral
+    if deferral is None:
         raise ConfigError(
             f"run `{found.key[:SHORT]}` defers no images",
             "train one with `cascade.fallback=teacher` or `mixture.top=2`",
         )
-    if as_json:
-        print_json([point.model_dump() for point in found.report.deferral.curve])
-    elif as_csv:
-        frame = curve_frame(found.report.deferral.curve)
-        click.echo(frame.to_csv(index=False), nl=False)
+    if as_csv:
+        print_csv(curve_frame(deferral.curve))
     else:
-        run_tables.print_curve(found.report.deferral)
+        output(as_json, deferral.curve, lambda: run_tables.print_curve(deferral))
 
 
 @click.command()
@@ -107,7 +100,4 @@ def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> No
 
     with Compute(home, quiet=True).store() as store:
         predictions = predict_images(store, RunRecords(home).find(run), images)
-    if as_json:
-        print_json(predictions)
-    else:
-        run_tables.print_predictions(predictions)
+    output(as_json, predictions, lambda: run_tables.print_predictions(predictions))

@@ -81,7 +81,7 @@ def list_entries(as_json: bool, home: Path) -> None:
         maintenance.entries(ObjectStore(home)), key=lambda entry: entry.last_used, reverse=True
     )
     if as_json:
-        print_json([entry.model_dump(mode="json") for entry in found])
+        print_json(found)
         return
     rows = [
         [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moist.cli.options import JSON, check_together, of_study, print_json
+from moist.cli.options import JSON, check_together, of_study, print_csv, print_json
 from moist.errors import ConfigError, did_you_mean
 from moist.reporting import study_tables
 from moist.reporting.terminal import SHORT
@@ -63,7 +63,7 @@ def best(
     if knee:
         found = queries.knee(queries.keeping(trials, limits), spec.objectives)
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(found)
         return
     study_tables.print_trials("", [found], spec.objectives)
     click.echo(f"reproduce it with\n  {found.command}")
@@ -117,7 +117,7 @@ def table(
     spec, trials = load(ref)
     complete = [trial for trial in trials if trial.state == "complete"]
     if as_csv:
-        click.echo(trial_frame(complete).to_csv(index=False), nl=False)
+        print_csv(trial_frame(complete))
         return
     objectives = [one.name for one in spec.objectives]
     default = (*(objectives[:1] if across else objectives), f"{TEST}accuracy")
@@ -129,7 +129,7 @@ def table(
             did_you_mean(across, differ, f"they differ in: {', '.join(differ) or 'nothing'}"),
         )
     if as_json:
-        print_json([row.model_dump(mode="json") for row in rows])
+        print_json(rows)
         return
     study_tables.print_averages(ref.name, rows, across)
     count = f"{len(complete)} of {len(trials)} trials complete"

@@ -1,14 +1,13 @@
-"""`moist sweep`: the command group, checks of sweep files, and the upkeep of studies."""
+"""`moist sweep`: the command group, sweep files, and the maintenance of studies."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from moist.cli.options import FILE, JSON, of_study, print_json
+from moist.cli.options import FILE, JSON, of_study, output, print_json
 from moist.cli.sweep_optuna import optuna
 from moist.cli.sweep_wandb import wandb
 from moist.reporting import study_tables, terminal
@@ -77,11 +76,8 @@ def status(ref: StudyRef, as_json: bool) -> None:
 
     spec, trials = load(ref)
     driver = driver_of(ref)
-    if as_json:
-        listed = [trial.model_dump(mode="json") for trial in trials]
-        print_json({**spec.model_dump(mode="json"), "driver": driver, "trials": listed})
-    else:
-        study_tables.print_status(ref, spec, trials, driver)
+    data = {**spec.model_dump(mode="json"), "driver": driver, "trials": trials}
+    output(as_json, data, lambda: study_tables.print_status(ref, spec, trials, driver))
 
 
 @sweep.command()
@@ -129,7 +125,7 @@ def doctor(ref: StudyRef, fix: bool, as_json: bool) -> None:
         _, trials = load(ref)
     found = examine(ref, spec, trials)
     if as_json:
-        print_json([finding.model_dump(mode="json") for finding in found])
+        print_json(found)
     else:
         for finding in found:
             click.echo(f"{finding.problem}\nhint: {finding.remedy}")
@@ -141,9 +137,10 @@ def doctor(ref: StudyRef, fix: bool, as_json: bool) -> None:
 @sweep.command("list")
 @JSON
 def list_files(as_json: bool) -> None:
-    """List the sweep files that come with moist: what each asks, its cost and what to expect.
+    """List the sweep files that come with moist.
 
-    A name stands for the file wherever a sweep file or an @FILE is expected.
+    Prints the question, cost and expected answer of each. Its name can be given wherever a sweep
+    file or an @FILE is expected.
 
     \b
     moist sweep list
@@ -153,8 +150,6 @@ def list_files(as_json: bool) -> None:
     from moist.sweepfile import catalog
 
     found = catalog()
-    if as_json:
-        print_json([asdict(one) for one in found])
-        return
-    rows = [[one.name, one.question, one.cost, one.expect] for one in found]
-    terminal.print_table("", ["name", "question", "cost", "expected"], rows)
+    rows = [[entry.name, entry.question, entry.cost, entry.expect] for entry in found]
+    heads = ["name", "question", "cost", "expected"]
+    output(as_json, found, lambda: terminal.print_table("", heads, rows))

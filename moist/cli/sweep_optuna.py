@@ -20,6 +20,7 @@ from moist.cli.options import (
     QUIET,
     STORAGE,
     WANDB,
+    WORKERS,
     check_together,
     print_json,
     study_ref,
@@ -109,9 +110,7 @@ class SearchOptions:
 @click.option(
     "--trials", type=click.IntRange(1), help="Complete trials of the study to end with, in all."
 )
-@click.option(
-    "--workers", default=1, show_default=True, type=click.IntRange(1), help="Trials in parallel."
-)
+@WORKERS
 @click.option("--study", help="Name of the study; default: the file's.")
 @STORAGE
 @click.option(

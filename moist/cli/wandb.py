@@ -41,10 +41,8 @@ def sync(
 ) -> None:
     """Upload runs that are missing on W&B's server.
 
-    They are read from HOME/wandb; each is uploaded once.
-
-    RUN is an id, a unique prefix of one, or `last`; default: all. Runs that are still being
-    written are skipped.
+    They are read from HOME/wandb; each is uploaded once. RUN is an id, a unique prefix of one, or
+    `last`; default: all. Runs that are still being written are skipped.
 
     \b
     moist sync --dry-run
@@ -98,11 +96,9 @@ def _print_results(results: Sequence[UploadResult], as_json: bool) -> None:
     """Print how each upload ended, or their counts. Raises StoreError if one failed."""
     failed = [result for result in results if result.state == "failed"]
     if as_json:
-        print_json([result.model_dump(mode="json") for result in results])
+        print_json(results)
     else:
-        counts: Counter[str] = Counter(
-            result.state for result in results if result.state != "failed"
-        )
+        counts: Counter[str] = Counter(result.state for result in results)
         words = {"due": "to upload", "sent": "uploaded", "running": "still running"}
         listed = [f"{counts[state]} {text}" for state, text in words.items() if counts[state]]
         click.echo(", ".join(listed) or "nothing to upload")
@@ -120,8 +116,8 @@ def _print_results(results: Sequence[UploadResult], as_json: bool) -> None:
 def browse(run: str | None, home: Path) -> None:
     """View logged runs in this terminal.
 
-    Shows charts, configs and summaries of the runs in HOME/wandb.
-    RUN is an id, a unique prefix of one, or `last`. This is `wandb leet`; it needs no server.
+    Shows charts, configs and summaries of the runs in HOME/wandb with `wandb leet`, which needs
+    no server. RUN is an id, a unique prefix of one, or `last`.
 
     \b
     moist browse
