@@ -17,7 +17,7 @@ import torch
 from moist.config import AugmentConfig
 from moist.data.random import generator
 from moist.errors import ConfigError
-from moist.store.artifacts import Split
+from moist.store.artifacts import Dataset, Split
 
 Channels = Sequence[float]
 
@@ -71,7 +71,8 @@ def draw(n: int, augment: AugmentConfig, shape: tuple[int, int], seed: int, view
     scale_P = torch.tensor([2, span, span, height, width])
     flip, dy, dx, cut_y, cut_x = (uniform_NP * scale_P).long().unbind(1)
     on = torch.tensor(augment.flip)
-    return View((flip == 1) & on, dy - augment.shift, dx - augment.shift, cut_y, cut_x)
+    dy, dx = dy - augment.shift, dx - augment.shift
+    return View((flip == 1) & on, dy, dx, cut_y_B=cut_y, cut_x_B=cut_x)
 
 
 def render(
@@ -101,10 +102,8 @@ def normalize(images_BHWC: torch.Tensor, mean: Channels, std: Channels) -> torch
 
 
 def batches(
-    split: Split,
+    data: Dataset,
     *,
-    mean: Channels,
-    std: Channels,
     augment: AugmentConfig,
     seed: int,
     view: int,
@@ -112,20 +111,19 @@ def batches(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """Yield every image of a split once, shuffled, at one augmented view.
+    """Yield every training image once, shuffled, at one augmented view.
 
     `view` and `order` are separate because distillation cycles through a few views, on which the
     teacher's logits are known, in a new order each epoch. A last batch of a single image joins
     the one before: batch norm can't train on one.
     """
-    split = to_device(split, device)
-    shape = (split.images_NHWC.shape[1], split.images_NHWC.shape[2])
-    drawn = draw(len(split), augment, shape, seed, view).to(device)
+    split = to_device(data.train, device)
+    drawn = draw(len(split), augment, data.image_shape[1:], seed=seed, view=view).to(device)
     order_N = torch.randperm(len(split), generator=generator(seed, "order", order)).to(device)
     for index_B in _cut(order_N, batch_size):
         images_BHWC = split.images_NHWC[index_B]
-        images_BCHW = render(images_BHWC, drawn[index_B], augment, mean, std)
-        yield Batch(index_B, images_BCHW, split.labels_N[index_B], view, order)
+        images_BCHW = render(images_BHWC, drawn[index_B], augment, mean=data.mean, std=data.std)
+        yield Batch(index_B, images_BCHW, split.labels_N[index_B], view=view, epoch=order)
 
 
 def plain_batches(

@@ -28,30 +28,32 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
-Report = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with the number of images done, and their total."""
 
 CHUNK = 256
 STD_FLOOR = 1 / 255
 
 
-def decode(source: Source, report: Report) -> tuple[Split, Split]:
-    """Return the training and the test images of a source; report the progress.
+def decode(source: Source, on_progress: OnProgress) -> tuple[Split, Split]:
+    """Return the training and the test images of a source, with their progress.
 
     Raises DataError for an image that can't be decoded, and for images of different sizes
     without an `image_size`.
     """
     if source.root is not None and source.name == "folder":
-        return _folder(source.root, source, report)
+        return _folder(source.root, source, on_progress)
     if source.root is None:
         train, test = _digits()
     else:
         train, test = (_public(source.name, source.root, train=part) for part in (True, False))
     total = len(train[1]) + len(test[1])
-    train_split = _split(_sized(train[0], source.image_size, report, 0, total), train[1])
-    return train_split, _split(
-        _sized(test[0], source.image_size, report, len(train[1]), total), test[1]
-    )
+    splits, done = [], 0
+    for images, labels_N in (train, test):
+        sized = _sized(images, source.image_size, on_progress, done=done, total=total)
+        splits.append(_split(sized, labels_N))
+        done += len(labels_N)
+    return splits[0], splits[1]
 
 
 def read_image(path: Path, image_shape: tuple[int, int, int]) -> torch.Tensor:
@@ -123,10 +125,12 @@ def _public(name: str, root: Path, *, train: bool) -> tuple[Pixels, Labels]:
     return images.reshape(*images.shape[:3], -1), np.asarray(found.targets)
 
 
-def _sized(images_NHWC: Pixels, size: int | None, report: Report, done: int, total: int) -> Pixels:
+def _sized(
+    images_NHWC: Pixels, size: int | None, on_progress: OnProgress, done: int, total: int
+) -> Pixels:
     """Resize decoded images to a square of `size` pixels a side, if they have another size."""
     if size is None or images_NHWC.shape[1:3] == (size, size):
-        report(done + len(images_NHWC), total)
+        on_progress(done + len(images_NHWC), total)
         return images_NHWC
     from PIL import Image
 
@@ -136,10 +140,10 @@ def _sized(images_NHWC: Pixels, size: int | None, report: Report, done: int, tot
         image = Image.fromarray(images_NHWC[i, :, :, 0] if channels == 1 else images_NHWC[i])
         return _resized(image, (size, size)).reshape(size, size, channels)
 
-    return _gather(len(images_NHWC), one, lambda count: report(done + count, total))
+    return _gather(len(images_NHWC), one, lambda count: on_progress(done + count, total))
 
 
-def _folder(root: Path, source: Source, report: Report) -> tuple[Split, Split]:
+def _folder(root: Path, source: Source, on_progress: OnProgress) -> tuple[Split, Split]:
     train, test = (_listed(root / split, source.classes) for split in SPLITS)
     first, total = train[0][0], len(train[0]) + len(test[0])
     shape, threads = _read(first, source.image_size).shape, _threads(first)
@@ -152,7 +156,7 @@ def _folder(root: Path, source: Source, report: Report) -> tuple[Split, Split]:
 
     def load(paths: list[Path], labels_N: Labels, done: int) -> Split:
         def tick(count: int) -> None:
-            report(done + count, total)
+            on_progress(done + count, total)
 
         images_NHWC = _gather(len(paths), lambda i: read(paths[i]), tick, threads)
         return _split(images_NHWC, labels_N)

@@ -66,7 +66,9 @@ def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
     key = digest(json.dumps([data.name, content, data.image_size]).encode())
     if data.image_size is not None:
         pixels = (data.image_size, data.image_size)
-    return Source(data.name, root, data.image_size, classes, key, pixels, signature)
+    return Source(
+        data.name, root, data.image_size, classes, key=key, pixels=pixels, signature=signature
+    )
 
 
 def check_untouched(source: Source) -> None:

@@ -91,7 +91,7 @@ class StageCall:
         return tuple(dict.fromkeys(ref.key for ref in _refs(dict(self.inputs))))
 
     def outcome(self, reused: bool, seconds: float | None) -> Call:
-        return Call(self.name, self.key, reused, seconds, self.needs)
+        return Call(self.name, self.key, reused, seconds, needs=self.needs)
 
 
 class Backend(ABC):

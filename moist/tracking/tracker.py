@@ -77,9 +77,15 @@ class Tracker:
     """
 
     def __init__(
-        self, mode: Mode, home: Path, warn: Warn, project: str | None = None,
-        entity: str | None = None, strict: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        mode: Mode,
+        home: Path,
+        warn: Warn,
+        *,
+        project: str | None = None,
+        entity: str | None = None,
+        strict: bool = False,
+    ) -> None:
         self.client = Client(mode, home, project, entity)
         self.warn, self.strict = warn, strict
         self.journals: list[Journal] = []

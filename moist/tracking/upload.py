@@ -318,9 +318,12 @@ def complete(run: LoggedRun, home: Path, to: Destination, warn: Warn) -> str | N
     if last is None:
         return None
     rows = [row for row in history(run.paths, warn) if row["_step"] > last]
-    info = RunInfo(run.id, run.name, run.job_type or "run", run.config, run.group, run.tags)
+    kind = run.job_type or "run"
+    info = RunInfo(run.id, run.name, kind, run.config, group=run.group, tags=run.tags)
     online = Mode("online", "to complete a run")
-    with Tracker(online, home, problems.append, project, entity, strict=True) as tracker:
+    with Tracker(
+        online, home, problems.append, project=project, entity=entity, strict=True
+    ) as tracker:
         journal = tracker.open(info)
         journal.submit(lambda opened: _log_rows(opened, rows))
         journal.update_summary(_without_internals(run.summary))

@@ -45,9 +45,7 @@ class Job:
     def batches(self, epoch: int, batch_size: int, views: int | None = None) -> Iterator[Batch]:
         """Shuffle an epoch's batches: of a fresh view each epoch, or of `views` in turn."""
         return batches(
-            self.data.train,
-            mean=self.data.mean,
-            std=self.data.std,
+            self.data,
             augment=self.augment,
             seed=self.seed,
             view=epoch % views if views else epoch,

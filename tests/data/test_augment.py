@@ -19,7 +19,7 @@ from moist.data.augment import (
 )
 from moist.data.random import derive
 from moist.errors import ConfigError
-from moist.store.artifacts import Split
+from moist.store.artifacts import Dataset, Split
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -37,6 +37,10 @@ def split(n: int) -> Split:
     return Split(pictures(n), torch.arange(n) % 3)
 
 
+def dataset(train: Split) -> Dataset:
+    return Dataset("pictures", ("a", "b", "c"), MEAN, STD, train, val=split(0), test=split(0))
+
+
 def same(n: int, flip: bool = False, dy: int = 0, dx: int = 0, y: int = 0, x: int = 0) -> View:
     """The same change for each of n images."""
     return View(torch.full((n,), flip), *(torch.full((n,), value) for value in (dy, dx, y, x)))
@@ -51,9 +55,7 @@ def passed(
     batch_size: int = 4,
 ) -> Iterator[Batch]:
     return batches(
-        split,
-        mean=MEAN,
-        std=STD,
+        dataset(split),
         augment=augment,
         seed=seed,
         view=view,
@@ -241,8 +243,8 @@ def test_plain_batches_are_in_order_and_unchanged() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to compare with")
 def test_a_gpu_renders_the_same_images() -> None:
-    data, gpu = split(33), torch.device("cuda")
-    kind = dict(mean=MEAN, std=STD, augment=ALL, seed=0, view=2, order=1, batch_size=8)
+    data, gpu = dataset(split(33)), torch.device("cuda")
+    kind = dict(augment=ALL, seed=0, view=2, order=1, batch_size=8)
     pairs = zip(batches(data, device=CPU, **kind), batches(data, device=gpu, **kind), strict=True)
     for here, there in pairs:
         assert there.images_BCHW.device.type == "cuda"

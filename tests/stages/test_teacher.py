@@ -262,8 +262,7 @@ def test_the_logits_of_a_view_are_the_teachers_on_the_images_that_a_student_sees
     data, augment = dataset(), AugmentConfig(flip=True, shift=2, cutout=2)
     for view in range(2):
         for batch in batches(
-            data.train, mean=data.mean, std=data.std, augment=augment,
-            seed=3, view=view, order=9, batch_size=5, device=ENV.device,
+            data, augment=augment, seed=3, view=view, order=9, batch_size=5, device=ENV.device,
         ):  # fmt: skip
             with torch.inference_mode():
                 expected = net.eval()(batch.images_BCHW)

@@ -72,8 +72,7 @@ def batch(size: int = 100) -> Batch:
     """Images, labels, and the teacher's logits and levels."""
     data = digits()
     found = next(batches(
-        data.train, mean=data.mean, std=data.std, augment=AUGMENT, seed=3, view=0, order=0,
-        batch_size=size, device=ENV.device,
+        data, augment=AUGMENT, seed=3, view=0, order=0, batch_size=size, device=ENV.device,
     ))  # fmt: skip
     with torch.inference_mode():
         logits_BC = module(teacher()).eval()(found.images_BCHW)
@@ -417,8 +416,7 @@ def test_levels_are_the_teachers_pooled_outputs_on_the_images_that_a_student_see
     data = digits()
     for view in range(2):
         for one in batches(
-            data.train, mean=data.mean, std=data.std, augment=AUGMENT, seed=3, view=view, order=9,
-            batch_size=50, device=ENV.device,
+            data, augment=AUGMENT, seed=3, view=view, order=9, batch_size=50, device=ENV.device,
         ):  # fmt: skip
             with torch.inference_mode():
                 x, parts = F.relu(net.bn1(net.conv1(one.images_BCHW))), []
