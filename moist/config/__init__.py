@@ -1,8 +1,8 @@
-"""The configuration of a run: every field has a default, a bound and a description.
+"""The configuration of a run: every key has a default, a type with bounds and a description.
 
-`KEY=VALUE` overrides use dotted names (`distill.alpha=0.5`); `flat` gives the same names back,
-and they are the column names of run records, studies and dashboards. What only says *where*
-(`data.root`, `teacher.weights`) is marked `keyed=False`: content is keyed, never a path.
+Dotted names (`distill.alpha`) are the keys of `KEY=VALUE` overrides, of `flat`, and the column
+names of run records, studies and dashboards. A field with a path (`data.root`, `teacher.weights`)
+is marked `keyed=False`: the content of files enters a stage's key, their location does not.
 """
 
 from __future__ import annotations
@@ -56,26 +56,28 @@ __all__ = [
 
 
 class Config(Section):
-    """Everything that decides a run's result."""
+    """All choices that determine a run's result."""
 
     system: Literal["moist", "ones", "ensemble", "student"] = Field(
         "moist",
-        description="ones: the mixture merged into one student; ensemble: k students averaged",
+        description="moist: router and k students; ones: these merged into one student;"
+        " ensemble: k students averaged; student: one student",
     )
     k: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = Field(
-        3, description="clusters and students; auto picks k by silhouette"
+        3, description="number of clusters and students; auto: selected by silhouette"
     )
     hidden_width: int = Field(
-        256, ge=1, le=65536, description="width of the student's hidden linear layer"
+        256, ge=1, le=65536, description="width of a student's hidden linear layer"
     )
     router: Literal["cnn", "linear", "transformer", "shared", "oracle"] = Field(
         "cnn",
-        description="router network; shared: on the students' convolutions; oracle: upper bound",
+        description="router network; shared: on the students' convolutions;"
+        " oracle: the true class, an upper bound",
     )
-    temperature: float = Field(4.0, gt=0, le=100, description="softening of the teacher's logits")
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of everything drawn at random")
+    temperature: float = Field(4.0, gt=0, le=100, description="temperature of the distillation")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of all random numbers")
     precision: Literal["bf16", "float32"] = Field(
-        "bf16", description="arithmetic of training and inference (bf16: mixed)"
+        "bf16", description="precision of training and inference (bf16: mixed precision)"
     )
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -99,7 +101,7 @@ class Config(Section):
 
 
 def sections() -> dict[str, type[Section]]:
-    """Name and class of each section of `Config`."""
+    """Return name and class of each section of `Config`."""
     return {
         name: field.annotation
         for name, field in Config.model_fields.items()
@@ -108,7 +110,7 @@ def sections() -> dict[str, type[Section]]:
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Every leaf under its dotted name, as JSON values; the names are the override keys."""
+    """Return every value under its dotted name, as JSON; the names are the override keys."""
     leaves: dict[str, Any] = {}
     for name, value in config.model_dump(mode="json").items():
         if isinstance(value, dict):
@@ -119,8 +121,11 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def keyed(section: Section) -> dict[str, Any]:
-    """The JSON values of a section that belong in a key: all but what says only where; of what
-    nothing reads under the section's other values, the default."""
+    """Return the JSON values of a section that enter a stage's key.
+
+    Paths are left out. A value that is not used under the section's other values is replaced by
+    its default.
+    """
     values: dict[str, Any] = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         extra: dict[str, Any] = dict(field.json_schema_extra or {})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The types of the config's values: how they are read from text, and their bounds."""
+"""Types of config values: how they are read from text, and their bounds."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-WHERE: dict[str, Any] = {"keyed": False}
-"""Of a field that says only where something is."""
+LOCATION: dict[str, Any] = {"keyed": False}
+"""Marks a field that is only a location: it enters no key."""
 
 
 def only(**choices: str | tuple[str, ...]) -> dict[str, Any]:
-    """Of a field that is read only under certain values of others of its section: elsewhere it
-    decides nothing, and a key has its default."""
+    """Mark a field that is used only under certain values of other fields of its section.
+
+    Under other values a stage's key has the field's default.
+    """
     each = {name: [one] if isinstance(one, str) else list(one) for name, one in choices.items()}
     return {"only": each}
 
 
 def _numbers(value: object) -> object:
-    """Read `32,64` or `[32, 64]`; sequences pass through."""
+    """Split `32,64` or `[32, 64]`; return other values as they are."""
     if isinstance(value, str):
         return [part for part in value.strip("[]() ").replace(" ", "").split(",") if part]
     return value
 
 
 def _nothing(value: object) -> object:
-    """Read the ways YAML, Python and a shell write 'no value'."""
+    """Return None for the ways in which YAML, Python and a shell write 'no value'."""
     return None if isinstance(value, str) and value.lower() in {"", "none", "null"} else value
 
 
@@ -42,12 +44,11 @@ OptionalEpochs = Annotated[Epochs | None, BeforeValidator(_nothing)]
 Weight = Annotated[float, Field(ge=0, le=100)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_nothing)]
 
-
 Peer = Literal["resnet8", "resnet20", "shufflenetv2_x0_5", "mobilenetv2_x0_5"]
-"""Small networks that others use: teachers, students, experts or fallbacks here."""
+"""Well-known small networks, as teacher, student, expert or fallback."""
 
 
 class Section(BaseModel):
-    """Frozen, and strict about names."""
+    """A group of config fields: frozen, and without unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

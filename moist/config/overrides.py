@@ -1,4 +1,4 @@
-"""From `KEY=VALUE` and `@FILE` to a config: each value is read by its field's own type."""
+"""Overrides: `KEY=VALUE` and `@FILE` arguments, each value read by the type of its key."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from moist.errors import ConfigError, unknown
 def parse(overrides: Iterable[str]) -> Config:
     """Build the config that `KEY=VALUE` and `@FILE` arguments describe; later ones win.
 
-    Raises ConfigError for an unknown key (with the nearest one), a value out of bounds, a
-    combination that can't work, or a file that holds no values.
+    Raises ConfigError for an unknown key (with the nearest one), an invalid value, conflicting
+    values, or a file without values.
     """
     return build(given(overrides))
 
@@ -56,12 +56,12 @@ def read_values(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"`{path}` includes itself: {listed}")
     content = document(path)
     if not isinstance(content, dict):
-        raise ConfigError(f"`{path}` holds no `key: value` lines")
+        raise ConfigError(f"`{path}` has no `key: value` lines")
     if "parameters" not in content:
         return content
     parameters = content["parameters"]
     if not isinstance(parameters, dict):
-        raise ConfigError(f"`{path}`: `parameters` holds no `key: {{value: ...}}` lines")
+        raise ConfigError(f"`{path}`: `parameters` has no `key: {{value: ...}}` lines")
     for name, spec in parameters.items():
         if not (isinstance(spec, dict) and set(spec) == {"value"}):
             raise ConfigError(
@@ -73,7 +73,7 @@ def read_values(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def build(values: Mapping[str, Any]) -> Config:
-    """Build a config from dotted names and values, each read by its field's own type."""
+    """Build a config from values by dotted name. Raises ConfigError with all mistakes."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         section, leaf = place(key)
@@ -81,29 +81,29 @@ def build(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(nested)
     except ValidationError as error:
-        said = [_said(one, values) for one in error.errors()]
-    raise ConfigError("\n".join(dict.fromkeys(said)))
+        mistakes = [_mistake(one, values) for one in error.errors()]
+    raise ConfigError("\n".join(dict.fromkeys(mistakes)))
 
 
 def read(key: str, value: object) -> Any:
-    """One value as `flat` shows it, read by its key's own type, whatever other keys say.
+    """Return a value as `flat` shows it, read by the type of its key, regardless of other keys.
 
-    Raises ConfigError for an unknown key (with the nearest one) and a value out of bounds.
+    Raises ConfigError for an unknown key (with the nearest one) and for an invalid value.
     """
     _, leaf = place(key)
     try:
-        return _alone(key).model_validate({leaf: value}).model_dump(mode="json")[leaf]
+        return _model_of(key).model_validate({leaf: value}).model_dump(mode="json")[leaf]
     except ValidationError:
         raise ConfigError(f"`{key}={value}`: expected {bounds(keys()[key])}") from None
 
 
 @cache
-def _alone(key: str) -> type[BaseModel]:
-    """A model of one key, without its section's checks of how keys go together."""
+def _model_of(key: str) -> type[BaseModel]:
+    """Return a model of one key, without its section's checks of other keys."""
     section, leaf = place(key)
     field = (sections()[section] if section else Config).model_fields[leaf]
     fields: dict[str, Any] = {leaf: (field.annotation, field)}
-    return create_model("Alone", __base__=Section, **fields)
+    return create_model("OneKey", __base__=Section, **fields)
 
 
 def place(key: str) -> tuple[str, str]:
@@ -115,20 +115,20 @@ def place(key: str) -> tuple[str, str]:
 
 
 def _listing(key: str) -> str:
-    """Return where the keys are that an unknown one may stand for."""
+    """Return a hint that shows where keys are listed, or one of a section's keys."""
     if key in sections():
         first = next(name for name in keys() if name.startswith(f"{key}."))
         return f"give one of its keys, as in `{first}=...`"
     return "`moist config --keys` lists all keys"
 
 
-def _said(error: Any, values: Mapping[str, Any]) -> str:
-    """One line a key, whatever its type's parts complain of: what was given, what it admits."""
+def _mistake(error: Any, values: Mapping[str, Any]) -> str:
+    """Return one line for pydantic's error: the key, its value and the allowed values."""
     place = [str(part) for part in error["loc"]]
     for depth in (2, 1):
         key = ".".join(place[:depth])
         if key in values:
             return f"`{key}={values[key]}`: expected {bounds(keys()[key])}"
-    # a section's own check calls its keys `.epochs`; Config's gives them in full
+    # the checks of a section name its keys `.epochs`, those of Config use full names
     message: str = error["msg"].removeprefix("Value error, ")
     return re.sub(r"`\.(?=\w)", f"`{'.'.join(place)}.", message)

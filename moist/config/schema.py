@@ -1,4 +1,4 @@
-"""The config described: what every key means, and which values it admits."""
+"""Descriptions of the config's keys: meaning, default and allowed values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def keys() -> Mapping[str, dict[str, Any]]:
 
 
 def bounds(spec: dict[str, Any]) -> str:
-    """The values that a key of `keys()` admits, for people: `a | b`, `1 to 1000`, `text`."""
+    """Return the allowed values of a key for people: `a | b`, `1 to 1000`, `text`."""
     if "items" in spec:
         return f"{bounds(spec['items'])}, comma-separated"
     if "anyOf" in spec:
@@ -44,11 +44,11 @@ def bounds(spec: dict[str, Any]) -> str:
     return f"{above}{low} to {'below ' if 'exclusiveMaximum' in spec else ''}{high}"
 
 
-def is_where(name: str) -> bool:
-    """Whether a key says only where something is: it is then no part of what is computed."""
+def is_location(name: str) -> bool:
+    """Return whether a key is only a location, which does not change the result."""
     return keys()[name].get("keyed") is False
 
 
 def choices(section: type[Section], field: str) -> tuple[str, ...]:
-    """The names a `Literal` field admits: what the registries must implement."""
+    """Return the names that a `Literal` field allows; registries must implement them."""
     return tuple(get_args(section.model_fields[field].annotation))

@@ -1,4 +1,4 @@
-"""The sections of what is trained: one class a network, one field a key."""
+"""Config sections of the trainings: one class a training, one field a key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from moist.config.fields import (
-    WHERE,
+    LOCATION,
     Epochs,
     Fraction,
     OptionalEpochs,
@@ -22,25 +22,25 @@ from moist.config.fields import (
 
 
 class TrainingConfig(Section):
-    """How one network is trained."""
+    """The training of one network."""
 
     epochs: Epochs = Field(20, description="passes over the training images")
-    batch_size: int = Field(64, ge=2, le=65536, description="images a step")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
+    batch_size: int = Field(64, ge=2, le=65536, description="images in a batch")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer")
     lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, le=1, description="decay of the weights")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="weight decay")
     momentum: float = Field(
-        0.9, ge=0, lt=1, description="momentum of sgd", json_schema_extra=only(optimizer="sgd")
+        0.9, ge=0, lt=1, description="sgd: momentum", json_schema_extra=only(optimizer="sgd")
     )
     nesterov: bool = Field(
-        False, description="look-ahead momentum of sgd", json_schema_extra=only(optimizer="sgd")
+        False, description="sgd: Nesterov momentum", json_schema_extra=only(optimizer="sgd")
     )
     schedule: Literal["constant", "cosine", "one_cycle"] = Field(
-        "cosine", description="learning rate over the steps"
+        "cosine", description="schedule of the learning rate"
     )
     horizon: OptionalEpochs = Field(
         None,
-        description="epochs the schedule is laid out for; more than `epochs` truncates it",
+        description="length of the schedule in epochs, at least `epochs`; none: `epochs`",
     )
 
     @model_validator(mode="after")
@@ -53,24 +53,24 @@ class TrainingConfig(Section):
 
 
 class TeacherConfig(TrainingConfig):
-    """The large network that is distilled."""
+    """The training of the teacher, the large network that is distilled."""
 
     arch: Literal["resnet18", Peer] = Field("resnet18", description="teacher network")
     weights: OptionalPath = Field(
         None,
         description="trained state dict (.safetensors, .pth) to use instead of training",
-        json_schema_extra=WHERE,
+        json_schema_extra=LOCATION,
     )
     epochs: Epochs = Field(12, description="passes over the training images")
-    batch_size: int = Field(128, ge=2, le=65536, description="images a step")
+    batch_size: int = Field(128, ge=2, le=65536, description="images in a batch")
     lr: float = Field(4e-3, gt=0, le=10, description="peak learning rate")
     schedule: Literal["constant", "cosine", "one_cycle"] = Field(
-        "one_cycle", description="learning rate over the steps"
+        "one_cycle", description="schedule of the learning rate"
     )
 
 
 class DistillConfig(TrainingConfig):
-    """How the student learns from the teacher."""
+    """The distillation of the student from the teacher."""
 
     epochs: Epochs = Field(30, description="passes over the training images")
     loss: Literal["kd", "dkd", "dist", "moe_kd"] = Field(
@@ -79,14 +79,17 @@ class DistillConfig(TrainingConfig):
     )
     alpha: Fraction = Field(
         0.7,
-        description="weight of the soft loss, 1-alpha that of the labels; not for moe_kd",
+        description="weight of the soft loss, 1-alpha is that of the labels; not for moe_kd",
         json_schema_extra=only(loss=("kd", "dkd", "dist")),
     )
     warmup: int = Field(
-        0, ge=0, le=10_000, description="epochs in which the soft loss grows to its weight"
+        0,
+        ge=0,
+        le=10_000,
+        description="epochs in which the weight of the soft loss rises linearly from 0",
     )
     standardize: bool = Field(
-        False, description="kd, dkd: logits to mean 0 and deviation 1, image by image"
+        False, description="kd, dkd: standardize each image's logits to mean 0 and deviation 1"
     )
     target_weight: Weight = Field(
         1.0, description="dkd: weight of the target class's KL", json_schema_extra=only(loss="dkd")
@@ -106,24 +109,24 @@ class DistillConfig(TrainingConfig):
     )
     gate: Literal["student", "teacher"] = Field(
         "student",
-        description="moe_kd: teacher's classifier on student features, or on the teacher's own",
+        description="moe_kd: gate by the teacher's classifier, on features of student or teacher",
         json_schema_extra=only(loss="moe_kd"),
     )
     experts: Literal["offsets", "heads"] = Field(
         "offsets",
-        description="moe_kd: one head with offsets by teacher level, or a head a level",
+        description="moe_kd: one head with an offset for each teacher level, or one head a level",
         json_schema_extra=only(loss="moe_kd"),
     )
     tie: Weight = Field(
         1.0,
-        description="moe_kd, gate=student: weight of KL(teacher, gate)",
+        description="moe_kd with gate=student: weight of KL(teacher, gate)",
         json_schema_extra=only(loss="moe_kd", gate="student"),
     )
     views: int = Field(
         4,
         ge=1,
         le=10_000,
-        description="augmented copies of the training set the teacher labels, used in turn",
+        description="augmented copies of the training set with teacher logits, used in turn",
     )
 
     @model_validator(mode="after")
@@ -134,23 +137,23 @@ class DistillConfig(TrainingConfig):
 
 
 class RoutingConfig(TrainingConfig):
-    """How the router is built and pretrained."""
+    """The router's network and its pretraining."""
 
     epochs: Epochs = Field(30, description="passes over the training images")
-    widths: Widths = Field((128, 64), description="hidden widths of the linear router")
+    widths: Widths = Field((128, 64), description="linear: widths of the router's hidden layers")
     hidden_width: int = Field(
-        128, ge=1, le=65536, description="hidden width of the cnn and shared routers"
+        128, ge=1, le=65536, description="cnn, shared: width of the router's hidden layer"
     )
     dropout: float = Field(
-        0.2, ge=0, lt=1, description="dropout of the cnn, linear and shared routers"
+        0.2, ge=0, lt=1, description="cnn, linear, shared: dropout of the router"
     )
 
 
 class JointConfig(TrainingConfig):
-    """How router and students are trained together."""
+    """The joint training of router and students."""
 
     objective: Literal["hierarchical", "students_only", "em", "switch", "noisy_topk"] = Field(
-        "hierarchical", description="what router and students minimize together"
+        "hierarchical", description="objective that router and students minimize"
     )
     mask_students: bool = Field(
         True, description="restrict each student's softmax to the classes of its cluster"
@@ -176,7 +179,7 @@ class JointConfig(TrainingConfig):
     )
     balance_form: Literal["weighted", "plain"] = Field(
         "weighted",
-        description="balance by each cluster's share of the classes, or to equal parts",
+        description="balance the load to each cluster's share of the classes, or to equal parts",
         json_schema_extra=only(objective=("switch", "noisy_topk")),
     )
     z_loss: float = Field(
@@ -186,7 +189,7 @@ class JointConfig(TrainingConfig):
         2,
         ge=2,
         le=1000,
-        description="noisy_topk: students asked while training",
+        description="noisy_topk: number of students that train on an image",
         json_schema_extra=only(objective="noisy_topk"),
     )
 
@@ -194,35 +197,37 @@ class JointConfig(TrainingConfig):
     def _masked_students_need_their_own_classes(self) -> JointConfig:
         if self.mask_students and self.objective in {"students_only", "switch", "noisy_topk"}:
             raise ValueError(
-                f"`.objective={self.objective}` shows a student images of any class, which a"
-                " masked softmax gives no probability; set `.mask_students=false`"
+                f"`.objective={self.objective}` trains a student on images of any class, to"
+                " which a masked softmax gives no probability; set `.mask_students=false`"
             )
         if self.z_loss and self.objective == "students_only":
             raise ValueError(
-                "`.z_loss` is for a router that learns: `.objective=students_only` is not"
+                "`.z_loss` needs a router that is trained; `.objective=students_only` freezes it"
             )
         return self
 
 
 class MergeConfig(TrainingConfig):
-    """How the students become one (OneS), and how that one is refined."""
+    """The merging of the students into one (OneS), and the refinement of that student."""
 
     method: Literal["average", "sum", "topk", "svd", "random", "ancestor", "best_expert"] = Field(
-        "average", description="how weights are gathered; the last three are controls"
+        "average",
+        description="how weights are merged; random, ancestor and best_expert are controls",
     )
     base: Literal["delta", "absolute"] = Field(
         "delta",
-        description="average, sum, svd: of what students learnt, or of whole weights",
+        description="average, sum, svd: merge differences to the ancestor, or whole weights",
         json_schema_extra=only(method=("average", "sum", "svd")),
     )
     layout: Literal["aligned", "block"] = Field(
         "aligned",
-        description="topk: units keep their places, or students lie side by side",
+        description="topk: units keep their positions, or students are laid side by side",
         json_schema_extra=only(method="topk"),
     )
     score: Literal["delta", "in", "inout", "act"] = Field(
         "delta",
-        description="topk: what makes a unit important",
+        description="topk: importance of a unit; delta: change of its weights; in: incoming norm;"
+        " inout: incoming times outgoing norm; act: activation",
         json_schema_extra=only(method="topk"),
     )
     rank: OptionalInt = Field(
@@ -236,10 +241,14 @@ class MergeConfig(TrainingConfig):
         json_schema_extra=only(method="svd"),
     )
     head: Literal["gather", "owner"] = Field(
-        "gather", description="owner: each class's last row from the student of its cluster"
+        "gather",
+        description="last layer; gather: merged like the others;"
+        " owner: each class's row from the student of its cluster",
     )
     teacher: Literal["mixture", "hard", "teacher", "both", "none"] = Field(
-        "mixture", description="who refines: all students weighted, the routed one, the teacher"
+        "mixture",
+        description="teacher in the refinement; mixture: all students, weighted; hard: the routed"
+        " student; both: mixture and teacher; none: no refinement",
     )
     alpha: Fraction = Field(
         0.7,
@@ -249,6 +258,6 @@ class MergeConfig(TrainingConfig):
 
     @property
     def gathering(self) -> MergeConfig:
-        """Itself without what only the refinement reads."""
+        """Return the section with the defaults of all keys that only the refinement uses."""
         names = ("method", "base", "layout", "score", "rank", "scale", "head")
         return MergeConfig(**{name: getattr(self, name) for name in names})

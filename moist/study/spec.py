@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.config import Config, flat
-from moist.config.schema import is_where
+from moist.config.schema import is_location
 from moist.errors import ConfigError
 from moist.results.objectives import Objective, parse_objectives
 from moist.results.report import Machine, Record
@@ -64,7 +64,7 @@ def study_spec(
     """Describe a new study of a search, and the `machine` that its latencies depend on."""
     return StudySpec(
         facts=search_spec(sweep, objectives, seed, machine),
-        where={name: value for name, value in sweep.fixed.items() if is_where(name)},
+        where={name: value for name, value in sweep.fixed.items() if is_location(name)},
         method=sweep.method,
         command=command,
         created=now(),
@@ -78,7 +78,7 @@ def search_spec(
     """Describe a search; where its data are is no part of it."""
     return SearchSpec(
         parameters=tuple(asdict(parameter) for parameter in sweep.parameters),
-        fixed={name: value for name, value in sweep.fixed.items() if not is_where(name)},
+        fixed={name: value for name, value in sweep.fixed.items() if not is_location(name)},
         objectives=tuple(map(str, objectives)),
         seed=seed,
         machine=machine,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.config import Config, flat
-from moist.config.schema import is_where
+from moist.config.schema import is_location
 from moist.store.keys import canonical
 from moist.store.runs import commit, version
 from moist.tracking.mode import Mode
@@ -106,7 +106,7 @@ class Client:
 
 def run_info(config: Config, home: Path, command: str) -> RunInfo:
     """Describe a single run; the same config in the same home is a continuation of that run."""
-    values = {name: value for name, value in flat(config).items() if not is_where(name)}
+    values = {name: value for name, value in flat(config).items() if not is_location(name)}
     identity = [values, platform.node(), str(home.resolve())]
     digest = hashlib.sha256(canonical(identity)).hexdigest()[:16]
     name = " ".join(shlex.split(command)[2:]) or "defaults"

@@ -398,9 +398,9 @@ def test_a_sweep_of_many_runs_is_rejected_as_a_file_of_values(tmp_path, spec):
     [
         ("k: [", "is not YAML"),
         ("\0", "is not YAML"),
-        ("", "holds no `key: value` lines"),
-        ("- k", "holds no `key: value` lines"),
-        ("parameters: 3", "`parameters` holds no"),
+        ("", "has no `key: value` lines"),
+        ("- k", "has no `key: value` lines"),
+        ("parameters: 3", "`parameters` has no"),
         ("teacher: {epochs: 3}", "hint: give one of its keys"),
         ("3: 4", "unknown key `3`"),
         ("k: {value: 3}", "expected 1 to 1000 | auto"),

@@ -84,7 +84,7 @@ def test_a_value_that_conflicts_with_a_fixed_one_is_rejected(refused):
     said = refused("student.channels: {values: ['8', '8,16']}\ntemperature: {min: 1.0, max: 2.0}")
     assert said == "`student.channels` needs two widths, found 1"
     assert refused("joint.objective: {values: [switch, em]}").startswith(
-        "`joint.objective=switch` s"
+        "`joint.objective=switch` trains a student on images of any class"
     )
 
 
