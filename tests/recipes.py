@@ -1,0 +1,66 @@
+"""Runs of the tiny recipe in every system: what they call, what they compute, what they report."""
+
+from pathlib import Path
+
+import torch
+from tiny import SWEEPS
+
+from moist.config import Config
+from moist.config.overrides import parse
+from moist.env import Env, Silent
+from moist.pipeline import run, stages
+from moist.results.report import Report
+from moist.store.calls import Call
+from moist.store.plan import Plan
+from moist.store.store import Store
+
+EPOCH = [
+    f"@{SWEEPS / 'tiny.yaml'}",
+    *(f"{section}.epochs=1" for section in ("teacher", "distill", "routing", "joint", "merge")),
+    "distill.views=2", "latency.repeats=10", "latency.seconds=0.01",
+]  # fmt: skip
+"""The tiny recipe with an epoch a stage."""
+
+STUDENT = ["prepare", "measure_latency", "train_teacher", "teacher_logits", "distill_student"]
+MIXTURE = [*STUDENT, "cluster_classes", "pretrain_router", "train_jointly"]
+ONES = [*MIXTURE, "gather_students", "mixture_logits", "integrate"]
+THRESHOLD = "choose_threshold"
+CALLED = {
+    "": [*MIXTURE, *["evaluate"] * 4],
+    "distill.loss=moe_kd": [
+        *STUDENT[:4], "teacher_levels", *MIXTURE[4:], *["evaluate"] * 4
+    ],
+    "system=student": [*STUDENT, *["evaluate"] * 3],
+    "system=ensemble": [*STUDENT, "distill_ensemble", *["evaluate"] * 3],
+    "system=ones": [*ONES, *["evaluate"] * 5],
+    "mixture.top=2": [*MIXTURE, THRESHOLD, *["evaluate"] * 5],
+    "cascade.fallback=teacher": [*MIXTURE, THRESHOLD, *["evaluate"] * 5],
+    "cascade.fallback=resnet8": [*MIXTURE, "distill_fallback", THRESHOLD, *["evaluate"] * 5],
+    "system=ones cascade.fallback=teacher": [*ONES, THRESHOLD, *["evaluate"] * 6],
+    "system=student cascade.fallback=resnet8": [
+        *STUDENT, "distill_fallback", THRESHOLD, *["evaluate"] * 4
+    ],
+}  # fmt: skip
+"""The stages that each system calls, in order."""
+
+
+def env(progress: Silent | None = None) -> Env:
+    return Env(torch.device("cpu"), progress or Silent())
+
+
+def tiny(*overrides: str) -> Config:
+    return parse([*EPOCH, *overrides])
+
+
+def plan_of(home: Path, *overrides: str) -> list[Call]:
+    """Return the calls of a run, planned."""
+    plan = Plan(home, env())
+    stages(tiny(*overrides), plan)
+    return plan.calls
+
+
+def ran(home: Path, *overrides: str, progress: Silent | None = None) -> tuple[Report, list[str]]:
+    """Run; return the report, and the stages that were computed for it."""
+    store = Store(home, env(progress))
+    report = run(tiny(*overrides), store)
+    return report, [call.stage for call in store.calls if not call.reused]
