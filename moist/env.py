@@ -18,7 +18,7 @@ from moist.disk import write_atomically
 from moist.errors import ConfigError, first_line
 from moist.results.report import Machine
 
-SPENT = "seconds"
+SECONDS = "seconds"
 """The file beside a checkpoint with the seconds that its stage has taken."""
 
 
@@ -78,7 +78,7 @@ class Env:
         if self.checkpoints is not None and self.checkpoints.is_dir():
             with suppress(OSError):  # a full disk; only a recorded time depends on it
                 seconds = repr(self.seconds()).encode()
-                write_atomically(self.checkpoints / SPENT, seconds, durable=False)
+                write_atomically(self.checkpoints / SECONDS, seconds, durable=False)
 
     def machine(self) -> Machine:
         """Describe what a time measured here depends on."""
@@ -119,7 +119,7 @@ def crowded(threads: int, busy: float, cores: int) -> str | None:
 def _recorded_seconds(checkpoints: Path) -> float:
     """Return the time of killed attempts; 0 if unreadable, as only a record depends on it."""
     try:
-        return float((checkpoints / SPENT).read_text())
+        return float((checkpoints / SECONDS).read_text())
     except (OSError, ValueError):
         return 0.0
 

@@ -30,14 +30,14 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
     config = parse(overrides)
     from moist.pipeline import run as run_pipeline
     from moist.results.objectives import quantities, reported
-    from moist.store.runs import RunRecords, reproducing
+    from moist.store.runs import RunRecords, command_for
     from moist.store.store import Store
     from moist.tracking.client import run_info
     from moist.tracking.journal import summary_of
     from moist.tracking.progress import WandbProgress
     from moist.tracking.tracker import open_tracker
 
-    home, command = compute.home, reproducing(config)
+    home, command = compute.home, command_for(config)
     with compute.progress() as progress:
         env = compute.env(progress)
         if crowded := env.crowding():

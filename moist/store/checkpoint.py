@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from moist import disk
-from moist.env import SPENT
+from moist.env import SECONDS
 from moist.errors import StoreError, first_line
 from moist.results import report
 from moist.store.artifacts import pack, unpack
@@ -47,7 +47,7 @@ def save(folder: Path | None, state: Any, step: int) -> None:
         name = f"step-{step:06d}-{disk.sha256(tmp)[:16]}.safetensors"
         disk.install(tmp, folder / name)
     for path in folder.iterdir():
-        if path.name not in {name, SPENT}:
+        if path.name not in {name, SECONDS}:
             path.unlink()
 
 

@@ -40,11 +40,11 @@ class NonBlockingStore(Store):
     def resolve(self, request: StageCall) -> Call:
         """Reuse or compute the output, or defer it."""
         if self.deferred.isdisjoint(request.needs):
-            if call := self.reused(request):
+            if call := self.find(request):
                 return call
             with self.objects.locked_if_free(request.key) as free:
                 if free:
-                    return self.computed(request)
+                    return self.compute(request)
             self.locked.append(request.key)
         self.deferred.add(request.key)
         return request.outcome(False, None)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PER_CLASS = {"per_class_accuracy", "sent", "silhouette"}
 
 
-def reproducing(config: Config) -> str:
+def command_for(config: Config) -> str:
     """Return the command that reproduces a config: every value that differs from its default."""
     defaults = flat(Config())
     changed = {k: v for k, v in flat(config).items() if v != defaults[k]}

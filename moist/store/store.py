@@ -31,10 +31,10 @@ class Store(Backend):
 
     def resolve(self, request: StageCall) -> Call:
         """Reuse or compute the output, once no other process computes it."""
-        if call := self.reused(request):
+        if call := self.find(request):
             return call
         with self.objects.locked(request.key, lambda: self._warn_of_waiting(request)):
-            return self.computed(request)
+            return self.compute(request)
 
     def value(self, request: StageCall) -> Any:
         """Read the output from disk, so that a repeated run works with the same values."""
@@ -58,17 +58,17 @@ class Store(Backend):
         self.objects.touch(key)
         return read_artifact(self.objects.folder(key))
 
-    def reused(self, request: StageCall) -> Call | None:
-        """Reuse the stored output; None if there is none, or it is damaged."""
+    def find(self, request: StageCall) -> Call | None:
+        """Reuse the stored output; return None if there is none, or it is damaged."""
         seconds = self._verified_seconds(request)
         return None if seconds is None else self._reuse(request, seconds)
 
-    def computed(self, request: StageCall) -> Call:
+    def compute(self, request: StageCall) -> Call:
         """Compute the output unless another process did meanwhile. Needs the key's lock."""
         self._delete_old_checkpoints(request)
         seconds = self._verified_seconds(request, locked=True)
         if seconds is None:
-            return request.outcome(False, self._compute(request))
+            return request.outcome(False, self._run_stage(request))
         return self._reuse(request, seconds)
 
     def _reuse(self, request: StageCall, seconds: float) -> Call:
@@ -102,7 +102,7 @@ class Store(Backend):
         self._verified[request.key] = manifest.seconds
         return manifest.seconds
 
-    def _compute(self, request: StageCall) -> float:
+    def _run_stage(self, request: StageCall) -> float:
         """Run the stage, store its output, and return the seconds that it took."""
         inputs = {name: resolved(value) for name, value in request.inputs.items()}
         self.env.progress.started(request.name, request.key)

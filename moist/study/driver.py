@@ -15,7 +15,7 @@ from moist.errors import ConfigError, StageError
 from moist.results.objectives import check_honest, check_measured, quantities, reported
 from moist.results.report import Report
 from moist.results.trials import Trial
-from moist.store.runs import RunRecords, reproducing
+from moist.store.runs import RunRecords, command_for
 from moist.study.events import (
     Completed,
     Deferred,
@@ -176,7 +176,7 @@ class Driver:
             found = quantities(run.report) | estimate.quantities
             self._complete(number, "reused", run.report, found, reason=reason, command=run.command)
         else:
-            command = reproducing(config)
+            command = command_for(config)
             self.schedule.add(Entry(number, params, config, command, estimate, list(attempts)))
 
     def _reason(self, number: int, error: Exception) -> str:
