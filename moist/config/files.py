@@ -43,19 +43,18 @@ def locate(name: str, beside: Path | None = None) -> Path:
         raise ConfigError(
             f"`{name}` is ambiguous: {listed} differ", "rename one, or give its absolute path"
         )
-    own = _packaged(name)
-    if not found and own is None:
-        names = [*packaged()] if _is_bare(name) else [f"{FOLDER}/{one}.yaml" for one in packaged()]
-        places = ", ".join(dict.fromkeys(f"`{folder.resolve()}`" for folder in folders))
-        raise ConfigError(
-            f"can't find `{name}` in {places}, nor among the files that come with moist",
-            did_you_mean(name, names, f"`moist sweep list` shows them: {', '.join(packaged())}"),
-        )
-    return found[0] if found else own or Path(name)
+    if own := found[0] if found else _packaged(name):
+        return own
+    names = [*packaged()] if _is_bare(name) else [f"{FOLDER}/{one}.yaml" for one in packaged()]
+    places = ", ".join(dict.fromkeys(f"`{folder.resolve()}`" for folder in folders))
+    raise ConfigError(
+        f"can't find `{name}` in {places}, nor among the files that come with moist",
+        did_you_mean(name, names, f"`moist sweep list` shows them: {', '.join(packaged())}"),
+    )
 
 
 def _packaged(name: str) -> Path | None:
-    """Return the file of moist's that `NAME` or `sweeps/NAME.yaml` stands for, if there is one."""
+    """Return the file that comes with moist as `NAME` or `sweeps/NAME.yaml`, if there is one."""
     if _is_bare(name):
         return packaged().get(name)
     path = Path(name)

@@ -227,7 +227,7 @@ class MergeConfig(TrainingConfig):
     score: Literal["delta", "in", "inout", "act"] = Field(
         "delta",
         description="topk: importance of a unit; delta: change of its weights; in: incoming norm;"
-        " inout: incoming times outgoing norm; act: activation",
+        " inout: incoming times outgoing norm; act: activation times outgoing norm",
         json_schema_extra=only(method="topk"),
     )
     rank: OptionalInt = Field(

@@ -48,7 +48,7 @@ class Cost(Record):
 
 
 class Routing(Record):
-    """How a mixture spreads the test images over its students.
+    """The distribution of the test images over the students of a mixture.
 
     `accuracy` is the share of images sent to the cluster of their class; `per_cluster` the same
     share for each cluster; `sent[class][expert]` counts test images (the paper's Fig. 2).
@@ -229,8 +229,8 @@ def timings_of(
 def deferred_timing(never: Timing, always: Timing, rate: float) -> Timing:
     """Return the time of an image at a deferral rate, from those of no and of every deferral.
 
-    The median is that of a deferred and an accepted image, averaged; the 95th percentile is that
-    of a deferred image if more than 5 % are.
+    The median is interpolated between the two; the 95th percentile is that of deferred images if
+    they are more than 5 %.
     """
     return Timing(
         median=never.median + rate * (always.median - never.median),

@@ -1,4 +1,4 @@
-"""Every key: described, bounded, read by its own type; and mistakes answered with the remedy."""
+"""Every key is described, bounded and read by its own type; mistakes are reported with a fix."""
 
 import inspect
 import re
@@ -30,12 +30,12 @@ from moist.config.schema import bounds, choices, keys
 from moist.errors import ConfigError
 
 SPECS = keys()
-WHERE = {"data.root", "teacher.weights"}
+LOCATIONS = {"data.root", "teacher.weights"}
 PEERS = get_args(Peer)
 
 
 def others(key: str, spec: dict[str, Any] | None = None) -> list[str]:
-    """Admissible values of a key, as text, by its schema; its default may be among them."""
+    """Return valid values of a key, as text, by its schema; its default may be among them."""
     spec = spec or SPECS[key]
     if "items" in spec:
         return ["4,8", "8,4"]
@@ -60,7 +60,7 @@ def others(key: str, spec: dict[str, Any] | None = None) -> list[str]:
 
 
 def needed(key: str, value: str) -> list[str]:
-    """What else must be set for a value to make sense."""
+    """Return the overrides without which a value conflicts with a default."""
     if key.endswith(".horizon") and value != "none":
         return [f"{key.removesuffix('.horizon')}.epochs=1"]
     if key == "joint.objective":
@@ -102,7 +102,7 @@ def test_every_valid_value_is_read_and_returned_under_its_key(key):
 
 
 def digests(key: str, *more: str) -> tuple[set[str], set[str]]:
-    """Of all its values: what enters a digest, and the configs themselves."""
+    """Return, over all values of a key, the keyed and the complete forms of the config."""
     changed = [
         build(dict(m.split("=") for m in [f"{key}={value}", *needed(key, value), *more]))
         for value in others(key)
@@ -112,24 +112,24 @@ def digests(key: str, *more: str) -> tuple[set[str], set[str]]:
 
 @pytest.mark.parametrize("key", SPECS)
 def test_every_key_but_that_of_a_path_is_part_of_the_digest(key):
-    found, distinct = digests(key, *read(key))
-    assert len(found) == (1 if key in WHERE else len(distinct))
+    found, distinct = digests(key, *using(key))
+    assert len(found) == (1 if key in LOCATIONS else len(distinct))
     assert len(distinct) > 1
 
 
 @pytest.mark.parametrize("key", [key for key in SPECS if "only" in SPECS[key]])
 def test_a_key_that_is_not_used_is_not_part_of_the_digest(key):
-    """Under each choice of its section that is not among those that read it."""
+    """It is so under each choice of its section that does not use the key."""
     section = key.partition(".")[0]
     for by, at in SPECS[key]["only"].items():
         for choice in set(SPECS[f"{section}.{by}"]["enum"]) - set(at):
-            settled = [one for one in read(key) if not one.startswith(f"{section}.{by}=")]
+            settled = [one for one in using(key) if not one.startswith(f"{section}.{by}=")]
             found, distinct = digests(key, *settled, f"{section}.{by}={choice}")
             assert len(found) == 1 < len(distinct)
 
 
-def read(key: str) -> list[str]:
-    """What is to be said for a key to be read."""
+def using(key: str) -> list[str]:
+    """Return the overrides under which a key is used."""
     section = key.partition(".")[0]
     found = [f"{section}.{by}={at[0]}" for by, at in SPECS[key].get("only", {}).items()]
     return [*found, "joint.mask_students=false"] if found and section == "joint" else found
@@ -216,9 +216,9 @@ def test_an_unknown_key_is_reported_with_the_nearest_one(key, near):
 
 def test_a_key_of_several_sections_is_reported_with_all_of_them():
     assert refusal("views=1").endswith("did you mean `distill.views` or `ensemble.views`?")
-    said = refusal("epochs=1")
+    message = refusal("epochs=1")
     names = ("teacher", "distill", "routing", "joint", "merge")
-    assert said.endswith(" or ".join(f"`{name}.epochs`" for name in names) + "?")
+    assert message.endswith(" or ".join(f"`{name}.epochs`" for name in names) + "?")
 
 
 def test_a_key_unlike_all_others_is_reported_with_the_command_that_lists_them():
@@ -265,8 +265,8 @@ def test_values_beyond_either_bound_are_rejected(key):
 
 
 def test_all_invalid_values_are_reported_at_once():
-    said = refusal("k=0", "seed=x").splitlines()
-    assert [line.partition("=")[0] for line in said] == ["`k", "`seed"]
+    message = refusal("k=0", "seed=x").splitlines()
+    assert [line.partition("=")[0] for line in message] == ["`k", "`seed"]
 
 
 UNMASKED = "joint.mask_students=false"
@@ -282,7 +282,7 @@ ALONE = {
     f"joint.objective=noisy_topk joint.top=3 k=auto {UNMASKED}": "`joint.top=3` .*`k=auto` may",
     "distill.standardize=true distill.loss=dist": "`distill.standardize` .*`distill.loss=kd`",
 }
-"""What one section refuses: its keys are named with the section."""
+"""Conflicts inside a section: its keys are named with the section."""
 
 TOGETHER = {
     "router=oracle joint.objective=em": "`router=oracle` .*`joint.objective=em`",
@@ -318,12 +318,12 @@ TOGETHER = {
     "mixture.top=2 cascade.fallback=teacher": "choose `mixture.top=2` or `cascade.fallback`",
     "mixture.top=2 data.val_fraction=0": "the threshold of .*`data.val_fraction=0`",
 }  # fmt: skip
-"""What sections refuse together: both keys are named."""
+"""Conflicts between sections: both keys are named."""
 
 
-@pytest.mark.parametrize(("overrides", "said"), [*ALONE.items(), *TOGETHER.items()])
-def test_conflicting_values_are_reported_by_name(overrides, said):
-    assert re.match(said, refusal(*overrides.split()))
+@pytest.mark.parametrize(("overrides", "message"), [*ALONE.items(), *TOGETHER.items()])
+def test_conflicting_values_are_reported_by_name(overrides, message):
+    assert re.match(message, refusal(*overrides.split()))
 
 
 def test_every_conflict_has_its_example():
@@ -389,12 +389,12 @@ def test_a_file_is_read_by_the_types_of_its_keys(tmp_path, line, key, value):
 @pytest.mark.parametrize("spec", ["{values: [1, 2]}", "{min: 1}", "{value: 1, values: [1]}", "3"])
 def test_a_sweep_of_many_runs_is_rejected_as_a_file_of_values(tmp_path, spec):
     (tmp_path / "s.yaml").write_text(f"parameters:\n  seed: {{value: 1}}\n  k: {spec}\n")
-    said = refusal(f"@{tmp_path / 's.yaml'}")
-    assert "describes many runs: `k` has no single `value`" in said and "hint: " in said
+    message = refusal(f"@{tmp_path / 's.yaml'}")
+    assert "describes many runs: `k` has no single `value`" in message and "hint: " in message
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("k: [", "is not YAML"),
         ("\0", "is not YAML"),
@@ -407,9 +407,9 @@ def test_a_sweep_of_many_runs_is_rejected_as_a_file_of_values(tmp_path, spec):
         ("distil.alpha: 1", "did you mean `distill.alpha`?"),
     ],
 )
-def test_a_file_without_values_is_rejected(tmp_path, text, said):
+def test_a_file_without_values_is_rejected(tmp_path, text, message):
     (tmp_path / "f.yaml").write_text(text)
-    assert said in refusal(f"@{tmp_path / 'f.yaml'}")
+    assert message in refusal(f"@{tmp_path / 'f.yaml'}")
 
 
 def test_an_unreadable_file_is_reported_by_name(tmp_path):
@@ -436,8 +436,10 @@ def test_the_flat_form_of_a_config_builds_the_same_config(picks):
 
 def test_no_two_keys_of_a_section_have_the_same_description():
     for name in sections():
-        said = [spec["description"] for key, spec in SPECS.items() if key.startswith(f"{name}.")]
-        assert all(a != b for a, b in combinations(said, 2))
+        message = [
+            spec["description"] for key, spec in SPECS.items() if key.startswith(f"{name}.")
+        ]
+        assert all(a != b for a, b in combinations(message, 2))
 
 
 def test_choices_are_the_valid_names_of_a_field():

@@ -1,4 +1,4 @@
-"""Trials averaged over what should not matter."""
+"""Averages of trials over parameters such as the seed."""
 
 import numpy as np
 import pytest
@@ -90,15 +90,15 @@ def test_a_measure_that_a_run_lacks_is_left_out_of_its_setting():
 
 
 @pytest.mark.parametrize(
-    ("measures", "over", "said"),
+    ("measures", "over", "message"),
     [
         (["speed"], ["seed"], "unknown quantity `speed`.*mflops.*test/accuracy"),
         (["test/routing"], ["seed"], "unknown quantity `test/routing`"),
         (["accuracy"], ["k", "width"], "unknown parameter `width`\nhint: there are: k, seed"),
     ],
 )
-def test_an_unknown_name_is_reported_with_the_known_ones(measures, over, said):
-    with pytest.raises(ConfigError, match=f"(?s){said}"):
+def test_an_unknown_name_is_reported_with_the_known_ones(measures, over, message):
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
         averaged([trial(0, 1.0, k=2), trial(1, 1.0, k=3)], measures, over)
 
 

@@ -1,8 +1,5 @@
 """Results as data frames: a row each, documented columns, and types that fit."""
 
-import subprocess
-import sys
-
 import pandas as pd
 
 from moist.results.aggregate import Averaged, Spread
@@ -76,8 +73,3 @@ def test_a_deferral_curve_has_one_row_a_threshold():
     table = curve_frame(points)
     assert list(table) == list(OperatingPoint.model_fields)
     assert table.iloc[1].to_dict() == points[1].model_dump()
-
-
-def test_pandas_is_imported_only_when_a_frame_is_made():
-    code = "import sys, moist.results.frames as f; assert 'pandas' not in sys.modules; f.frame([])"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,4 @@
-"""Queries by named objectives against their definitions, and what they say when they can't."""
+"""Queries by named objectives agree with their definitions; impossible ones are explained."""
 
 import re
 from typing import Any
@@ -256,10 +256,10 @@ def test_the_limits_in_the_hint_allow_the_trial_it_names(
     limits = parse_limits([f"mflops={most}"], ["accuracy=0.5"])
     with pytest.raises(ConfigError) as error:
         queries.best(trials, limits, accuracy)
-    said = str(error.value)
-    wider = {side: re.findall(rf"--{side} (\w+=[^ `]+)", said) for side in ("max", "min")}
+    message = str(error.value)
+    wider = {side: re.findall(rf"--{side} (\w+=[^ `]+)", message) for side in ("max", "min")}
     kept = parse_limits(wider["max"], wider["min"] or ["accuracy=0.5"])
-    (number,) = re.findall(r"nearest is trial (\d+)", said)
+    (number,) = re.findall(r"nearest is trial (\d+)", message)
     nearest = trials[int(number)]
     assert queries.best([nearest], kept, accuracy) == nearest
 
@@ -275,14 +275,14 @@ def test_the_limits_in_the_hint_allow_the_trial_it_names(
 def test_without_feasible_trials_there_is_no_best_and_the_states_are_reported(
     trials: list[Trial], found: str
 ) -> None:
-    said = f"the study has no complete trial that keeps its limits; found {found}"
+    message = f"the study has no complete trial that keeps its limits; found {found}"
     for query in (
         lambda: queries.best(trials, (), accuracy),
         lambda: queries.knee(trials, ACCURACY_MFLOPS),
     ):
         with pytest.raises(ConfigError) as error:
             query()
-        assert str(error.value) == f"{said}\nhint: run more trials"
+        assert str(error.value) == f"{message}\nhint: run more trials"
 
 
 # knee and hypervolume
@@ -311,7 +311,7 @@ def test_hypervolume_is_in_the_objectives_own_units() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "said"),
+    ("reference", "message"),
     [
         ({"accuracy": 0.5}, "the reference has no `mflops`"),
         (
@@ -322,15 +322,15 @@ def test_hypervolume_is_in_the_objectives_own_units() -> None:
     ],
 )
 def test_a_reference_names_each_objective_and_no_other(
-    reference: dict[str, float], said: str
+    reference: dict[str, float], message: str
 ) -> None:
     hint = "\nhint: give one number for each of: accuracy, mflops"
     with pytest.raises(ConfigError) as error:
         queries.hypervolume(SIX, ACCURACY_MFLOPS, reference)
-    assert str(error.value) == said + hint
+    assert str(error.value) == message + hint
     with pytest.raises(ConfigError) as error:
         queries.compare(SIX, SIX, ACCURACY_MFLOPS, reference)
-    assert str(error.value) == said + hint
+    assert str(error.value) == message + hint
 
 
 def test_the_default_reference_is_the_worst_of_the_complete_trials() -> None:

@@ -1,4 +1,4 @@
-"""What can be optimized or limited: read as it is written, and which way is better."""
+"""Objectives and limits are parsed, and each quantity has its better direction."""
 
 import pytest
 from hypothesis import given
@@ -71,7 +71,7 @@ def test_objectives_keep_their_order_and_have_a_default():
 
 
 @pytest.mark.parametrize(
-    ("texts", "asked", "hint"),
+    ("texts", "message", "hint"),
     [
         (["acuracy"], "unknown quantity `acuracy`", "accuracy"),
         (["accuracy", "flops:min"], "unknown quantity `flops`", "mflops"),
@@ -81,8 +81,8 @@ def test_objectives_keep_their_order_and_have_a_default():
         (["mflops", "accuracy", "mflops:max"], "`mflops` is given twice", ""),
     ],
 )
-def test_an_invalid_objective_is_reported_with_the_valid_ones(texts, asked, hint):
-    with pytest.raises(ConfigError, match=asked) as refused:
+def test_an_invalid_objective_is_reported_with_the_valid_ones(texts, message, hint):
+    with pytest.raises(ConfigError, match=message) as refused:
         parse_objectives(texts)
     assert hint in refused.value.hint
 
@@ -141,7 +141,7 @@ def test_the_excess_over_a_limit_is_the_distance_beyond_it(limit, value):
 
 @given(names, directions, st.integers(-(10**14), 10**14), st.integers(1, 10**9))
 def test_limits_that_differ_look_different(name, side, number, more):
-    """A study knows them by their text."""
+    """A study identifies them by their text."""
     assert str(Limit(name, side, number)) != str(Limit(name, side, number + more))
     assert str(Limit(name, side, number / 1000)) != str(Limit(name, side, (number + more) / 1000))
 

@@ -260,7 +260,7 @@ def test_without_errors_membership_is_one_for_undominated_points(
 @pytest.mark.parametrize("dof", [1, 2])
 @pytest.mark.parametrize("gap", [-2.0, 0.0, 0.5, 3.0])
 def test_membership_is_students_distribution(dof: int, gap: float) -> None:
-    """Of a point at 0 and one at `gap`, known to 0.5, the first stays where the second is more."""
+    """A point at 0 and one at `gap` with error 0.5: the first is a member where it is the less."""
     known, noisy = pareto.membership([[0.0], [gap]], [[0.0], [0.5]], dof, draws=20_000)
     assert known == pytest.approx(student(gap / 0.5, dof), abs=0.015)
     assert known + noisy == pytest.approx(1)
@@ -297,7 +297,7 @@ def test_membership_of_no_points_is_empty() -> None:
     assert pareto.membership([], [], 2).tolist() == []
 
 
-# what is refused
+# invalid arguments
 
 CALLS: dict[str, Callable[[Any], Any]] = {
     "a": lambda bad: pareto.dominates(bad[0], [1, 2]),
@@ -346,7 +346,7 @@ def test_unequal_numbers_of_objectives_are_rejected(call: Callable[[], Any]) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (([[1, 2]], [[1]], 2), "`mean` has the shape (1, 2) and `error` (1, 1)"),
         (([[1]], [[-0.5]], 2), "`error` goes down to -0.5; expected at least 0"),
@@ -356,10 +356,12 @@ def test_unequal_numbers_of_objectives_are_rejected(call: Callable[[], Any]) -> 
         (([[1]], [[1]], 2, 0), "`draws` is 0; expected at least 1"),
     ],
 )
-def test_membership_rejects_meaningless_arguments(arguments: tuple[Any, ...], said: str) -> None:
+def test_membership_rejects_meaningless_arguments(
+    arguments: tuple[Any, ...], message: str
+) -> None:
     with pytest.raises(ValueError) as error:
         pareto.membership(*arguments)
-    assert str(error.value) == said
+    assert str(error.value) == message
 
 
 def test_no_points_have_no_knee() -> None:

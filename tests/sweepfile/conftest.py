@@ -1,4 +1,4 @@
-"""What a sweep file is read as, or rejected for."""
+"""Fixtures that write a sweep file and read it."""
 
 import pytest
 from sweep_texts import HEAD, written
@@ -8,7 +8,7 @@ from moist.sweepfile import problems, read_sweep
 
 @pytest.fixture
 def read(tmp_path):
-    """From entries (and overrides) to the sweep."""
+    """Return a function that reads entries, with overrides, as a sweep."""
     return lambda entries, *overrides, head=HEAD: read_sweep(
         written(tmp_path, entries, head), overrides
     )
@@ -16,10 +16,10 @@ def read(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path):
-    """From entries to the one thing that is wrong with them."""
+    """Return a function that gives the only mistake of some entries."""
 
-    def said(entries: str, head: str = HEAD) -> str:
+    def message(entries: str, head: str = HEAD) -> str:
         (line,) = problems(written(tmp_path, entries, head))
         return line
 
-    return said
+    return message

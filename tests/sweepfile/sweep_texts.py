@@ -16,12 +16,12 @@ WIDTHS = f"{ROUTER}routing.widths: {{values: ['64', '32'], when: {{router: linea
 
 
 def written(folder: Path, entries: str, head: str = HEAD) -> Path:
-    """A sweep file; entries are lines of `KEY: {...}`."""
+    """Write a sweep file whose entries are lines of `KEY: {...}`; return its path."""
     lines = "".join(f"  {line}\n" for line in entries.splitlines())
     (folder / "some.yaml").write_text(f"{head}parameters:\n{lines}")
     return folder / "some.yaml"
 
 
-def begins(said: str, line: str) -> bool:
-    """Whether a text begins with a line, in which `...` stands for anything."""
-    return re.match(".*".join(map(re.escape, line.split("..."))), said) is not None
+def begins(message: str, line: str) -> bool:
+    """Return whether a text begins with a line, in which `...` stands for anything."""
+    return re.match(".*".join(map(re.escape, line.split("..."))), message) is not None

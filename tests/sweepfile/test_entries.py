@@ -249,9 +249,9 @@ def test_a_wrong_entry_is_rejected_with_what_to_write(refused, entry, line):
 def test_a_wandb_distribution_without_a_counterpart_is_rejected_with_what_to_write_instead(
     refused, entry, word, instead
 ):
-    said = refused(f"temperature: {entry.replace('W', word)}")
-    assert said.startswith(f"`temperature`: `{word}` has no counterpart in Optuna; write ")
-    assert instead in said
+    message = refused(f"temperature: {entry.replace('W', word)}")
+    assert message.startswith(f"`temperature`: `{word}` has no counterpart in Optuna; write ")
+    assert instead in message
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,8 @@ def test_a_wandb_distribution_without_a_counterpart_is_rejected_with_what_to_wri
     ],
 )
 def test_a_grid_over_a_parameter_that_wandbs_grid_does_not_support_is_rejected(refused, entry):
-    said = refused(entry, HEAD.replace("random", "grid"))
-    assert said.startswith(
+    message = refused(entry, HEAD.replace("random", "grid"))
+    assert message.startswith(
         f"`{entry.split(':')[0]}`: W&B's `method: grid` takes `values`, or whole"
     )
 
@@ -305,18 +305,18 @@ def test_a_grid_takes_values_and_whole_numbers(read):
     ],
 )
 def test_a_condition_that_can_not_hold_is_rejected(refused, when, line):
-    said = refused(
+    message = refused(
         "router: {values: [cnn, linear]}\nk: {min: 1, max: 3}\nseed: {value: 0}\n"
         "hidden_width: {distribution: q_uniform, min: 64, max: 128, q: 64}\n"
         "temperature: {min: 1.0, max: 3.0}\n"
         f"routing.epochs: {{min: 1, max: 3, when: {when}}}"
     )
-    assert said.startswith("`routing.epochs`: ") and line in said
+    assert message.startswith("`routing.epochs`: ") and line in message
 
 
 def test_a_condition_with_an_invalid_value_reports_the_values_of_its_key(refused):
-    said = refused(WIDTHS.replace("router: linear", "router: mlp"))
-    assert said == "`router=mlp`: expected cnn | linear | transformer | shared | oracle"
+    message = refused(WIDTHS.replace("router: linear", "router: mlp"))
+    assert message == "`router=mlp`: expected cnn | linear | transformer | shared | oracle"
 
 
 @pytest.mark.parametrize(
@@ -330,14 +330,14 @@ def test_a_condition_with_an_invalid_value_reports_the_values_of_its_key(refused
     ],
 )
 def test_circular_conditions_are_rejected(refused, entries, circle):
-    said = refused(entries)
-    assert said.startswith("the conditions of `when` form a circle: ")
-    assert set(said.split(": ")[1].split(" -> ")) == set(circle.split(" -> "))
+    message = refused(entries)
+    assert message.startswith("the conditions of `when` form a circle: ")
+    assert set(message.split(": ")[1].split(" -> ")) == set(circle.split(" -> "))
 
 
 def test_contradictory_conditions_are_rejected(refused):
     when = "{router: cnn, routing.widths: '64'}"
-    said = refused(f"{WIDTHS}\nrouting.epochs: {{min: 1, max: 2, when: {when}}}")
-    assert said == (
+    message = refused(f"{WIDTHS}\nrouting.epochs: {{min: 1, max: 2, when: {when}}}")
+    assert message == (
         "`routing.epochs`: its `when`, and those of what it depends on, can never hold together"
     )

@@ -33,7 +33,7 @@ def test_a_file_without_parameters_is_rejected(tmp_path, parameters):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("k: [", "is not YAML: "),
         ("k: 2026-13-45", "is not YAML: "),
@@ -45,10 +45,10 @@ def test_a_file_without_parameters_is_rejected(tmp_path, parameters):
         ("", "is not a W&B sweep"),
     ],
 )
-def test_a_file_that_is_not_a_sweep_is_one_problem(tmp_path, text, said):
+def test_a_file_that_is_not_a_sweep_is_one_problem(tmp_path, text, message):
     (tmp_path / "some.yaml").write_text(text)
     (line,) = problems(tmp_path / "some.yaml")
-    assert line.startswith(f"`{tmp_path / 'some.yaml'}` ") and said in line
+    assert line.startswith(f"`{tmp_path / 'some.yaml'}` ") and message in line
     assert problems(tmp_path / "none.yaml") == [
         f"can't read `{tmp_path / 'none.yaml'}`: No such file or directory"
     ]
@@ -75,14 +75,16 @@ def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path):
 
 
 def test_a_value_that_conflicts_with_a_fixed_one_is_rejected(refused):
-    said = refused(
+    message = refused(
         "teacher.epochs: {value: 9}\nteacher.horizon: {values: [5, 20]}\nseed: {min: 0, max: 9999}"
     )
-    assert said == "`teacher.horizon=5` is shorter than `teacher.epochs=9`"
-    said = refused("teacher.horizon: {value: 9}\nteacher.epochs: {min: 5, max: 30}")
-    assert said == "`teacher.horizon=9` is shorter than `teacher.epochs=30`"
-    said = refused("student.channels: {values: ['8', '8,16']}\ntemperature: {min: 1.0, max: 2.0}")
-    assert said == "`student.channels` needs two widths, found 1"
+    assert message == "`teacher.horizon=5` is shorter than `teacher.epochs=9`"
+    message = refused("teacher.horizon: {value: 9}\nteacher.epochs: {min: 5, max: 30}")
+    assert message == "`teacher.horizon=9` is shorter than `teacher.epochs=30`"
+    message = refused(
+        "student.channels: {values: ['8', '8,16']}\ntemperature: {min: 1.0, max: 2.0}"
+    )
+    assert message == "`student.channels` needs two widths, found 1"
     assert refused("joint.objective: {values: [switch, em]}").startswith(
         "`joint.objective=switch` trains a student on images of any class"
     )
@@ -106,8 +108,8 @@ def test_conflicting_combinations_are_allowed_unless_all_conflict(read, refused)
     found = read(some)
     with pytest.raises(ConfigError):
         config_of(found, {"teacher.epochs": 9, "teacher.horizon": 5})
-    said = refused(some.replace("4", "8"))
-    assert said == (
+    message = refused(some.replace("4", "8"))
+    assert message == (
         "no combination of values works: `teacher.horizon=5` is shorter than `teacher.epochs=8`"
     )
 
@@ -142,14 +144,14 @@ def test_files_of_values_are_overrides_too_and_later_ones_win(read, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("k=0", "`k=0`: expected 1 to 1000 | auto"),
         ("kk=1", "unknown key `kk`\nhint: "),
         ("k", "expected KEY=VALUE or @FILE, found `k`\nhint: "),
     ],
 )
-def test_a_wrong_override_is_rejected(read, override, said):
+def test_a_wrong_override_is_rejected(read, override, message):
     with pytest.raises(ConfigError) as caught:
         read("k: {min: 1, max: 3}", override)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)

@@ -68,7 +68,7 @@ Entries = dict[str, dict[str, Any]]
 
 @st.composite
 def spaces(draw: st.DrawFn) -> Entries:
-    """Entries of whole numbers, some conditional on others, in any order."""
+    """Draw entries of whole numbers, some conditional on others, in any order."""
     entries: Entries = {}
     for name in draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=5, unique=True)):
         some = draw(st.lists(st.integers(10, 13), min_size=1, max_size=3, unique=True))
@@ -95,7 +95,7 @@ def domain(entry: dict[str, Any]) -> list[int]:
 
 
 def points(entries: Entries) -> list[dict[str, int]]:
-    """Every point of a space, by giving every key a value and striking those that don't apply."""
+    """Return every point of a space: all combinations, without the keys that do not apply."""
     found = []
     for values in product(*map(domain, entries.values())):
         point = dict(zip(entries, values, strict=True))
@@ -115,7 +115,7 @@ def constants(entries: Entries) -> set[str]:
 
 
 def check_points(found: Sweep, entries: Entries) -> None:
-    """The grid is what striking gives, once each; and every point builds, with its values."""
+    """Check that the grid has each of `points` once, and that each builds with its values."""
     expected = points(entries)
     searched = [
         {name: value for name, value in point.items() if name not in constants(entries)}
