@@ -1,6 +1,6 @@
-"""moist: mixtures of distilled student experts (MoIST), trained, measured and compared.
+"""Train, measure and compare mixtures of distilled student experts (MoIST).
 
-The public names are imported on first use, so that `import moist` and `moist --help` are instant.
+Public names are imported on first use, so that `import moist` and `moist --help` are instant.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "Report", "Store", "parse", "run"]
 
-_HOMES = {
+_MODULES = {
     "Config": "moist.config",
     "Report": "moist.results.report",
     "Store": "moist.store.store",
@@ -26,8 +26,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module `moist` has no `{name}`; it has {', '.join(__all__)}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

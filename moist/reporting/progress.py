@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from moist.reporting.study_tables import format_params, trial_line
-from moist.reporting.terminal import SHORT, duration
+from moist.reporting.terminal import SHORT, TerminalProgress, duration
 from moist.results.trials import Trial
 from moist.study.events import (
     Deferred,
@@ -32,8 +32,7 @@ class SearchProgress:
     """An observer that shows a study on stderr; `quiet` shows warnings only. A context."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.console = Console(stderr=True, highlight=False)
+        self.lines = TerminalProgress(quiet)
         self.opened: StudyOpened | None = None
         self.began = time.monotonic()
         self.complete = self.fresh = 0
@@ -41,7 +40,7 @@ class SearchProgress:
         self.params: dict[int, Mapping[str, Any]] = {}
         self.at: dict[int, str] = {}
         """The stage and epoch of each running trial."""
-        self.live = Live(get_renderable=self._display, console=self.console, transient=True)
+        self.live = Live(get_renderable=self._display, console=self.lines.console, transient=True)
 
     def __enter__(self) -> SearchProgress:
         return self
@@ -61,7 +60,7 @@ class SearchProgress:
             case StageFinished(number=None, reused=False):
                 self.own_stage = ""
                 took = f"computed in {duration(event.seconds)}"
-                self._print(f"{event.stage:<18} {event.key[:SHORT]}  {took}")
+                self.lines.noted(f"{event.stage:<18} {event.key[:SHORT]}  {took}")
             case StageStarted(number=int(number)):
                 self.at[number] = event.stage
             case EpochDone(number=int(number)):
@@ -73,15 +72,15 @@ class SearchProgress:
             case TrialEnded():
                 self._end(event.trial)
             case Noted():
-                self._print(event.text)
+                self.lines.noted(event.text)
 
     def _open(self, event: StudyOpened) -> None:
         self.opened, self.complete = event, event.complete
-        if self.console.is_terminal and not self.quiet:
+        if self.lines.console.is_terminal and not self.lines.quiet:
             self.live.start()
         if event.complete:
             done = f"{event.complete} of {event.requested} trials were complete before"
-            self._print(f"{event.name}: {done}")
+            self.lines.noted(f"{event.name}: {done}")
 
     def _end(self, trial: Trial) -> None:
         self.at.pop(trial.number, None)
@@ -89,16 +88,11 @@ class SearchProgress:
             self.complete += 1
             self.fresh += 1
         if self.opened is not None:
-            self._print(trial_line(trial, self.opened.spec.objectives))
+            self.lines.noted(trial_line(trial, self.opened.spec.objectives))
 
     def _warn(self, event: Warned) -> None:
         where = "" if event.number is None else f"trial {event.number}: "
-        text = f"warning: {where}{event.text}"
-        self.console.print(text, style="yellow", markup=False, soft_wrap=True)
-
-    def _print(self, text: str) -> None:
-        if not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+        self.lines.warned(f"{where}{event.text}")
 
     def _display(self) -> RenderableType:
         """Render counts and time, and a line for each running trial."""

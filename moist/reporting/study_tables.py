@@ -130,7 +130,13 @@ def print_comparison(studies: Sequence[str], found: Comparison) -> None:
         ]
         for name, side in zip(studies, (found.a, found.b), strict=True)
     ]
-    heads = ["study", "hypervolume", "covers of the other", "members", "undominated by the other"]
+    heads = [
+        "study",
+        "hypervolume",
+        "coverage of the other",
+        "members",
+        "not dominated by the other",
+    ]
     print_table("", heads, rows)
     reference = ", ".join(f"{name} {value:g}" for name, value in found.reference.items())
     print(f"reference: {reference}")
@@ -154,14 +160,15 @@ def print_members(study: str, members: Sequence[Member]) -> None:
     heads = ["trial", *(HEADS[name] for name in names), "test %", "ms, batch 1", "p95"]
     print_table(
         f"Pareto frontier of {study}: mean ± sd of {members[0].reported.n} new seeds",
-        [*heads, "on the front", "parameters"],
+        [*heads, "on the frontier", "parameters"],
         rows,
     )
     if uncertain := [str(one.number) for one in members if one.on_front < CONFIDENT]:
-        print(f"less than {CONFIDENT:.0%} sure to be on the front: {', '.join(uncertain)}")
+        print(f"less than {CONFIDENT:.0%} likely to be on the frontier: {', '.join(uncertain)}")
 
 
 def format_spread(name: str, spread: Spread) -> str:
+    """Format mean and standard deviation; a deviation of zero is left out."""
     if not spread.sd:
         return format_quantity(name, spread.mean)
     return f"{format_quantity(name, spread.mean)} ± {format_quantity(name, spread.sd)}"
@@ -172,25 +179,24 @@ def print_status(
 ) -> None:
     """Print how far a study is, its driver, and what failed and why."""
     counts = Counter(trial.state for trial in trials)
-    print(f"{ref.name}: {', '.join(f'{n} {state}' for state, n in counts.items()) or 'no trial'}")
+    listed = ", ".join(f"{n} {state}" for state, n in counts.items())
+    print(f"{ref.name}: {listed or 'no trials'}")
     spent, saved = (sum(getattr(t, name) for t in trials) for name in ("seconds", "saved"))
     print(f"{duration(spent)} computed, {duration(saved)} saved by stored stages")
     again = {trial.retry_of: trial.number for trial in trials}
     for trial in trials:
         if trial.state == "failed":
             after = again.get(trial.number)
-            tried = "" if after is None else f"  (retried as trial {after})"
-            print(f"{trial_line(trial, spec.objectives)}{tried}")
+            retried = "" if after is None else f"  (retried as trial {after})"
+            print(f"{trial_line(trial, spec.objectives)}{retried}")
         elif trial.attempts and trial.state != "complete":
             print(f"trial {trial.number}: {'; '.join(trial.attempts)}")
     if driver:
         print(f"driver: {driver}")
     else:
         idle = counts["running"] + counts["waiting"]
-        print(
-            f"no driver is running{f', {idle} trials unfinished' if idle else ''}; continue with"
-        )
-        print(f"  {ref.locate(spec.command)}")
+        unfinished = f", {idle} trials unfinished" if idle else ""
+        print(f"no driver is running{unfinished}; continue with\n  {ref.locate(spec.command)}")
 
 
 def print_averages(study: str, rows: Sequence[Averaged], across: str | None = None) -> None:
@@ -199,10 +205,8 @@ def print_averages(study: str, rows: Sequence[Averaged], across: str | None = No
     groups = list(dict.fromkeys(_group(row, across) for row in rows))
     lines: dict[str, dict[Any, Averaged]] = {}
     for row in rows:
-        label = format_params(
-            {name: value for name, value in row.params.items() if name != across}
-        )
-        lines.setdefault(label or "all", {})[_group(row, across)] = row
+        others = {name: value for name, value in row.params.items() if name != across}
+        lines.setdefault(format_params(others) or "all", {})[_group(row, across)] = row
     shown = [
         [label, _counts(line), *(_cell(line.get(at), name) for at in groups for name in names)]
         for label, line in lines.items()

@@ -1,4 +1,4 @@
-"""What a person sees: progress on stderr, tables on stdout. Never imports torch."""
+"""Terminal output: a run's progress on stderr, tables on stdout. Never imports torch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from rich.table import Table
 from moist.errors import ConfigError
 
 SHORT = 8
-"""Characters of a key that people see; commands take any unique prefix."""
+"""Characters of a key that are printed; commands accept any unique prefix."""
 
 
 def duration(seconds: float) -> str:
-    """`0.42 s`, `38 s`, `14 min`, `2.5 h`."""
+    """Format a time as `0.42 s`, `38 s`, `14 min` or `2.5 h`."""
     if seconds < 10:
         return f"{seconds:.2g} s"
     if seconds < 120:
@@ -34,7 +34,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in the largest unit that leaves a number of at least 1."""
+    """Format bytes in the largest unit that leaves a number of at least 1."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -43,9 +43,9 @@ def size(count: float) -> str:
 
 
 class TerminalProgress:
-    """Progress of a run: a bar a stage on a terminal, else a line a stage.
+    """The progress of a run on stderr: a bar for each stage on a terminal, else a line.
 
-    `quiet` tells nothing but warnings.
+    With `quiet` only warnings are printed.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -55,29 +55,29 @@ class TerminalProgress:
         self.task: TaskID | None = None
 
     def started(self, stage: str, key: str) -> None:
-        """Show a bar, on a terminal."""
+        """Show a bar if stderr is a terminal."""
         if self.quiet or not self.console.is_terminal:
             return
         self.bars = Progress(
             TextColumn("{task.description:<18}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[metrics]}"),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
         )
-        self.task = self.bars.add_task(stage, total=None, said="")
+        self.task = self.bars.add_task(stage, total=None, metrics="")
         self.bars.start()
 
     def advanced(self, stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
         if self.bars is not None and self.task is not None:
             shown = {name: metrics[name] for name in ("loss", "val_accuracy") if name in metrics}
-            said = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-            self.bars.update(self.task, completed=done, total=total, said=said)
+            text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+            self.bars.update(self.task, completed=done, total=total, metrics=text)
 
     def finished(self, stage: str, key: str, seconds: float) -> None:
-        self._stop()
+        self.close()
         self.noted(f"{stage:<18} {key[:SHORT]}  computed in {duration(seconds)}")
 
     def reused(self, stage: str, key: str, seconds: float) -> None:
@@ -87,27 +87,25 @@ class TerminalProgress:
         self.console.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
 
     def noted(self, text: str) -> None:
-        """A line of progress."""
+        """Print a line of progress."""
         if not self.quiet:
             self.console.print(text, markup=False, soft_wrap=True)
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """Remove the bar of a stage that has ended."""
         if self.bars is not None:
             self.bars.stop()
             self.bars = self.task = None
 
-    def close(self) -> None:
-        self._stop()
-
 
 def console() -> Console:
-    """Standard output; as wide as it takes when nobody's terminal limits it."""
+    """Return standard output, with wide lines unless it is a terminal."""
     out = Console(highlight=False)
     return out if out.is_terminal else Console(highlight=False, width=400)
 
 
 def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; columns of numbers are right-aligned."""
+    """Print a table; columns of numbers are right-aligned."""
     table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for index, head in enumerate(heads):
         numeric = all(row[index][:1].isdigit() or row[index] == "-" for row in rows)
@@ -118,14 +116,15 @@ def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
 
 
 def fail(message: str) -> None:
+    """Print an error on stderr."""
     err = Console(stderr=True, highlight=False)
     err.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
 
 
 def parse_size(text: str) -> int:
-    """Bytes from `500MB`, `10 GB` or a plain number. Raises ConfigError for anything else."""
+    """Parse bytes from `500MB`, `10 GB` or a plain number. Raises ConfigError."""
     units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if not found or found[2] not in units:
-        raise ConfigError(f"`{text}` is no size", "for example: 500MB or 10GB")
+        raise ConfigError(f"`{text}` is not a size", "for example: 500MB or 10GB")
     return int(float(found[1]) * units[found[2]])

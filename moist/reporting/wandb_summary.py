@@ -34,9 +34,10 @@ def log_summary(tracker: Tracker, ref: StudyRef, page: Path) -> None:
     front = members(trials, objectives)
     drawn = figures(trials, front, objectives, importances(find(ref), objectives))
     values = spec.facts.fixed | {"objectives": [*map(str, objectives)]}
-    about = replace(about_of(ref.name, spec, STUDY, STUDY, values), notes=spec.command)
-    journal = tracker.open(about)
-    journal.submit(lambda run: _log(run, ref.home, ref.name, trials, front, drawn, page))
+    info = replace(about_of(ref.name, spec, STUDY, STUDY, values), notes=spec.command)
+    journal = tracker.open(info)
+    journal.submit(lambda run: _log_trials(run, trials, front, drawn))
+    journal.submit(lambda run: _log_artifacts(run, ref, front, page))
     counts = Counter(trial.state for trial in trials)
     journal.update_summary({f"trials/{state}": count for state, count in counts.items()})
     journal.update_summary({"trials/frontier": len(front)})
@@ -84,16 +85,9 @@ def rows(
     return [*columns], [[row.get(name) for name in columns] for row in tables]
 
 
-def _log(
-    run: wandb.Run,
-    home: Path,
-    study: str,
-    trials: Sequence[Trial],
-    front: Sequence[Trial],
-    drawn: Mapping[str, Figure],
-    page: Path,
+def _log_trials(
+    run: wandb.Run, trials: Sequence[Trial], front: Sequence[Trial], drawn: Mapping[str, Figure]
 ) -> None:
-    """Log table, figures and models; a member whose model was deleted has only its record."""
     import wandb
 
     columns, cells = rows(trials, front)
@@ -103,11 +97,18 @@ def _log(
             **{name: wandb.Plotly(figure) for name, figure in drawn.items()},
         }
     )
-    models = wandb.Artifact(f"{study}-frontier", "model", f"The frontier of study {study}.")
+
+
+def _log_artifacts(run: wandb.Run, ref: StudyRef, front: Sequence[Trial], page: Path) -> None:
+    """Log the frontier's models and the report; a deleted model leaves only its record."""
+    import wandb
+
+    name = ref.name
+    models = wandb.Artifact(f"{name}-frontier", "model", f"The frontier of study {name}.")
     for trial in front:
-        _add(models, home, trial)
+        _add(models, ref.home, trial)
     run.log_artifact(models)
-    report = wandb.Artifact(f"{study}-report", "report", f"The figures of study {study}.")
+    report = wandb.Artifact(f"{name}-report", "report", f"The figures of study {name}.")
     report.add_file(str(page))
     run.log_artifact(report)
 
