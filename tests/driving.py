@@ -1,4 +1,4 @@
-"""Drivers as processes of their own: watched until something is seen, then killed."""
+"""Drivers in processes of their own, to be watched and killed."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ PRELOAD = [
 
 @cache
 def server() -> Any:
-    """Forks drivers from a process that has imported all; they start servers of their own.
+    """Fork drivers from a process that has imported everything; they start their own servers.
 
-    In place of one that another test may have started, which has not.
+    It replaces one that another test may have started, which has not.
     """
     forkserver._forkserver._stop()
     context = multiprocessing.get_context("forkserver")
@@ -56,29 +56,29 @@ def server() -> Any:
 
 @dataclass(frozen=True)
 class Driving:
-    """A driver at work, in a session of its own, and what it said."""
+    """A driver in a session of its own, and the file of its output."""
 
     process: Any
-    said: Path
+    output: Path
 
     @property
     def text(self) -> str:
-        return self.said.read_text() if self.said.exists() else ""
+        return self.output.read_text() if self.output.exists() else ""
 
     @property
     def name(self) -> str:
-        """What it calls itself."""
+        """Return its name in messages."""
         return f"process {self.process.pid} on {socket.gethostname()}"
 
     def family(self) -> list[psutil.Process]:
-        """All processes that it started, directly or not."""
+        """List all processes that it started, directly or not."""
         try:
             return psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
 
     def workers(self) -> list[psutil.Process]:
-        """Those that its servers started."""
+        """List the processes that its servers started."""
         found = []
         for process in self.family():
             try:
@@ -89,17 +89,17 @@ class Driving:
         return found
 
     def until(self, seen: Callable[[], T]) -> T:
-        """Wait for what it does; it must not end before."""
+        """Wait until `seen` is true; the driver must not end before."""
         deadline = time.monotonic() + PATIENCE
         while not (found := seen()):
             if not self.process.is_alive() or time.monotonic() > deadline:
                 self.process.kill()
-                pytest.fail(f"it never got there:\n{self.text}")
+                pytest.fail(f"it did not get there:\n{self.text}")
             time.sleep(0.01)
         return found
 
     def kill(self) -> None:
-        """SIGKILL, and see that nobody whom it started survives it."""
+        """SIGKILL it, and check that no process of it survives."""
         family = self.family()
         self.process.kill()
         self.process.join(PATIENCE)
@@ -107,7 +107,7 @@ class Driving:
         await_end(family)
 
     def finish(self) -> int:
-        """Its exit code, once neither it nor any process of it is left."""
+        """Return its exit code, once neither it nor any process of it is left."""
         family: dict[int, psutil.Process] = {}
         deadline = time.monotonic() + PATIENCE
         while self.process.is_alive() and time.monotonic() < deadline:
@@ -123,15 +123,15 @@ def start(what: toy.Start) -> Driving:
 
 
 def command(target: Callable[..., None], *words: Any, home: Path) -> Driving:
-    """A process that runs a function with these words and a file to say things on."""
-    said = home.with_name(f"{home.name}-{uuid4().hex}.txt")
-    process = server().Process(target=target, args=(*words, said))
+    """Start a process that runs a function with these arguments and a file for its output."""
+    output = home.with_name(f"{home.name}-{uuid4().hex}.txt")
+    process = server().Process(target=target, args=(*words, output))
     process.start()
-    return Driving(process, said)
+    return Driving(process, output)
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it can still do anything: the dead may wait to be noticed."""
+    """Return whether it still runs: a zombie does not."""
     try:
         return bool(process.status() not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD})
     except psutil.NoSuchProcess:
@@ -151,7 +151,7 @@ def await_end(processes: Iterable[psutil.Process]) -> None:
 
 
 def records(home: Path) -> dict[str, str]:
-    """When each run was recorded."""
+    """Return when each run was recorded."""
     return {run.key: run.created for run in RunRecords(home).all()}
 
 

@@ -35,7 +35,7 @@ from moist.study.ref import StudyRef, url_of
 from moist.study.workers import Pool, Slot, Task
 
 PRELOAD = ("moist.store.runs", "moist.config.overrides", "moist.study.workers", "pytest")
-"""What a worker's server imports: a second less than for a real pipeline, a hundred times."""
+"""Imports of a worker's server: a second less than for a real pipeline, a hundred times."""
 
 PATIENCE = 120.0
 """Seconds after which a test that waits fails."""
@@ -59,12 +59,12 @@ MEASURES: dict[str, Any] = {
 
 
 def key_of(config: Config) -> str:
-    said = json.dumps([config.k, config.hidden_width, config.temperature])
-    return hashlib.sha256(said.encode()).hexdigest()[:32]
+    text = json.dumps([config.k, config.hidden_width, config.temperature])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def report(config: Config) -> Report:
-    """What training would find: more width and less heat help, more students a little."""
+    """Make up a report: more width and less heat help, more students a little."""
     assert config.k != "auto"
     accuracy = config.hidden_width / (config.hidden_width + 30 * config.temperature / config.k)
     found = MEASURES | {"val_accuracy": accuracy, "mflops": float(config.hidden_width)}
@@ -80,7 +80,7 @@ def report(config: Config) -> Report:
 
 @dataclass(frozen=True)
 class Do:
-    """A step of a script that is no event: see `Toy.act` for what there is."""
+    """A step of a script that is no event: see `Attempt.act`."""
 
     what: str
     about: Any = None
@@ -98,7 +98,7 @@ LINGER = (Do("complete"), Do("linger"))
 
 
 def epochs(stage: str, *accuracies: float) -> list[Step]:
-    """The epochs of a stage, by their validation accuracy."""
+    """Report the epochs of a stage, with these validation accuracies."""
     return [
         EpochDone(None, stage, done, len(accuracies), {"val_accuracy": accuracy})
         for done, accuracy in enumerate(accuracies, 1)
@@ -146,7 +146,7 @@ class Toy:
             trial.complete()
 
     def note(self, task: Task, device: str | None) -> None:
-        """A line for each attempt, so that a test can count them."""
+        """Write a line for each attempt, so that a test can count them."""
         with (self.home / "attempts").open("a") as file:
             found = {"number": task.number, "device": device, "worker": os.getpid()}
             file.write(json.dumps(found | {"blocking": task.blocking}) + "\n")
@@ -222,19 +222,19 @@ def until(seen: Callable[[], bool]) -> bool:
 
 
 def attempts(home: Path) -> list[dict[str, Any]]:
-    """Number, device, process of all attempts, and whether they were blocking, in order."""
+    """Read the number, device and process of all attempts, and whether they were blocking."""
     path = home / "attempts"
     return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
 
 def numbers(home: Path, **having: Any) -> list[int]:
-    """The trials of all attempts, or only of those that have these properties."""
+    """Return the trials of all attempts, or only of those that have these properties."""
     found = attempts(home)
     return [one["number"] for one in found if having.items() <= one.items()]
 
 
 def estimate(config: Config) -> Any:
-    """Known before training: the key of the run, and its cost."""
+    """Estimate the key of the run, and its cost."""
     from moist.study.costs import CostEstimate
 
     return CostEstimate(key_of(config), (), {"mflops": float(config.hidden_width)})
@@ -242,7 +242,7 @@ def estimate(config: Config) -> Any:
 
 @dataclass(frozen=True)
 class Start:
-    """A start of a driver: what to search in which home, and the commit at which to be killed."""
+    """A driver to start: what it searches in which home, and the commit at which it is killed."""
 
     home: Path
     trials: int
@@ -256,12 +256,12 @@ class Start:
 
 
 def ref(home: Path, name: str = "toy", storage: str | None = None) -> StudyRef:
-    """A study in a home's own database, or in another."""
+    """Refer to a study in a home's own database, or in another."""
     return StudyRef(name, url_of(storage, home), home)
 
 
 def search(start: Start) -> Any:
-    """Drive a study in this process, to the end: its trials."""
+    """Drive a study in this process, to the end; return its trials."""
     from moist.reporting.progress import SearchProgress
     from moist.study.driver import Driver
     from moist.study.events import StudyOpened
@@ -289,26 +289,26 @@ def search(start: Start) -> Any:
         return ledger.trials()
 
 
-def alone(said: Path) -> None:
-    """Leave the terminal, as a session of its own that hears signals and speaks to a file."""
+def alone(output: Path) -> None:
+    """Start a session of its own that receives signals and writes to a file."""
     os.setsid()
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for number in (1, 2):
-        os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
+        os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
 
 
-def moist(words: Sequence[str], said: Path) -> None:
-    """The command line."""
+def moist(words: Sequence[str], output: Path) -> None:
+    """Run the command line."""
     from moist.cli.main import main
 
-    alone(said)
+    alone(output)
     sys.argv = ["moist", *words]
     main()
 
 
-def drive(start: Start, said: Path) -> None:
-    """`search` as a command."""
-    alone(said)
+def drive(start: Start, output: Path) -> None:
+    """Run `search` as a command."""
+    alone(output)
     if start.kill_at is not None:
         kill_at_commit(start.kill_at)
     try:

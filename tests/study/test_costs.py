@@ -91,7 +91,7 @@ def test_what_is_known_before_training_is_what_the_run_reports(home, overrides):
     assert computed.isdisjoint({"prepare", "measure_latency"}) and computed
 
 
-def test_only_data_and_latency_are_computed_to_know_it_and_latency_only_if_asked(tmp_path):
+def test_only_data_and_latency_are_computed_and_latency_only_on_request(tmp_path):
     counted = untrained_quantities(tiny(), opened(tmp_path), latency=False)
     assert {entry.stage for entry in maintenance.entries(ObjectStore(tmp_path))} == {"prepare"}
     timed = untrained_quantities(tiny(), opened(tmp_path), latency=True)
@@ -111,7 +111,7 @@ def test_trials_of_one_architecture_share_one_measurement(home):
 
 
 @pytest.mark.parametrize("overrides", ["k=auto", *DOUBTING])
-def test_what_only_training_tells_is_not_known(tmp_path, overrides):
+def test_what_training_decides_is_not_known_before(tmp_path, overrides):
     """How many clusters there are, and how many images ask for a second opinion; how long these
     take can be measured before."""
     assert untrained_quantities(tiny(overrides), opened(tmp_path), latency=True) == {}
@@ -128,7 +128,7 @@ def test_how_many_students_there_are_matters_only_where_they_are_the_model(home)
     assert all(three[name] == two[name] * 3 / 2 for name in two)
 
 
-def test_what_can_not_work_on_the_data_is_refused(tmp_path):
+def test_a_config_that_can_not_work_on_the_data_raises_an_error(tmp_path):
     with pytest.raises(ConfigError, match="`k=11`"):
         untrained_quantities(tiny("k=11"), opened(tmp_path), latency=False)
     with pytest.raises(ConfigError, match=r"can't read teacher\.weights"):
@@ -218,7 +218,7 @@ def test_an_untrained_model_is_the_same_each_time_and_leaves_torchs_numbers_alon
 
 
 @pytest.mark.parametrize("overrides", ["", *DOUBTING])
-def test_who_gives_second_opinions_is_timed_beside_who_gives_the_first(overrides):
+def test_a_fallback_is_timed_beside_the_first_model(overrides):
     config = tiny(overrides)
     timed = timed_models(architecture(config), (1, 8, 8), 10, 2)
     assert list(timed)[:3] == ["model", "student", "teacher"]
@@ -228,7 +228,7 @@ def test_who_gives_second_opinions_is_timed_beside_who_gives_the_first(overrides
     assert [part.spec.name for part in (timed["student"], timed["teacher"])] == ["cnn", "resnet8"]
 
 
-def test_second_opinions_are_timed_for_the_share_that_is_meant_to_ask(home):
+def test_a_cascades_latency_counts_the_share_of_images_that_is_deferred(home):
     shares = [0, 1]
     configs = [tiny(f"cascade.fallback=teacher cascade.defer={share}") for share in shares]
     never, always = time_together(configs, opened(home))

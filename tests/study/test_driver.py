@@ -1,4 +1,4 @@
-"""All policy of a study, by a real driver with real workers: who is trained, and who is not."""
+"""All policy of a study, by a real driver with real workers: what is trained, and what is not."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +116,7 @@ def study(tmp_path: Path) -> Callable[..., Study]:
 # before training
 
 
-def test_who_can_not_keep_a_limit_is_not_trained_and_samplers_know_by_how_much(study):
+def test_a_trial_that_can_not_keep_a_limit_is_not_trained_and_samplers_know_by_how_much(study):
     one = study(hidden_width=[20, 5, 10])
     stats = one.drive(3, limits=parse_limits(["mflops=10"]))
     assert one.states == ["pruned", "complete", "complete"]
@@ -127,8 +127,8 @@ def test_who_can_not_keep_a_limit_is_not_trained_and_samplers_know_by_how_much(s
     assert stats.outcomes == {"screened": 1, "trained": 2}
 
 
-def test_nothing_is_timed_for_a_trial_that_what_is_counted_rules_out(study):
-    """Neither by a limit nor by the frontier; a time may rule out the others."""
+def test_no_latency_is_measured_for_a_trial_that_its_counts_rule_out(study):
+    """By a limit or by the frontier; a latency may rule out the others."""
     one = study({0: [Do("find", 0.9)]}, hidden_width=[5, 20, 4, 6], temperature=[2.0])
     timed = []
 
@@ -153,7 +153,7 @@ def test_nothing_is_timed_for_a_trial_that_what_is_counted_rules_out(study):
     assert excess[2] == {"latency_ms <= 2": 1.0, "mflops <= 10": -6.0}
 
 
-def test_limits_are_held_against_what_only_training_tells_too(study):
+def test_limits_apply_to_quantities_that_training_decides_too(study):
     """With `k=auto` that is everything."""
     one = study({0: [Do("find", 0.6)], 1: [Do("find", 0.4)]}, hidden_width=[5, 30])
     one.estimate = lambda config: replace(estimate(config), quantities={})
@@ -165,7 +165,7 @@ def test_limits_are_held_against_what_only_training_tells_too(study):
     assert first.feasible and not second.feasible
 
 
-def test_who_would_be_dominated_at_its_very_best_is_not_trained(study):
+def test_a_trial_that_would_be_dominated_at_its_best_is_not_trained(study):
     found: dict[int, list[Step]] = {0: [Do("find", 0.75)], 1: [Do("find", 0.5)]}
     one = study(found, hidden_width=[10, 5, 10, 20], temperature=[1.0])
     one.drive(9, best={"accuracy": 0.75}, points=[{"hidden_width": w} for w in (10, 5, 20)])
@@ -174,23 +174,23 @@ def test_who_would_be_dominated_at_its_very_best_is_not_trained(study):
     assert numbers(one.home) == [0, 1]
 
 
-def test_who_could_still_reach_the_frontier_is_trained(study):
+def test_a_trial_that_could_still_reach_the_frontier_is_trained(study):
     found: dict[int, list[Step]] = {n: [Do("find", 0.75)] for n in range(3)}
     one = study(found, hidden_width=[10, 20, 40])
     one.drive(3, best={"accuracy": 0.76})
     assert one.states == ["complete"] * 3
 
 
-def test_an_infeasible_trial_dominates_nobody(study):
+def test_an_infeasible_trial_dominates_no_other(study):
     one = study({0: [Do("find", 0.9)]}, hidden_width=[10, 20])
     one.drive(2, best={"accuracy": 0.8}, limits=parse_limits(["mflops=50"], ["accuracy=0.95"]))
     assert one.states == ["complete"] * 2
 
 
-# told from records
+# reused records
 
 
-def test_a_run_on_record_is_told_and_not_trained(study):
+def test_a_recorded_run_is_reused_and_not_trained(study):
     first = study(hidden_width=[10, 20])
     first.drive(1)
     second = study(home=first.home, hidden_width=[10, 20])
@@ -205,8 +205,8 @@ def test_a_run_on_record_is_told_and_not_trained(study):
     assert numbers(first.home) == [0, 1] and after.seconds == 0
 
 
-def test_other_parameters_that_make_the_same_run_are_told_from_it_too(study):
-    """The run's key doesn't know of `distill.alpha` here."""
+def test_other_parameters_that_make_the_same_run_reuse_it_too(study):
+    """Here the run's key does not depend on `distill.alpha`."""
     one = study(hidden_width=[10, 20], **{"distill.alpha": [0.1, 0.2, 0.3]})
     stats = one.drive(6)
     assert stats.outcomes == {"trained": 2, "reused": 4} and numbers(one.home) == [0, 3]
@@ -216,17 +216,17 @@ def test_other_parameters_that_make_the_same_run_are_told_from_it_too(study):
 
 # while training
 
-SOUND = [*epochs("distill_student", 0.5, 0.7, 0.8), Do("find", 0.8)]
+GOOD = [*epochs("distill_student", 0.5, 0.7, 0.8), Do("find", 0.8)]
 """Gains of 0.3, 0.1 and 0 are left after its epochs."""
-HOPELESS = epochs("distill_student", 0.6, 0.65, 0.7)
-"""After its second epoch there is 0.75 to hope for, at more cost."""
+POOR = epochs("distill_student", 0.6, 0.65, 0.7)
+"""After its second epoch its bound is 0.75, at more cost."""
 
 
-def hopeful(study: Callable[..., Study], *last: Step) -> Study:
-    """Eight sound trials, then one that is dearer and worse, and one that is cheaper."""
-    script: dict[int, Sequence[Step]] = dict.fromkeys(range(ENOUGH), SOUND)
-    script[ENOUGH] = [*HOPELESS, Do("find", 0.79), *last]
-    script[ENOUGH + 1] = [*HOPELESS, Do("find", 0.79)]
+def eight_good_trials(study: Callable[..., Study], *last: Step) -> Study:
+    """Eight good trials, then one that is more expensive and worse, and one that is cheaper."""
+    script: dict[int, Sequence[Step]] = dict.fromkeys(range(ENOUGH), GOOD)
+    script[ENOUGH] = [*POOR, Do("find", 0.79), *last]
+    script[ENOUGH + 1] = [*POOR, Do("find", 0.79)]
     heats = [1 + n / 10 for n in range(ENOUGH)]
     one: Study = study(script, hidden_width=[5, 10, 20], temperature=heats)
     one.points = [{"hidden_width": 10, "temperature": heat} for heat in heats]
@@ -234,8 +234,8 @@ def hopeful(study: Callable[..., Study], *last: Step) -> Study:
     return one
 
 
-def test_pruning_kills_a_trial_at_the_first_epoch_after_which_it_is_hopeless(study):
-    one = hopeful(study, Do("hang"))
+def test_pruning_kills_a_trial_at_the_first_epoch_after_which_its_bound_is_dominated(study):
+    one = eight_good_trials(study, Do("hang"))
     stats = one.drive(10, prune=True, points=one.points)
     assert one.states == ["complete"] * 8 + ["pruned", "complete"]
     assert one.reasons[8] == (
@@ -244,24 +244,31 @@ def test_pruning_kills_a_trial_at_the_first_epoch_after_which_it_is_hopeless(stu
     assert stats.outcomes == {"trained": 9, "pruned": 1} and stats.would_prune == {}
 
 
-def test_an_audit_stops_nobody_and_doubts_whom_pruning_would_have_stopped(study):
-    one = hopeful(study)
+def test_an_audit_stops_no_trial_and_lists_those_that_pruning_would_have_stopped(study):
+    one = eight_good_trials(study)
     stats = one.drive(10, audit=True, points=one.points)
     assert one.states == ["complete"] * 10
     assert stats.would_prune == {8: "distill_student epoch 2 of 3"}
 
 
-def test_without_pruning_nobody_is_would_prune(study):
-    one = hopeful(study)
+def test_without_pruning_no_trial_is_listed(study):
+    one = eight_good_trials(study)
     stats = one.drive(10, points=one.points)
     assert one.states == ["complete"] * 10 and stats.would_prune == {}
 
 
 def test_gains_are_learned_from_trials_of_an_earlier_start_too(study):
-    one = hopeful(study, Do("hang"))
+    one = eight_good_trials(study, Do("hang"))
     one.drive(8, points=one.points[:8])
     one.drive(10, prune=True, points=one.points)
     assert one.states[8] == "pruned"
+
+
+def test_a_trial_that_an_observer_stops_is_pruned_with_its_reason(study):
+    one = study({0: [*epochs("distill_student", 0.5), Do("hang")]}, hidden_width=[10, 20])
+    one.seen.stopped = {0: "stopped from elsewhere"}
+    assert one.drive(1).outcomes == {"pruned": 1, "trained": 1}
+    assert one.states == ["pruned", "complete"] and one.reasons[0] == "stopped from elsewhere"
 
 
 # how far
@@ -338,14 +345,14 @@ def test_workers_can_choose_from_twice_their_number_of_trials(study, workers, mo
 DEFERRED: list[Step] = [Deferred(0, ("00",))]
 
 
-def test_a_single_worker_waits_for_a_stage_in_a_strangers_hands(study):
+def test_a_single_worker_waits_for_a_stage_that_another_process_computes(study):
     one = study({0: DEFERRED}, hidden_width=[10, 20])
     one.drive(2)
     assert numbers(one.home) == [0, 0, 1] and numbers(one.home, blocking=True) == [0]
     assert one.states == ["complete"] * 2
 
 
-def test_several_do_all_else_before_one_of_them_waits(study):
+def test_several_workers_do_all_other_work_before_one_of_them_waits(study):
     one = study({0: DEFERRED, 3: DEFERRED}, hidden_width=list(range(1, 9)))
     one.drive(8, workers=2)
     assert numbers(one.home, blocking=True) == [0, 3] == numbers(one.home)[-2:]
@@ -355,7 +362,7 @@ def test_several_do_all_else_before_one_of_them_waits(study):
 # failures
 
 
-def test_values_that_do_not_go_together_fail_at_once_and_are_not_tried_again(study):
+def test_conflicting_values_fail_at_once_and_are_not_retried(study):
     one = study(
         hidden_width=[10], **{"joint.objective": ["switch"], "joint.mask_students": [True, False]}
     )
@@ -365,7 +372,7 @@ def test_values_that_do_not_go_together_fail_at_once_and_are_not_tried_again(stu
     assert one.ledger.trial(0).attempts == () and numbers(one.home) == [1]
 
 
-def test_what_can_not_work_on_the_data_fails_at_once_too(study):
+def test_a_config_that_can_not_work_on_the_data_fails_at_once_too(study):
     def refuse(config: Config) -> CostEstimate:
         if config.hidden_width == 10:
             raise ConfigError("ten is too much", "write 9")
@@ -378,19 +385,19 @@ def test_what_can_not_work_on_the_data_fails_at_once_too(study):
     assert numbers(one.home) == [1]
 
 
-def test_a_study_whose_trials_fail_alike_in_a_row_is_stopped(study):
-    script: dict[int, list[Step]] = {n: [Do("raise", KeyError("who?"))] for n in range(9)}
+def test_a_study_whose_trials_fail_with_the_same_error_in_a_row_is_stopped(study):
+    script: dict[int, list[Step]] = {n: [Do("raise", KeyError("what?"))] for n in range(9)}
     one = study(script, hidden_width=list(range(1, 10)))
     with pytest.raises(
         StageError, match="the last 5 trials failed with the same error"
     ) as stopped:
         one.drive(9)
-    assert "KeyError: 'who?'" in str(stopped.value) and "retry" in stopped.value.hint
+    assert "KeyError: 'what?'" in str(stopped.value) and "retry" in stopped.value.hint
     assert one.states == ["failed"] * 5 and numbers(one.home) == list(range(5))
 
 
 def test_a_study_is_stopped_by_failures_in_a_row_after_a_success_too(study):
-    script: dict[int, list[Step]] = {n: [Do("raise", KeyError("who?"))] for n in range(1, 9)}
+    script: dict[int, list[Step]] = {n: [Do("raise", KeyError("what?"))] for n in range(1, 9)}
     one = study(script, hidden_width=list(range(1, 10)))
     with pytest.raises(StageError, match="the last 5 trials failed with the same error"):
         one.drive(9)
@@ -398,7 +405,7 @@ def test_a_study_is_stopped_by_failures_in_a_row_after_a_success_too(study):
 
 
 def test_failures_of_different_kinds_or_with_a_success_between_stop_nothing(study):
-    script: dict[int, list[Step]] = {n: [Do("raise", KeyError("who?"))] for n in range(9)}
+    script: dict[int, list[Step]] = {n: [Do("raise", KeyError("what?"))] for n in range(9)}
     one = study(script | {4: []}, hidden_width=list(range(1, 10)))
     assert one.drive(9).outcomes == {"trained": 1, "failed": 8}
     kinds = {n: [Do("raise", ValueError("what?"))] for n in range(0, 9, 2)}
@@ -406,7 +413,7 @@ def test_failures_of_different_kinds_or_with_a_success_between_stop_nothing(stud
     assert other.drive(9).outcomes == {"failed": 9}
 
 
-def test_a_driver_whose_own_gpu_fails_stops_at_once_and_goes_on_with_the_same_trial(study):
+def test_a_driver_whose_own_gpu_fails_stops_at_once_and_continues_with_the_same_trial(study):
     def refuse(config: Config) -> CostEstimate:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
@@ -431,8 +438,8 @@ def test_a_network_too_large_to_count_is_its_trials_own_failure(study):
     assert one.reasons[0].startswith("RuntimeError: can't allocate memory\n")
 
 
-def test_a_driver_that_gives_up_says_commands_that_find_its_study(study):
-    script: dict[int, list[Step]] = {n: [Do("raise", KeyError("who?"))] for n in range(9)}
+def test_a_driver_that_stops_prints_a_command_that_finds_its_study(study):
+    script: dict[int, list[Step]] = {n: [Do("raise", KeyError("what?"))] for n in range(9)}
     one = study(script, hidden_width=list(range(1, 10)))
     one.ref = replace(one.ref, options={"--home": "there"})
     with pytest.raises(StageError) as stopped:
@@ -440,10 +447,10 @@ def test_a_driver_that_gives_up_says_commands_that_find_its_study(study):
     assert "`moist sweep retry toy --home there`" in stopped.value.hint
 
 
-# the stats
+# statistics
 
 
-def test_the_stats_counts_each_stage_once_that_a_trial_computed_or_reused(study):
+def test_statistics_count_each_stage_once_that_a_trial_computed_or_reused(study):
     script: dict[int, list[Step]] = {
         0: [reused("a", 8.0), computed("b", 2.0), Do("die")],
         1: [reused("a", 8.0), reused("b", 2.0)],
@@ -463,8 +470,8 @@ def test_the_stats_counts_each_stage_once_that_a_trial_computed_or_reused(study)
     assert len(one.ledger.trial(0).attempts) == 1 == len(one.seen.warnings)
 
 
-def test_what_failed_and_pruned_trials_computed_counts_too(study):
-    one = hopeful(study, Do("hang"))
+def test_stages_of_failed_and_pruned_trials_count_too(study):
+    one = eight_good_trials(study, Do("hang"))
     script = dict(one.work.script)
     script[0] = [computed("a", 1.5), Do("raise", ValueError("no luck"))]
     script[9] = script[1]

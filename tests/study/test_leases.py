@@ -1,4 +1,4 @@
-"""One driver a study, whoever comes at once; and who it is."""
+"""One driver for each study, and its name."""
 
 import sqlite3
 import threading
@@ -16,7 +16,7 @@ from moist.study.storage import load
 
 
 def rivals(*starts: Start) -> tuple[Driving, list[Driving]]:
-    """Drivers started at once, of which all but one end: it, and the others."""
+    """Start drivers at once, of which all but one end; return it, and the others."""
     driving = [start(one) for one in starts]
     for one in driving:
         one.until(lambda one=one: "driving" in one.text)
@@ -32,11 +32,11 @@ def rivals(*starts: Start) -> tuple[Driving, list[Driving]]:
 
 
 @pytest.mark.slow
-def test_of_six_drivers_at_once_one_runs_and_the_others_say_who(tmp_path):
+def test_of_six_drivers_at_once_one_runs_and_the_others_name_it(tmp_path):
     winner, losers = rivals(*[Start(tmp_path, trials=3, script={0: WAIT})] * 6)
-    said = f"study `toy` is driven by {winner.name}"
+    message = f"study `toy` is driven by {winner.name}"
     for loser in losers:
-        assert loser.finish() == 1 and loser.text.splitlines()[1] == said, loser.text
+        assert loser.finish() == 1 and loser.text.splitlines()[1] == message, loser.text
     study = ref(tmp_path)
     assert driver_of(study) == winner.name
     winner.until(lambda: attempts(tmp_path))
@@ -48,7 +48,7 @@ def test_of_six_drivers_at_once_one_runs_and_the_others_say_who(tmp_path):
 
 
 @pytest.mark.slow
-def test_drivers_of_six_studies_share_a_database_that_none_of_them_found(tmp_path):
+def test_drivers_of_six_studies_create_their_common_database_once(tmp_path):
     database = f"sqlite:///{tmp_path / 'new' / 'studies.db'}"
     names = [f"study-{i}" for i in range(6)]
     for name in names:
@@ -64,7 +64,7 @@ def test_drivers_of_six_studies_share_a_database_that_none_of_them_found(tmp_pat
     connection.close()
 
 
-def test_a_driver_is_not_put_off_by_those_who_look_whether_there_is_one(tmp_path):
+def test_a_driver_gets_its_lease_while_others_check_whether_there_is_one(tmp_path):
     study, over = ref(tmp_path), threading.Event()
     with lease(study):
         pass
@@ -103,7 +103,7 @@ def test_a_database_has_one_lock_however_it_is_spelled(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("storage", ["sqlite://", "sqlite:///:memory:", "studies.db", "foo://x/y"])
-def test_what_is_no_database_to_resume_from_is_refused(storage, tmp_path):
+def test_a_database_that_can_not_be_resumed_from_is_rejected(storage, tmp_path):
     with pytest.raises(ConfigError, match="--storage"):
         url_of(storage, tmp_path)
 
@@ -124,14 +124,14 @@ def test_a_home_may_have_any_name(tmp_path):
     assert (home / "studies.db").exists()
 
 
-def test_a_database_that_is_none_is_said_in_our_words(tmp_path):
+def test_a_file_that_is_not_a_database_raises_a_store_error(tmp_path):
     file = tmp_path / "studies.db"
     file.write_text("no database" * 100)
     with pytest.raises(StoreError, match="failed: file is not a database"):
         search(Start(tmp_path, trials=1))
 
 
-def test_a_database_that_is_damaged_under_the_driver_is_said_in_our_words(tmp_path):
+def test_a_database_that_is_damaged_under_the_driver_raises_a_store_error(tmp_path):
     search(Start(tmp_path, trials=1))
     study = ref(tmp_path)
     spec, _ = load(study)

@@ -1,4 +1,4 @@
-"""A study in PostgreSQL: the same study, as hard to kill, and its password shown to nobody."""
+"""A study in PostgreSQL survives the same kills, and its password is never shown."""
 
 import itertools
 import json
@@ -61,7 +61,7 @@ def table(home: Path, study: str, storage: str | None) -> list[object]:
     return [(t.number, t.state, t.params, t.values) for t in trials(home, study, storage)]
 
 
-def test_a_study_in_postgres_killed_anywhere_is_the_one_in_a_file(storage, tmp_path):
+def test_a_study_in_postgres_killed_anywhere_equals_the_one_in_a_file(storage, tmp_path):
     assert start(Start(tmp_path, trials=12)).finish() == 0
     home = tmp_path / "home"
     home.mkdir()
@@ -71,7 +71,7 @@ def test_a_study_in_postgres_killed_anywhere_is_the_one_in_a_file(storage, tmp_p
     assert table(home, "toy", storage) == table(tmp_path, "toy", None)
 
 
-def test_a_killed_drivers_lock_is_free_at_once_and_its_trials_go_on(storage, tmp_path, capsys):
+def test_a_killed_drivers_lock_is_free_at_once_and_its_trials_continue(storage, tmp_path, capsys):
     what = Start(tmp_path, trials=4, workers=2, storage=storage, script={2: WAIT, 3: WAIT})
     driving, study = start(what), ref(tmp_path, storage=storage)
     driving.until(lambda: len(attempts(tmp_path)) == 4)
@@ -90,7 +90,7 @@ def test_a_killed_drivers_lock_is_free_at_once_and_its_trials_go_on(storage, tmp
     assert len(json.loads(capsys.readouterr().out)) >= 1
 
 
-def test_of_six_drivers_at_once_on_a_new_server_one_runs_and_the_others_say_who(storage, tmp_path):
+def test_of_six_drivers_at_once_on_a_new_server_one_runs_and_the_others_name_it(storage, tmp_path):
     what = Start(tmp_path, trials=1, storage=storage, script={0: WAIT})
     winner, losers = rivals(*[what] * 6)
     for loser in losers:
@@ -108,7 +108,7 @@ def test_a_study_of_the_same_name_in_another_database_is_another(server, storage
             pass
 
 
-def test_a_server_that_drops_the_driver_ends_it_in_order_and_the_study_goes_on(
+def test_a_server_that_drops_the_driver_ends_it_in_order_and_the_study_continues(
     server, storage, tmp_path
 ):
     what = Start(tmp_path, trials=2, storage=storage, script={0: WAIT})
@@ -124,7 +124,7 @@ def test_a_server_that_drops_the_driver_ends_it_in_order_and_the_study_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"password": f"{SECRET}-wrong"}, "password authentication failed"),
         ({"password": SECRET, "database": "nowhere"}, 'database "nowhere" does not exist'),
@@ -132,12 +132,10 @@ def test_a_server_that_drops_the_driver_ends_it_in_order_and_the_study_goes_on(
         ({"drivername": "mysql", "host": "127.0.0.1", "query": {}}, "No module named 'MySQLdb'"),
     ],
 )
-def test_a_server_that_cannot_be_reached_is_said_without_the_password(
-    changed, said, server, tmp_path, capsys
-):
+def test_errors_of_a_server_do_not_show_the_password(changed, message, server, tmp_path, capsys):
     url = make_url(server).set(username="ann", password=SECRET).set(**changed)
     text = url.render_as_string(hide_password=False)
-    with pytest.raises(StoreError, match=said):
+    with pytest.raises(StoreError, match=message):
         find(ref(tmp_path, storage=text))
     file = tmp_path / "toy.yaml"
     file.write_text(SWEEP)
@@ -146,7 +144,7 @@ def test_a_server_that_cannot_be_reached_is_said_without_the_password(
         with pytest.raises(SystemExit) as exit_:
             main()
         out, err = capsys.readouterr()
-        assert exit_.value.code == 1 and said in err and "hint: " in err
+        assert exit_.value.code == 1 and message in err and "hint: " in err
         assert SECRET not in out + err
 
 

@@ -1,4 +1,4 @@
-"""Where a study looks next: inside its space, never twice, and by its trials and seed alone."""
+"""Samplers draw inside their space, no point twice, and from trials and seed alone."""
 
 import math
 import statistics
@@ -67,7 +67,7 @@ def found(params: dict[str, Any]) -> dict[str, float]:
 
 
 def go_on(ledger: Ledger, sweep: Sweep, name: str, trials: int, seed: int = 0) -> list[str]:
-    """The points of so many more trials, each told before the next is drawn."""
+    """The points of so many more trials, each ended before the next is drawn."""
     points = []
     for _ in range(trials):
         number, params = draw(ledger, sweep, name, seed)
@@ -101,7 +101,7 @@ def test_every_point_of_a_finite_space_is_drawn_once_and_then_no_more(name, obje
 
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "random"])
-def test_points_that_are_hardly_ever_drawn_are_drawn_at_last(name):
+def test_points_of_low_probability_are_drawn_in_the_end(name):
     sweep = space(Parameter("hidden_width", "int", low=1, high=70, log=True))
     assert len(set(go_on(in_memory(DEFAULT), sweep, name, 70))) == 70
 
@@ -118,7 +118,7 @@ def test_a_grid_is_drawn_in_its_order():
 
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "random"])
-def test_where_points_have_no_end_none_is_drawn_twice_either(name):
+def test_in_an_infinite_space_no_point_is_drawn_twice_either(name):
     """Most of what a sampler proposes are nineteen points; a twentieth of it is new each time."""
     k = Parameter("k", "int", low=1, high=20)
     endless = Parameter("temperature", "float", low=1, high=10, when={"k": (20,)})
@@ -127,12 +127,12 @@ def test_where_points_have_no_end_none_is_drawn_twice_either(name):
     assert size(sweep) is None and len(set(points)) == GENERATION + 10
 
 
-def test_a_point_is_the_same_in_whatever_order():
+def test_a_point_does_not_depend_on_the_order_of_its_parameters():
     assert point({"k": 1, "router": "cnn"}) == point({"router": "cnn", "k": 1})
     assert len({point({"k": value}) for value in (1, 2, "1", None, True)}) == 5
 
 
-def test_a_trial_in_line_is_asked_for_even_when_all_points_have_been_tried():
+def test_a_queued_trial_is_started_even_when_all_points_have_been_tried():
     ledger = in_memory(DEFAULT)
     go_on(ledger, SMALL, "random", 11)
     number, params = draw(ledger, SMALL, "random")
@@ -167,7 +167,7 @@ def check_inside(sweep: Sweep, params: dict[str, Any]) -> None:
         ("gp", ACCURACY, 12),
     ],
 )
-def test_what_is_drawn_applies_is_a_value_of_its_parameter_and_makes_a_config(
+def test_values_that_are_drawn_apply_are_inside_their_parameter_and_make_a_config(
     name, objectives, trials
 ):
     ledger, routers = in_memory(objectives), set()
@@ -181,11 +181,11 @@ def test_what_is_drawn_applies_is_a_value_of_its_parameter_and_makes_a_config(
     assert routers == {"cnn", "linear"} and ledger.drawn == len(ledger.tried) == trials
 
 
-def test_a_gaussian_process_says_nothing_of_parameters_that_come_and_go(caplog):
+def test_a_gaussian_process_does_not_warn_of_conditional_parameters(caplog):
     optuna.logging.enable_propagation()
     go_on(in_memory(DEFAULT), SMALL, "gp", 12)
     optuna.logging.disable_propagation()
-    assert not [said for said in caplog.messages if "sampled independently" in said]
+    assert not [message for message in caplog.messages if "sampled independently" in message]
 
 
 def best_after(name: str, trials: int) -> float:
@@ -256,7 +256,7 @@ def break_off(ledger: Ledger, sweep: Sweep, name: str, taken: int) -> None:
         ("nsga2", (GENERATION + 2, 3, 2)),
     ],
 )
-def test_a_study_that_was_broken_off_draws_what_an_unbroken_one_draws(tmp_path, name, cuts):
+def test_an_interrupted_study_draws_what_an_unbroken_one_draws(tmp_path, name, cuts):
     """Each time it is broken off amid a draw, and goes on in a database opened anew."""
     unbroken = go_on(in_memory(DEFAULT), WIDE, name, sum(cuts))
     broken: list[str] = []
@@ -276,13 +276,13 @@ def test_a_seed_depends_on_all_its_parts():
 # limits
 
 
-def limited(name: str, most: float, told: bool = True, seed: int = 0) -> list[float]:
+def limited(name: str, most: float, stored: bool = True, seed: int = 0) -> list[float]:
     """The cost of forty trials after twenty, where a trial beyond the limit is not trained."""
     limit, ledger, costs = Limit("mflops", "max", most), in_memory(DEFAULT), []
     for _ in range(60):
         number, params = draw(ledger, WIDE, name, seed)
         cost = found(params)["mflops"]
-        if told:
+        if stored:
             ledger.limit(number, str(limit), limit.excess(cost))
         if limit.excess(cost) > 0:
             ledger.prune(number, f"it can't keep {limit}")
@@ -303,7 +303,7 @@ def test_tpe_learns_to_keep_a_limit_from_trials_that_were_never_trained():
 
 def test_tpe_is_led_towards_a_limit_that_no_trial_has_kept_yet():
     """Only by how far the others were beyond it."""
-    led, blind = (statistics.median(limited("tpe", 1, told)) for told in (True, False))
+    led, blind = (statistics.median(limited("tpe", 1, stored)) for stored in (True, False))
     assert led < blind / 2
 
 
@@ -330,7 +330,7 @@ def trials(count: int, seconds: float) -> list[Trial]:
         ("bayes", 30, 0.0, 20, "tpe"),
     ],
 )
-def test_auto_is_the_files_method_else_tpe_or_a_process_for_few_dear_trials(
+def test_auto_is_the_files_method_else_tpe_or_gp_for_few_expensive_trials(
     method, count, seconds, requested, expected
 ):
     sweep = space(K, method=method)
@@ -364,10 +364,10 @@ def test_a_gaussian_process_learns_from_trials_under_one_limit():
     check_inside(WIDE, params)
 
 
-def test_trials_that_reused_all_their_stages_say_nothing_of_what_one_costs():
-    told = [*trials(10, 99.0), *trials(30, 0.0)]
-    assert chosen("auto", space(K, method="bayes"), told, 20) == "gp"
+def test_trials_that_reused_all_their_stages_do_not_count_as_cheap():
+    found_so_far = [*trials(10, 99.0), *trials(30, 0.0)]
+    assert chosen("auto", space(K, method="bayes"), found_so_far, 20) == "gp"
 
 
-def test_every_sampler_that_can_be_asked_for_can_be_made():
+def test_every_sampler_that_can_be_chosen_can_be_made():
     assert SAMPLERS == ("auto", *MAKERS)

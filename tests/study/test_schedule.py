@@ -1,4 +1,4 @@
-"""Who may start now: no stage twice, no worker that waits, no worker that could work, no end."""
+"""The schedule computes no stage twice, keeps no worker waiting or idle, and ends."""
 
 import tempfile
 from collections import Counter
@@ -26,7 +26,7 @@ class Worker:
     blocking: bool
     at: int = 0
     computing: str = ""
-    held: set[str] = field(default_factory=set)
+    locked: set[str] = field(default_factory=set)
     left: set[str] = field(default_factory=set)
 
     @property
@@ -39,7 +39,7 @@ class Worker:
 
 
 class World:
-    """Workers, strangers who compute some of the same stages, and a schedule between them.
+    """Workers, other processes that compute some of the same stages, and a schedule between them.
 
     Whoever can move does, in any order. It checks whom the schedule picks, and whom it doesn't.
     """
@@ -48,35 +48,35 @@ class World:
         self.home, self.random, self.free = home, random, workers
         self.schedule = Schedule(home)
         self.busy: list[Worker] = []
-        self.strangers: set[str] = set()
+        self.others: set[str] = set()
         self.released: set[str] = set()
         self.computed: Counter[str] = Counter()
-        self.told: list[int] = []
-        self.given_up: list[int] = []
+        self.completed: list[int] = []
+        self.failed: list[int] = []
         for number, calls in enumerate(trials):
             estimate = CostEstimate(f"run{number}", tuple(calls), {})
             self.schedule.add(Entry(number, {}, Config(), "", estimate))
 
     def run(self, deaths: int) -> None:
-        """Until nobody can move: `deaths` workers are killed on the way."""
+        """Move until no process can; `deaths` workers are killed on the way."""
         while True:
             self.fill()
             moves = [(self.step, one) for one in self.busy if self.can_move(one)]
-            moves += [(self.release, key) for key in sorted(self.strangers)]
+            moves += [(self.release, key) for key in sorted(self.others)]
             if deaths and self.busy and self.random.random() < 0.15:
                 moves, deaths = [(self.die, self.random.choice(self.busy))], deaths - 1
             if not moves:
                 return
-            move, whom = self.random.choice(moves)
-            move(whom)
+            move, target = self.random.choice(moves)
+            move(target)
 
-    # what is so
+    # state
 
     def stored(self, key: str) -> bool:
         return ObjectStore(self.home).folder(key).is_dir()
 
-    def held(self, key: str) -> bool:
-        return key in self.strangers or any(one.computing == key for one in self.busy)
+    def locked(self, key: str) -> bool:
+        return key in self.others or any(one.computing == key for one in self.busy)
 
     def missing(self, entry: Entry) -> set[str]:
         return {call.key for call in entry.calls if not self.stored(call.key)}
@@ -87,8 +87,8 @@ class World:
     def awaited(self, entry: Entry) -> set[str]:
         return {key for key in entry.locked if not self.stored(key)}
 
-    def of_use(self, entry: Entry) -> bool:
-        """Whether it could do now what nobody who works will do, or has all it needs."""
+    def is_useful(self, entry: Entry) -> bool:
+        """Return whether it could compute what no running trial will, or has all it needs."""
         missing, claimed = self.missing(entry), self.claimed()
         return not missing or any(
             call.key in missing - claimed and all(map(self.stored, call.needs))
@@ -97,9 +97,9 @@ class World:
 
     def can_move(self, worker: Worker) -> bool:
         waits = worker.blocking and not worker.computing and not worker.ended
-        return not (waits and self.held(worker.call.key))
+        return not (waits and self.locked(worker.call.key))
 
-    # who starts
+    # starts
 
     def fill(self) -> None:
         """Give work to every free worker, as a driver does."""
@@ -107,7 +107,7 @@ class World:
             waiting = list(self.schedule.waiting)
             blocking, entry = False, self.schedule.pick()
             if entry is None:
-                self.check_all_wait_for_somebody(waiting)
+                self.check_all_wait(waiting)
                 blocking, entry = True, None if self.busy else self.schedule.pick(blocking=True)
             else:
                 self.check_first(entry, waiting)
@@ -118,15 +118,15 @@ class World:
             self.busy.append(Worker(entry, blocking))
 
     def check_first(self, entry: Entry, waiting: list[Entry]) -> None:
-        ready = [one for one in waiting if self.of_use(one) and not self.awaited(one)]
+        ready = [one for one in waiting if self.is_useful(one) and not self.awaited(one)]
         assert entry.number == min(one.number for one in ready)
 
-    def check_all_wait_for_somebody(self, waiting: list[Entry]) -> None:
-        others = self.claimed() | self.strangers | self.released
+    def check_all_wait(self, waiting: list[Entry]) -> None:
+        others = self.claimed() | self.others | self.released
         for entry in waiting:
-            assert not self.of_use(entry) or self.awaited(entry) & others
+            assert not self.is_useful(entry) or self.awaited(entry) & others
 
-    # what happens
+    # moves
 
     def store(self, key: str) -> None:
         ObjectStore(self.home).folder(key).mkdir(parents=True)
@@ -146,8 +146,8 @@ class World:
         call = worker.call
         if not worker.left.isdisjoint(call.needs):
             worker.left.add(call.key)
-        elif self.held(call.key):
-            worker.held.add(call.key)
+        elif self.locked(call.key):
+            worker.locked.add(call.key)
             worker.left.add(call.key)
         elif not self.stored(call.key):
             worker.computing = call.key
@@ -155,26 +155,26 @@ class World:
     def finish(self, worker: Worker) -> None:
         self.leave(worker)
         if worker.left:
-            worker.entry.locked = worker.held
+            worker.entry.locked = worker.locked
             self.schedule.add(worker.entry)
         else:
-            self.told.append(self.schedule.drop(worker.entry.number).number)
+            self.completed.append(self.schedule.drop(worker.entry.number).number)
 
     def die(self, worker: Worker) -> None:
-        """What it was computing is lost; its trial is tried again, or given up."""
+        """Lose what it was computing; its trial is retried, or fails."""
         self.leave(worker)
         if self.random.random() < 0.5:
             self.schedule.add(worker.entry)
         else:
-            self.given_up.append(self.schedule.drop(worker.entry.number).number)
+            self.failed.append(self.schedule.drop(worker.entry.number).number)
 
     def leave(self, worker: Worker) -> None:
         self.busy.remove(worker)
         self.free += 1
 
     def release(self, key: str) -> None:
-        """A stranger is done with a stage, or was killed."""
-        self.strangers.remove(key)
+        """End another process's work on a stage: it stored it, or was killed."""
+        self.others.remove(key)
         self.released.add(key)
         if self.random.random() < 0.5:
             self.store(key)
@@ -182,7 +182,7 @@ class World:
 
 @st.composite
 def studies(draw: st.DrawFn) -> Trials:
-    """Trials over one graph of up to eight stages: some stages each, and all that these need."""
+    """Draw trials over one graph of up to eight stages: some stages each, and all that they need."""
     count = draw(st.integers(1, 8))
     needs = [
         draw(st.sets(st.integers(0, n - 1), max_size=2)) if n else set() for n in range(count)
@@ -206,13 +206,13 @@ orders = st.randoms(use_true_random=False)
 
 
 def played(
-    trials: Trials, workers: int, random: Random, deaths: int = 0, strange: float = 0.0
+    trials: Trials, workers: int, random: Random, deaths: int = 0, others: float = 0.0
 ) -> World:
-    """What has happened in the end, when strangers held that share of the stages."""
+    """Play until the end, when other processes compute that share of the stages."""
     keys = sorted({call.key for calls in trials for call in calls})
     with tempfile.TemporaryDirectory() as home:
         world = World(Path(home), trials, workers, random)
-        world.strangers = {key for key in keys if random.random() < strange}
+        world.others = {key for key in keys if random.random() < others}
         world.run(deaths)
     assert world.free == workers and len(world.schedule) == 0
     return world
@@ -222,24 +222,24 @@ def played(
 @given(studies(), workers, orders)
 def test_every_trial_ends_and_every_stage_is_computed_once(trials, workers, random):
     world = played(trials, workers, random)
-    assert sorted(world.told) == list(range(len(trials)))
+    assert sorted(world.completed) == list(range(len(trials)))
     assert world.computed == dict.fromkeys({call.key for calls in trials for call in calls}, 1)
 
 
 @laws
 @given(studies(), workers, orders)
-def test_it_is_so_beside_strangers_who_may_be_killed(trials, workers, random):
-    world = played(trials, workers, random, strange=0.3)
-    assert sorted(world.told) == list(range(len(trials)))
+def test_the_same_holds_beside_other_processes_that_may_be_killed(trials, workers, random):
+    world = played(trials, workers, random, others=0.3)
+    assert sorted(world.completed) == list(range(len(trials)))
     assert world.computed == dict.fromkeys({call.key for calls in trials for call in calls}, 1)
 
 
 @laws
 @given(studies(), workers, orders)
-def test_it_is_so_when_workers_are_killed_and_trials_given_up(trials, workers, random):
+def test_the_same_holds_when_workers_are_killed_and_trials_fail(trials, workers, random):
     world = played(trials, workers, random, deaths=4)
-    assert sorted(world.told + world.given_up) == list(range(len(trials)))
-    needed = {call.key for number in world.told for call in trials[number]}
+    assert sorted(world.completed + world.failed) == list(range(len(trials)))
+    needed = {call.key for number in world.completed for call in trials[number]}
     assert needed <= world.computed.keys() and set(world.computed.values()) <= {1}
 
 
@@ -251,7 +251,7 @@ def numbers(entry: Entry | None) -> int | None:
     return None if entry is None else entry.number
 
 
-def test_nobody_waits_for_what_a_trial_held_that_was_given_up(tmp_path):
+def test_no_trial_waits_for_the_stages_of_one_that_failed(tmp_path):
     schedule = scheduled(tmp_path, [call(0, set())], [call(0, set()), call(1, set())])
     first, second = schedule.pick(), schedule.pick()
     assert first is not None and second is not None
@@ -263,7 +263,9 @@ def test_nobody_waits_for_what_a_trial_held_that_was_given_up(tmp_path):
     assert schedule.pick() is second
 
 
-def test_what_a_stranger_holds_is_waited_for_until_it_is_stored_or_nothing_else_is_left(tmp_path):
+def test_a_trial_waits_for_another_process_until_its_output_is_stored_or_nothing_else_is_left(
+    tmp_path,
+):
     schedule = scheduled(tmp_path, [call(0, set())], [call(0, set()), call(1, {0})])
     for entry in (schedule.pick(), schedule.pick(blocking=True)):
         assert entry is not None

@@ -1,4 +1,4 @@
-"""Rules on numbers: what is not worth training, against their definitions."""
+"""Rules for trials that are not worth training, against their definitions."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ finished = st.lists(
 # limits
 
 
-def test_what_is_known_is_held_against_the_limits_on_it():
+def test_limits_apply_to_the_quantities_that_are_known():
     limits = parse_limits(["params=100", "mflops=10", "latency_ms=1"], ["mflops=2"])
     assert excesses({"mflops": 12.0, "params": 90.0, "accuracy": 1.0}, limits) == {
         "mflops <= 10": 2.0, "mflops >= 2": -10.0, "params <= 100": -10.0,
@@ -75,7 +75,7 @@ def beats(one: dict[str, float], other: dict[str, float], axes: list[Objective])
 
 @laws
 @given(points, objectives, finished)
-def test_what_is_bound_for_is_dominated_by_the_first_that_beats_it_and_keeps_its_limits(
+def test_a_bound_is_dominated_by_the_first_trial_that_beats_it_and_keeps_its_limits(
     bound, axes, trials
 ):
     expected = [
@@ -90,13 +90,15 @@ def test_what_is_bound_for_is_dominated_by_the_first_that_beats_it_and_keeps_its
 
 
 @given(points, objectives)
-def test_a_trial_as_good_as_what_is_bound_for_is_no_reason_to_give_up(bound, axes):
+def test_a_trial_equal_to_the_bound_does_not_dominate_it(bound, axes):
     assert dominator(bound, axes, [trial(0, bound, "complete", 0.0)]) is None
 
 
 @laws
 @given(points, objectives, finished, st.sampled_from(NAMES), few)
-def test_hoping_for_more_never_makes_a_trial_hopeless(bound, axes, trials, name, more):
+def test_a_more_optimistic_bound_is_never_dominated_by_more_trials(
+    bound, axes, trials, name, more
+):
     worse = any(axis.name == name and axis.direction == "min" for axis in axes)
     bolder = bound | {name: bound[name] - more if worse else bound[name] + more}
     assert not dominator(bolder, axes, trials) or dominator(bound, axes, trials)
@@ -115,7 +117,9 @@ def learned(gains: list[float], curve: int = 3, stage: str = "distill_student") 
 
 @laws
 @given(st.lists(st.integers(-40, 40), min_size=ENOUGH, max_size=130), st.floats(0, 1))
-def test_hope_is_the_gain_that_nineteen_of_twenty_trials_did_not_exceed(hundredths, accuracy):
+def test_the_bound_adds_the_gain_that_nineteen_of_twenty_trials_did_not_exceed(
+    hundredths, accuracy
+):
     bound = learned([one / 100 for one in hundredths]).upper_bound(
         "distill_student", 2, 3, accuracy
     )
@@ -135,7 +139,7 @@ def test_of_twenty_gains_the_last_but_one_counts_and_of_nineteen_the_last():
     assert learned(gains[:18]).upper_bound("distill_student", 1, 3, 0.0) == pytest.approx(0.17)
 
 
-def test_below_eight_trials_nothing_is_believed():
+def test_below_eight_trials_there_is_no_bound():
     assert learned([0.1] * 7).upper_bound("distill_student", 1, 3, 0.5) is None
     assert learned([0.1] * 8).upper_bound("distill_student", 1, 3, 0.5) == pytest.approx(0.6)
 
@@ -159,6 +163,6 @@ def test_each_epoch_has_gains_of_its_own():
     assert found.upper_bound(CURVES[1], 1, 1, 0.65) == pytest.approx(0.75)
 
 
-def test_nothing_but_accuracy_has_a_best_that_goes_without_saying():
+def test_only_accuracy_has_a_best_value_by_default():
     assert BEST == {"accuracy": 1.0}
     assert parse_objectives(BEST) == parse_objectives(["accuracy:max"])

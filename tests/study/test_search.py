@@ -1,4 +1,4 @@
-"""A sweep file, a study and workers put together: real trials that share their stages."""
+"""Searches of real trials, which share their stages, and plans of them."""
 
 import shutil
 from collections.abc import Iterable, Iterator
@@ -57,7 +57,7 @@ class Study:
     home: Path
     sweep: Sweep
 
-    def asked(self, trials: int, **settings: Any) -> dict[str, Any]:
+    def arguments(self, trials: int, **settings: Any) -> dict[str, Any]:
         return {
             "ref": ref(self.home, self.sweep.name),
             "sweep": self.sweep,
@@ -67,17 +67,17 @@ class Study:
         }
 
     def plan(self, trials: int, **settings: Any) -> SearchPlan:
-        return plan_search(**self.asked(trials, **settings))
+        return plan_search(**self.arguments(trials, **settings))
 
     def keys(self, points: Iterable[dict[str, Any]]) -> set[str]:
-        """The stages of some points."""
+        """Return the stages of some points."""
         plan = Plan(self.home, Env(torch.device("cpu")))
         for point in points:
             stages(config_of(self.sweep, point), plan)
         return {call.key for call in plan.calls}
 
     def search(self, trials: int, **settings: Any) -> SearchResult:
-        return search(**self.asked(trials, **settings))
+        return search(**self.arguments(trials, **settings))
 
 
 def grid(home: Path, text: str = GRID, name: str = "some") -> Study:
@@ -95,10 +95,10 @@ def files(home: Path) -> dict[Path, int]:
 
 @dataclass(frozen=True)
 class Searched:
-    """A study searched in two starts, rehearsed before each and after."""
+    """A study searched in two starts, planned before each and after."""
 
     study: Study
-    rehearsals: list[SearchPlan]
+    plans: list[SearchPlan]
     outcomes: list[SearchResult]
     objects: list[int]
 
@@ -106,23 +106,23 @@ class Searched:
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
     study = grid(tmp_path_factory.mktemp("searched"))
-    rehearsals, outcomes, objects = [study.plan(4)], [], []
+    plans, outcomes, objects = [study.plan(4)], [], []
     for trials in (1, 4):
-        rehearsals.append(study.plan(trials))
+        plans.append(study.plan(trials))
         outcomes.append(study.search(trials))
         objects.append(len(maintenance.entries(ObjectStore(study.home))))
-    return Searched(study, [*rehearsals, study.plan(4)], outcomes, objects)
+    return Searched(study, [*plans, study.plan(4)], outcomes, objects)
 
 
 @pytest.fixture
 def home(searched: Searched, tmp_path: Path) -> Path:
-    """A copy of the home that was searched, with all its stages stored."""
+    """Copy the home that was searched, with all its stages stored."""
     shutil.copytree(searched.study.home, tmp_path / "home")
     return tmp_path / "home"
 
 
-def test_a_rehearsal_says_exactly_what_is_then_computed_and_nothing_is_computed_twice(searched):
-    whole, first, second, after = searched.rehearsals
+def test_a_plan_lists_exactly_what_is_then_computed_and_nothing_is_computed_twice(searched):
+    whole, first, second, after = searched.plans
     one, two = (outcome.stats.computed for outcome in searched.outcomes)
     assert (one, two) == (len(first.missing), len(second.missing))
     assert one + two == len(whole.missing) == whole.distinct == searched.objects[-1]
@@ -144,7 +144,7 @@ def test_trials_share_what_their_configs_share(searched):
     }  # fmt: skip
 
 
-def test_the_stats_adds_up_to_what_is_stored(searched):
+def test_statistics_add_up_to_what_is_stored(searched):
     stored = sum(entry.seconds for entry in maintenance.entries(ObjectStore(searched.study.home)))
     assert sum(one.stats.seconds for one in searched.outcomes) == pytest.approx(stored)
     for outcome in searched.outcomes:
@@ -156,7 +156,7 @@ def test_the_stats_adds_up_to_what_is_stored(searched):
     assert searched.outcomes[-1].stats.saved > 0 and len(trials) == 4
 
 
-def test_a_trial_found_what_a_run_alone_finds(searched, tmp_path):
+def test_a_trial_finds_what_a_single_run_finds(searched, tmp_path):
     trial = searched.outcomes[-1].trials[3]
     config = config_of(searched.study.sweep, trial.params)
     alone = run(config, Store(tmp_path, Env(torch.device("cpu"))))
@@ -176,29 +176,29 @@ def test_every_point_of_the_grid_has_a_trial_whose_command_repeats_it(searched):
         assert set(trial.curves) == {"distill_student", "train_jointly"}
 
 
-def test_a_rehearsal_expects_what_stages_took_before(searched):
-    whole, _, second, _ = searched.rehearsals
+def test_a_plan_expects_the_recorded_seconds_of_stages(searched):
+    whole, _, second, _ = searched.plans
     assert whole.seconds == 0 and whole.record()["stages_never_timed"] == whole.distinct
     assert second.seconds > 0 and second.record()["stages_never_timed"] == 0
 
 
-# rehearsals
+# plans
 
 
-def test_a_rehearsal_writes_nothing(tmp_path):
+def test_a_plan_writes_nothing(tmp_path):
     study = grid(tmp_path)
     before = files(tmp_path)
     assert study.plan(4).trials == 4
     assert files(tmp_path) == before
 
 
-def test_a_rehearsal_of_a_study_that_was_begun_writes_nothing_either(home):
+def test_a_plan_of_a_study_that_was_begun_writes_nothing_either(home):
     study, before = grid(home), files(home)
     assert study.plan(4).complete == 4
     assert files(home) == before
 
 
-def test_a_rehearsal_of_a_random_search_draws_what_the_search_draws(home):
+def test_a_plan_of_a_random_search_draws_what_the_search_draws(home):
     text = GRID.replace("method: grid", "method: random")
     study = grid(home, text.replace("{values: [2.0, 4.0]}", "{min: 1.0, max: 9.0}"), "random")
     for trials in (1, 3):
@@ -207,10 +207,10 @@ def test_a_rehearsal_of_a_random_search_draws_what_the_search_draws(home):
     assert study.plan(3).trials == 0
 
 
-def test_a_rehearsal_begins_with_what_was_begun_or_is_in_line(home):
-    """Of three trials one was lost with its driver and one is to be tried again."""
+def test_a_plan_starts_with_trials_that_were_begun_or_requeued(home):
+    """Of three trials one was lost with its driver and one is to be retried."""
     study = grid(home, name="begun")
-    spec = study.asked(4)["spec"]
+    spec = study.arguments(4)["spec"]
     with opened(ref(home, "begun"), spec) as ledger:
         for index in range(3):
             sampler = Untried(study.sweep, "grid", index, ledger.tried)
@@ -227,7 +227,7 @@ def test_a_rehearsal_begins_with_what_was_begun_or_is_in_line(home):
     assert {call.key for call in found.calls} == study.keys([*POINTS[:2], POINTS[3]])
 
 
-def test_a_rehearsal_passes_over_values_that_do_not_go_together(tmp_path):
+def test_a_plan_skips_conflicting_values(tmp_path):
     entries = ["joint.mask_students: {values: [true, false]}",
                "joint.objective: {values: [switch, students_only]}"]  # fmt: skip
     study = grid(tmp_path, "\n  ".join([GRID.rstrip(), *entries]))
@@ -244,16 +244,16 @@ def valid(sweep: Sweep, point: dict[str, Any]) -> bool:
     return True
 
 
-def test_a_rehearsal_ends_where_the_points_do(tmp_path):
+def test_a_plan_ends_with_the_last_point(tmp_path):
     assert grid(tmp_path).plan(99).trials == 4
 
 
-# what is foreseen
+# estimates
 
 
 @dataclass
-class Quiet:
-    """Workers that are kept still, and what was stored when they were."""
+class Pauses:
+    """Stands for paused workers, and keeps what was stored when they were paused."""
 
     home: Path
     stored: list[set[str]]
@@ -264,66 +264,66 @@ class Quiet:
         yield
 
 
-def foresight(home: Path, reuse: bool = True) -> tuple[CostEstimator, Quiet]:
-    quiet = Quiet(home, [])
-    return CostEstimator(Store(home, Env(torch.device("cpu"))), reuse, quiet), quiet
+def estimator(home: Path, reuse: bool = True) -> tuple[CostEstimator, Pauses]:
+    pauses = Pauses(home, [])
+    return CostEstimator(Store(home, Env(torch.device("cpu"))), reuse, pauses), pauses
 
 
 def tiny(*overrides: str) -> Config:
     return parse([*TINY, *overrides])
 
 
-def test_workers_are_kept_still_once_for_each_architecture_that_is_timed(tmp_path):
+def test_workers_are_paused_once_for_each_architecture_that_is_timed(tmp_path):
     """And not while the data are prepared: one of them may hold their lock."""
-    foresee, quiet = foresight(tmp_path)
+    estimate, pauses = estimator(tmp_path)
     for overrides in ("k=2", "k=2 temperature=3", "k=2 seed=5", "k=3", "k=3 distill.alpha=0.1"):
-        found = foresee(tiny(*overrides.split())).measured().quantities
+        found = estimate(tiny(*overrides.split())).measured().quantities
         assert found.keys() == QUANTITIES.keys() - TRAINED
-    assert quiet.stored == [{"prepare"}, {"prepare", "measure_latency"}]
+    assert pauses.stored == [{"prepare"}, {"prepare", "measure_latency"}]
 
 
 def test_what_can_be_counted_is_known_before_anything_is_timed(tmp_path):
-    foresee, quiet = foresight(tmp_path)
-    found = foresee(tiny("k=2"))
+    estimate, pauses = estimator(tmp_path)
+    found = estimate(tiny("k=2"))
     assert found.quantities.keys() == QUANTITIES.keys() - TRAINED - {"latency_ms"}
-    assert quiet.stored == [] and {
+    assert pauses.stored == [] and {
         one.stage for one in maintenance.entries(ObjectStore(tmp_path))
     } == {"prepare"}
 
 
-def test_nobody_is_kept_still_for_a_time_that_the_trial_takes(tmp_path):
-    foresee, quiet = foresight(tmp_path)
-    assert foresee(tiny("k=auto")).measured().quantities == {}
-    afresh, still = foresight(tmp_path, reuse=False)
+def test_no_worker_is_paused_for_a_latency_that_the_trial_measures(tmp_path):
+    estimate, pauses = estimator(tmp_path)
+    assert estimate(tiny("k=auto")).measured().quantities == {}
+    afresh, still = estimator(tmp_path, reuse=False)
     assert afresh(tiny()).measured().quantities.keys() == QUANTITIES.keys() - TRAINED - {
         "latency_ms"
     }
-    assert quiet.stored == still.stored == []
+    assert pauses.stored == still.stored == []
 
 
-def test_what_is_foreseen_is_the_runs_key_and_each_of_its_stages_once(home, tmp_path):
+def test_an_estimate_has_the_runs_key_and_each_of_its_stages_once(home, tmp_path):
     config = tiny("k=2", "router=oracle")
-    new = foresight(tmp_path)[0].plan(config)
+    new = estimator(tmp_path)[0].plan(config)
     assert new.quantities == {} and maintenance.entries(ObjectStore(tmp_path)) == []
     store = Store(home, Env(torch.device("cpu")))
     assert new.key == run(config, store).key
     keys = dict.fromkeys(call.key for call in store.calls)
     assert [call.key for call in new.calls] == list(keys) and len(keys) < len(store.calls)
-    stored, afresh = (foresight(home, reuse)[0].plan(config) for reuse in (True, False))
+    stored, afresh = (estimator(home, reuse)[0].plan(config) for reuse in (True, False))
     for found, reused in ((new, False), (stored, True), (afresh, False)):
         assert {call.reused for call in found.calls} == {reused}
 
 
-def test_what_can_not_work_on_the_data_is_refused_before_anybody_trains(tmp_path):
+def test_a_config_that_can_not_work_on_the_data_fails_before_any_training(tmp_path):
     with pytest.raises(ConfigError, match="`k=11`"):
-        foresight(tmp_path)[0](tiny("k=11"))
+        estimator(tmp_path)[0](tiny("k=11"))
 
 
 # what a search is
 
 
 @pytest.mark.parametrize("name", ["router_size", "quickstart"])
-def test_a_search_is_known_again_without_its_file(name):
+def test_a_search_is_rebuilt_without_its_file(name):
     sweep = read_sweep(SWEEPS / f"{name}.yaml", ["data.root=some"])
     again = sweep_of(study_spec(sweep, DEFAULT, 3, "moist"), sweep.name)
     assert again.parameters == sweep.parameters and again.fixed == sweep.fixed
@@ -339,7 +339,7 @@ def test_where_the_data_are_is_no_part_of_what_is_searched():
 
 
 @pytest.mark.parametrize(
-    ("asked", "changes", "expected"),
+    ("given", "changes", "expected"),
     [
         (7, {"run_cap": 5}, 7),
         (None, {"run_cap": 5}, 5),
@@ -347,10 +347,10 @@ def test_where_the_data_are_is_no_part_of_what_is_searched():
         (None, {"method": "random"}, TRIALS),
     ],
 )
-def test_trials_are_as_many_as_asked_else_the_files_else_the_grids(
-    tmp_path, asked, changes, expected
+def test_the_number_of_trials_is_the_given_one_else_the_files_else_the_grids(
+    tmp_path, given, changes, expected
 ):
-    assert requested_trials(replace(grid(tmp_path).sweep, **changes), asked) == expected
+    assert requested_trials(replace(grid(tmp_path).sweep, **changes), given) == expected
 
 
 def test_workers_share_out_devices_and_threads():
@@ -360,7 +360,7 @@ def test_workers_share_out_devices_and_threads():
 
 
 @pytest.mark.parametrize("devices", ["cpu,cuda:99", "abacus", "cpu,"])
-def test_a_device_that_is_not_there_is_refused_before_any_worker_starts(devices):
+def test_a_missing_device_raises_an_error_before_any_worker_starts(devices):
     with pytest.raises(ConfigError, match=f"can't compute on .*{devices.split(',')[-1]}`"):
         make_slots(devices, 1, 1)
 

@@ -1,4 +1,4 @@
-"""Whose study it is: continued by its own search, refused to any other."""
+"""A study is continued by its own search and by no other."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def kept(facts: dict[str, Any] | None, *trials: object) -> optuna.Study:
     return study
 
 
-def test_the_command_that_continues_a_study_is_the_latest_and_its_birth_the_first():
+def test_a_study_keeps_its_first_date_and_the_latest_command():
     first = spec().model_copy(update={"created": "long ago", "moist": "0.1"})
     again = continued(REF, kept(first.model_dump(mode="json")), spec(command="moist again"))
     assert again == first.model_copy(update={"command": "moist again"})
@@ -54,9 +54,9 @@ def test_a_study_that_selects_by_a_time_is_not_continued_on_another_machine(name
     assert continued(REF, study, spec(HERE)).facts.machine == HERE
     with pytest.raises(ConfigError) as refused:
         continued(REF, study, spec(HERE.model_copy(update={name: other})))
-    said = str(refused.value)
-    assert str(getattr(HERE, name)) in said and str(other) in said
-    assert "`--threads 1`" in said and "`--devices`" in said and "`--study NAME`" in said
+    message = str(refused.value)
+    assert str(getattr(HERE, name)) in message and str(other) in message
+    assert "`--threads 1`" in message and "`--devices`" in message and "`--study NAME`" in message
 
 
 def test_a_study_of_before_machines_were_kept_is_continued_and_keeps_its_machine_from_then_on():
@@ -76,14 +76,14 @@ def test_a_study_is_resumed_where_a_key_is_now_fixed_at_its_default_and_keeps_it
         continued(REF, kept(first.model_dump(mode="json")), other)
 
 
-def test_another_search_is_told_what_differs_and_how_the_study_was_made():
+def test_the_error_for_another_search_says_what_differs_and_how_the_study_was_made():
     other = study_spec(SWEEP, TIMED, 0, "moist other")
     with pytest.raises(ConfigError, match=r"other objectives.*latency_ms") as refused:
         continued(REF, kept(spec().model_dump(mode="json")), other)
     assert "`moist sweep optuna some.yaml`" in refused.value.hint
 
 
-def test_a_strangers_study_is_refused_and_an_empty_one_of_a_lost_driver_is_begun():
+def test_a_study_of_another_program_is_rejected_and_an_empty_one_of_a_lost_driver_is_begun():
     mine = spec()
     assert continued(REF, kept(None), mine) is mine
     with pytest.raises(ConfigError, match="`some` was not made by moist"):

@@ -1,4 +1,4 @@
-"""Real drivers and workers, really killed: what a study is left with, and how it goes on."""
+"""Real drivers and workers that are killed: a study loses nothing and continues."""
 
 import itertools
 import os
@@ -28,8 +28,8 @@ from moist.study.storage import load
 SWEEP = searched("random", width="values: [8, 32]", teacher=3, distill=6, routing=3, joint=6)
 KILLS = 20
 COMMITS = (18, 48)
-"""Of the database, until a driver is killed: 10 are a resumed driver's before it goes on, about
-18 a trial's."""
+"""Commits of the database until a driver is killed: a resumed driver makes 10 before its first
+trial, and about 18 for each trial."""
 
 
 def kill(process: psutil.Process) -> bool:
@@ -46,7 +46,7 @@ def hold(process: psutil.Process) -> None:
 
 
 def busy(driving: Driving, home: Path, chance: random.Random) -> list[psutil.Process]:
-    """Workers of a driver, at a random moment, that have begun to work."""
+    """Wait for a random moment; return the workers that have begun to work."""
     end = time.monotonic() + chance.uniform(0.0, 0.1)
 
     def seen() -> list[psutil.Process]:
@@ -62,12 +62,12 @@ def unsettled(home: Path, study: str = "toy") -> list[str]:
 
 
 def stored(home: Path) -> dict[str, str]:
-    """When each stage's output was stored."""
+    """Return when each stage's output was stored."""
     return {entry.key: entry.created for entry in entries(ObjectStore(home))}
 
 
 def amid(driving: Driving, keys: set[str]) -> psutil.Process | None:
-    """A worker that holds the lock of one of these stages."""
+    """Find a worker that holds the lock of one of these stages."""
     for worker in driving.workers():
         with suppress(psutil.NoSuchProcess):
             if keys & {Path(file.path).stem for file in worker.open_files()}:
@@ -103,7 +103,7 @@ def test_a_study_killed_twenty_times_ends_with_every_trial_complete_and_none_run
 
 
 @pytest.mark.slow
-def test_a_sequential_study_killed_at_every_phase_of_a_trial_is_the_unbroken_one(tmp_path):
+def test_a_sequential_study_killed_at_every_phase_of_a_trial_equals_an_unbroken_one(tmp_path):
     whole, broken, script = tmp_path / "whole", tmp_path / "broken", {6: FAIL}
     for home in (whole, broken):
         home.mkdir()
@@ -118,7 +118,7 @@ def test_a_sequential_study_killed_at_every_phase_of_a_trial_is_the_unbroken_one
     assert kills > 8 and any("reused the run" in (t.reason or "") for t in trials(broken))
 
 
-def test_points_in_line_outlive_a_driver_that_is_lost_while_it_takes_them(tmp_path):
+def test_queued_points_outlive_a_driver_that_is_lost_while_it_starts_them(tmp_path):
     points = [{"k": k, "hidden_width": 8, "temperature": 2.0} for k in (2, 3)]
     search(Start(tmp_path, trials=1))
     study = ref(tmp_path)
@@ -136,10 +136,8 @@ def test_points_in_line_outlive_a_driver_that_is_lost_while_it_takes_them(tmp_pa
 
 @pytest.mark.parametrize("step", ["fail", "_retry"])
 @pytest.mark.parametrize("then", ["requeue_unfinished", "unfinished"])
-def test_a_requeue_that_is_broken_off_puts_each_trial_in_line_once(
-    tmp_path, monkeypatch, step, then
-):
-    """Whoever comes next: another requeue, or a driver."""
+def test_an_interrupted_requeue_queues_each_trial_once(tmp_path, monkeypatch, step, then):
+    """Another requeue comes next, or a driver."""
     search(Start(tmp_path, trials=1))
     study = ref(tmp_path)
     spec, _ = load(study)
@@ -161,7 +159,9 @@ def test_a_requeue_that_is_broken_off_puts_each_trial_in_line_once(
     ]
 
 
-def test_a_trials_files_are_shown_once_though_its_driver_was_killed_before_it_told(tmp_path):
+def test_a_trials_files_are_attached_once_though_its_driver_was_killed_before_it_ended_the_trial(
+    tmp_path,
+):
     search(Start(tmp_path, trials=1))
     study = ref(tmp_path)
     spec, _ = load(study)
@@ -226,7 +226,7 @@ def test_a_sweep_of_the_command_line_killed_and_interrupted_goes_on_with_what_is
     stamps: dict[str, str] = {}
 
     def midway(stages: int) -> tuple[Driving, psutil.Process]:
-        """Driven until that many stages are stored, and the worker amid another."""
+        """Drive until that many stages are stored; return the worker amid another, too."""
         driving = command(moist, words, home=tmp_path)
 
         def reached() -> psutil.Process | None:

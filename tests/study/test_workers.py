@@ -1,4 +1,4 @@
-"""Workers that are lost, that err, that hang: who is tried again, where, and what is said."""
+"""Workers that are lost, fail or hang: what is retried, where, and with which reason."""
 
 import fcntl
 import os
@@ -27,14 +27,14 @@ KILLED = "its worker was killed by SIGKILL (out of memory, unless it was sent by
 
 
 def waiting(slot: Slot) -> int:
-    """Bytes that a worker said and nobody has read."""
+    """Bytes that a worker sent and that were not read."""
     assert slot.connection is not None and slot.process.is_alive()
     count = fcntl.ioctl(slot.connection.fileno(), termios.FIONREAD, bytes(4))
     return int.from_bytes(count, sys.byteorder)
 
 
 def received(pool: Pool) -> list[Event]:
-    """All that is said until a worker's last word."""
+    """All events until a worker's final one."""
     found: list[Event] = []
     deadline = time.monotonic() + PATIENCE
     while pool.busy and time.monotonic() < deadline:
@@ -43,14 +43,14 @@ def received(pool: Pool) -> list[Event]:
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_held_still_ends_with_its_driver(tmp_path):
+def test_a_paused_worker_ends_with_its_driver(tmp_path):
     driving = start(Start(tmp_path, trials=1, script={0: WAIT}))
     driving.until(lambda: attempts(tmp_path))
     driving.workers()[0].suspend()
     driving.kill()
 
 
-def test_a_trial_whose_worker_is_lost_is_tried_again_with_the_same_parameters(tmp_path):
+def test_a_trial_whose_worker_is_lost_is_retried_with_the_same_parameters(tmp_path):
     found = search(Start(tmp_path, trials=4, script={1: DIE_ONCE}))
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -61,7 +61,9 @@ def test_a_trial_whose_worker_is_lost_is_tried_again_with_the_same_parameters(tm
     assert [one["number"] for one in attempts(tmp_path)] == [0, 1, 1, 2, 3]
 
 
-def test_who_is_lost_too_often_fails_and_who_errs_fails_at_once_and_both_say_why(tmp_path):
+def test_a_trial_that_is_lost_too_often_fails_and_one_that_raises_fails_at_once_with_its_reason(
+    tmp_path,
+):
     full = (Do("raise", MemoryError()),)
     script = {1: DIE, 2: FAIL, 3: full, 4: (Do("allocate"),)}
     found = search(Start(tmp_path, trials=3, retries=1, script=script))
@@ -84,13 +86,13 @@ def test_a_broken_slot_gets_no_more_once_it_lost_three_trials_and_fails_none(tmp
     assert {one.number for one in found if one.attempts} == set(lost)
 
 
-def test_a_trial_whose_gpu_fails_is_lost_to_that_slot_and_tried_on_another(tmp_path):
+def test_a_trial_whose_gpu_fails_is_lost_to_that_slot_and_retried_on_another(tmp_path):
     found = search(Start(tmp_path, trials=12, workers=2, devices=("faulty", "sound")))
     assert [one.state for one in found] == ["complete"] * 12
     lost = [one["number"] for one in attempts(tmp_path) if one["device"] == "faulty"]
     assert len(lost) == len(set(lost)) == 3
-    said = "CUDA error: an illegal memory access was encountered"
-    reason = f"its device failed: RuntimeError: {said} in toy"
+    message = "CUDA error: an illegal memory access was encountered"
+    reason = f"its device failed: RuntimeError: {message} in toy"
     for trial in found:
         assert trial.attempts == ((reason,) if trial.number in lost else ())
 
@@ -106,11 +108,11 @@ def test_a_trial_whose_gpu_fails_is_lost_to_that_slot_and_tried_on_another(tmp_p
         (ConfigError("can't compute on `cuda:1`: Torch not compiled with CUDA enabled"), False),
     ],
 )
-def test_a_gpu_that_refuses_to_go_on_is_told_from_an_error_and_from_full_memory(error, expected):
+def test_a_broken_gpu_is_distinguished_from_an_error_and_from_full_memory(error, expected):
     assert is_device_error(error) is expected
 
 
-def test_without_a_sound_slot_a_sweep_stops_and_goes_on_once_there_is_one(tmp_path):
+def test_without_a_healthy_slot_a_search_stops_and_continues_once_there_is_one(tmp_path):
     with pytest.raises(StageError, match="no healthy workers left: each lost 3 different trials"):
         search(Start(tmp_path, trials=4, devices=("broken",)))
     assert [one.state for one in trials(tmp_path)] == ["failed", "failed", "running"]
@@ -119,7 +121,7 @@ def test_without_a_sound_slot_a_sweep_stops_and_goes_on_once_there_is_one(tmp_pa
     assert found[2].attempts == (f"{KILLED} in toy",) * 2
 
 
-def test_a_worker_killed_in_the_middle_of_a_word_is_lost_like_any_other(tmp_path):
+def test_a_worker_killed_in_the_middle_of_an_event_is_lost_like_any_other(tmp_path):
     talk = (Do("wait"), Warned(None, "x" * 10_000_000))
     work = Toy(tmp_path, {0: talk}, stage="toy")
     with Pool(work, [Slot(None, 1)], tmp_path, toy.PRELOAD) as pool:
@@ -137,13 +139,13 @@ def test_a_worker_killed_in_the_middle_of_a_word_is_lost_like_any_other(tmp_path
         assert not pool.busy
 
 
-def test_a_worker_that_said_all_but_does_not_end_holds_up_nobody(tmp_path):
+def test_a_worker_that_exits_late_does_not_delay_the_next(tmp_path):
     found = search(Start(tmp_path, trials=2, script={0: LINGER}))
     assert [one.state for one in found] == ["complete"] * 2
     assert not (tmp_path / "alone").exists()
 
 
-def test_what_only_fails_in_training_is_no_loss_and_says_its_class_and_what_to_do(tmp_path):
+def test_an_error_in_training_is_not_a_loss_and_has_its_class_and_hint(tmp_path):
     short = ["teacher.epochs=1", "distill.epochs=1", "distill.views=1", "latency.seconds=0.01"]
     config = parse([f"@{SWEEPS / 'tiny.yaml'}", *short, "teacher.lr=10"])
     with Pool(Trainer(tmp_path), [Slot("cpu", 1)], tmp_path / "logs") as pool:

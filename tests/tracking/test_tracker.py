@@ -233,5 +233,5 @@ def test_stop_in_the_dashboard_prunes_a_trial_and_not_the_study(
         assert going.wait() == 130
     status = json.loads(moist(home, "sweep", "status", "long", "--json").stdout)
     stopped, *others = status["trials"]
-    assert (stopped["state"], stopped["reason"]) == ("pruned", "somebody stopped it")
+    assert (stopped["state"], stopped["reason"]) == ("pruned", "stopped from the W&B dashboard")
     assert all(trial["state"] == "running" for trial in others)
