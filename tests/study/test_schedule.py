@@ -182,7 +182,7 @@ class World:
 
 @st.composite
 def studies(draw: st.DrawFn) -> Trials:
-    """Draw trials over one graph of up to eight stages: some stages each, and all that they need."""
+    """Draw trials over one graph of up to eight stages: some stages each, and all they need."""
     count = draw(st.integers(1, 8))
     needs = [
         draw(st.sets(st.integers(0, n - 1), max_size=2)) if n else set() for n in range(count)
