@@ -7,10 +7,11 @@ is marked `keyed=False`: the content of files enters a stage's key, their locati
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from moist.config.choices import Choices
 from moist.config.conflicts import find_conflicts
 from moist.config.fields import Section
 from moist.config.sections import (
@@ -55,43 +56,8 @@ __all__ = [
 ]
 
 
-class Config(Section):
-    """All choices that determine a run's result."""
-
-    system: Literal["moist", "ones", "ensemble", "student"] = Field(
-        "moist",
-        description="moist: router and k students; ones: these merged into one student;"
-        " ensemble: k students averaged; student: one student",
-    )
-    k: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = Field(
-        3, description="number of clusters and students; auto: selected by silhouette"
-    )
-    hidden_width: int = Field(
-        256, ge=1, le=65536, description="width of a student's hidden linear layer"
-    )
-    router: Literal["cnn", "linear", "transformer", "shared", "oracle"] = Field(
-        "cnn",
-        description="router network; shared: on the students' convolutions;"
-        " oracle: the true class, an upper bound",
-    )
-    temperature: float = Field(4.0, gt=0, le=100, description="temperature of the distillation")
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of all random numbers")
-    precision: Literal["bf16", "float32"] = Field(
-        "bf16", description="precision of training and inference (bf16: mixed precision)"
-    )
-    data: DataConfig = DataConfig()
-    augment: AugmentConfig = AugmentConfig()
-    teacher: TeacherConfig = TeacherConfig()
-    student: StudentConfig = StudentConfig()
-    distill: DistillConfig = DistillConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    routing: RoutingConfig = RoutingConfig()
-    joint: JointConfig = JointConfig()
-    merge: MergeConfig = MergeConfig()
-    ensemble: EnsembleConfig = EnsembleConfig()
-    mixture: MixtureConfig = MixtureConfig()
-    cascade: CascadeConfig = CascadeConfig()
-    latency: LatencyConfig = LatencyConfig()
+class Config(Choices):
+    """All choices that determine a run's result, without conflicts."""
 
     @model_validator(mode="after")
     def _no_conflicts(self) -> Config:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from moist.config.systems import SYSTEMS
 
 if TYPE_CHECKING:
-    from moist.config import Config
+    from moist.config.choices import Choices
 
 
-def find_conflicts(c: Config) -> Iterator[str]:
+def find_conflicts(c: Choices) -> Iterator[str]:
     """Yield an error message for each conflict; it names both keys and what to set instead."""
     yield from SYSTEMS[c.system].conflicts(c)
     if c.distill.loss == "moe_kd":
@@ -25,7 +25,7 @@ def find_conflicts(c: Config) -> Iterator[str]:
     yield from _deferral(c)
 
 
-def _latent_teacher(c: Config) -> Iterator[str]:
+def _latent_teacher(c: Choices) -> Iterator[str]:
     if c.distill.warmup:
         yield "`distill.warmup` is for soft losses; `distill.loss=moe_kd` has none: set it to 0"
     if c.cascade.fallback not in {"none", "teacher"}:
@@ -35,7 +35,7 @@ def _latent_teacher(c: Config) -> Iterator[str]:
         )
 
 
-def _deferral(c: Config) -> Iterator[str]:
+def _deferral(c: Choices) -> Iterator[str]:
     top, fallback = c.mixture.top == 2, c.cascade.fallback != "none"
     if top and not SYSTEMS[c.system].routes:
         yield f"`mixture.top=2` runs a second expert, and `system={c.system}` has no router"

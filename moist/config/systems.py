@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moist.config import Config
+    from moist.config.choices import Choices
 
 Flat = Mapping[str, Any]
 """A config under its dotted names, as run records have it."""
@@ -25,7 +25,7 @@ class System:
     """The stages that train, in the order of their calls, and the section with their epochs."""
     title: Callable[[Flat, int], str]
     """Name the model for people, from its config and its number of students."""
-    conflicts: Callable[[Config], Iterator[str]]
+    conflicts: Callable[[Choices], Iterator[str]]
     """Yield an error message for each choice that this system can not combine with another."""
     clusters: bool = False
     """It groups the classes into `k` clusters, a student each."""
@@ -50,7 +50,7 @@ def _title_of_moist(c: Flat, k: int) -> str:
     return f"MoIST k={k}, {c['router']} router{bound}"
 
 
-def _routing(c: Config) -> Iterator[str]:
+def _routing(c: Choices) -> Iterator[str]:
     """Find what a router of a mixture can not do."""
     if c.router == "oracle":
         if c.joint.objective in {"em", "switch", "noisy_topk"}:
@@ -75,13 +75,13 @@ def _routing(c: Config) -> Iterator[str]:
             )
 
 
-def _moist(c: Config) -> Iterator[str]:
+def _moist(c: Choices) -> Iterator[str]:
     yield from _routing(c)
     if c.router == "oracle" and c.cascade.fallback != "none":
         yield "`router=oracle` reads each image's class; `cascade.fallback` needs another router"
 
 
-def _ones(c: Config) -> Iterator[str]:
+def _ones(c: Choices) -> Iterator[str]:
     yield from _routing(c)
     if c.router == "oracle":
         yield "`router=oracle` reads each image's class; `system=ones` needs another router"
@@ -116,7 +116,7 @@ def _ones(c: Config) -> Iterator[str]:
         )
 
 
-def _ensemble(c: Config) -> Iterator[str]:
+def _ensemble(c: Choices) -> Iterator[str]:
     if c.k == "auto":
         yield "`k=auto` counts clusters, and `system=ensemble` has none; set k to a number"
     if c.k == 1 and c.ensemble.views == "filtered":
@@ -125,7 +125,7 @@ def _ensemble(c: Config) -> Iterator[str]:
         yield "`system=ensemble` distills with kd, dkd or dist, not with `distill.loss=moe_kd`"
 
 
-def _student(c: Config) -> Iterator[str]:
+def _student(c: Choices) -> Iterator[str]:
     if c.cascade.fallback == c.student.arch:
         yield (
             f"`cascade.fallback={c.cascade.fallback}` would be the same network as"
@@ -173,14 +173,14 @@ def system_of(config: Flat) -> System:
     return SYSTEMS[config.get("system", "moist")]
 
 
-def known_students(c: Config) -> int | None:
+def known_students(c: Choices) -> int | None:
     """Count the students of a config's model; None if clustering decides (`k=auto`)."""
     if not SYSTEMS[c.system].many_students:
         return 1
     return None if c.k == "auto" else c.k
 
 
-def epochs_of(c: Config) -> dict[str, int]:
+def epochs_of(c: Choices) -> dict[str, int]:
     """List the epochs of each stage that trains, in the order of their calls."""
     trains = SYSTEMS[c.system].trains
     if c.cascade.fallback not in {"none", "teacher"}:
