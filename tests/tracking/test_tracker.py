@@ -1,4 +1,4 @@
-"""Runs told to W&B as trainings and studies tell them: what arrives, and what trouble costs."""
+"""Runs logged to W&B by trainings and studies: what arrives, and what failures cost."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def of_type(home: Path, job_type: str, group: str | None = None) -> list[LoggedR
     return [run for run in found if (run.job_type, run.group) == (job_type, group)]
 
 
-def test_a_run_without_an_account_is_told_in_files_whole(trained_once):
+def test_a_run_without_an_account_is_logged_to_files_whole(trained_once):
     home = trained_once
     (run,) = of_type(home, "run")
     assert (run.state, run.exit_code, run.job_type) == ("finished", 0, "run")
@@ -69,9 +69,9 @@ def test_a_run_without_an_account_is_told_in_files_whole(trained_once):
     assert steps == dict(enumerate(expected, 1))
 
 
-def test_what_is_reused_is_told_so_and_the_same_config_is_the_same_run(home):
-    said = moist(home, "run", *TINY).stderr
-    assert "tracking: offline, in " in said and "no W&B account" in said
+def test_reused_stages_are_logged_as_reused_and_the_same_config_is_the_same_run(home):
+    printed = moist(home, "run", *TINY).stderr
+    assert "tracking: offline, in " in printed and "no W&B account" in printed
     assert moist(home, "run", *TINY, "-q").stderr == ""
     _, run = of_type(home, "run")  # a copy is another home: it has runs of its own
     assert len(run.paths) == 2
@@ -84,7 +84,7 @@ def test_rows_have_the_steps_of_all_stages_before():
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_says_why_and_one_that_is_stopped_that_it_was(home):
+def test_a_failed_run_has_its_reason_and_a_stopped_one_was_killed(home):
     failing = moist(home, "run", *TINY, "teacher.weights=/nowhere.safetensors")
     assert failing.returncode == 2
     run = latest(home)
@@ -93,10 +93,10 @@ def test_a_run_that_fails_says_why_and_one_that_is_stopped_that_it_was(home):
     assert "`/nowhere.safetensors`" in run.summary["trial/reason"]
 
     words = ["run", *TINY, "joint.epochs=5000"]
-    with training(home, *words) as going:
-        trained(home, going)
-        going.signal(signal.SIGTERM)
-        assert going.wait() == 143 and "terminated; finished work is kept" in going.err
+    with training(home, *words) as process:
+        trained(home, process)
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 143 and "terminated; finished work is kept" in process.err
     run = latest(home)
     assert (run.state, run.exit_code, run.summary["trial/state"]) == ("failed", 130, "KILLED")
     epochs = [row["train_jointly/epoch"] for row in history(run.paths, fail)]
@@ -108,47 +108,47 @@ def latest(home: Path) -> LoggedRun:
 
 
 def training(home: Path, *words: str, **more: str) -> Forked:
-    """A command that trains; what others left half trained is gone."""
+    """Start a command that trains, without checkpoints of earlier ones."""
     shutil.rmtree(home / "moist" / "partial", ignore_errors=True)
     return Forked([*MOIST, *words], env=of_nobody(home, **more))
 
 
-def trained(home: Path, going: Forked, epochs: int = 10) -> None:
+def trained(home: Path, process: Forked, epochs: int = 10) -> None:
     """Wait until joint training has come so far."""
 
     def seen() -> bool:
         states = (home / "moist").glob("partial/*/step-*.safetensors")
-        with suppress(FileNotFoundError):  # what is finished meanwhile
+        with suppress(FileNotFoundError):  # a stage finished meanwhile
             return any(int(path.name.split("-")[1]) >= epochs for path in states)
         return False
 
-    going.until(seen)
+    process.until(seen)
 
 
 @pytest.mark.slow
-def test_a_training_outlives_the_process_that_tells_of_it(home):
+def test_a_training_outlives_the_process_that_logs_it(home):
     words = ["run", *TINY, "joint.epochs=300", "seed=1"]
-    with training(home, *words) as going:
-        trained(home, going)
+    with training(home, *words) as process:
+        trained(home, process)
         (core,) = (
-            one for one in psutil.Process(going.pid).children() if "wandb-core" in one.name()
+            one for one in psutil.Process(process.pid).children() if "wandb-core" in one.name()
         )
         core.kill()
-        assert going.wait() == 0
-    said = going.err
-    assert "warning: tracking stopped" in said or "wandb's own process has ended" in said
+        assert process.wait() == 0
+    printed = process.err
+    assert "warning: tracking stopped" in printed or "wandb's own process has ended" in printed
 
 
 @pytest.mark.slow
-def test_a_server_that_goes_costs_seconds_and_the_rest_is_sent_later(wandb_server, home, tmp_path):
+def test_a_server_that_goes_down_costs_seconds_and_the_rest_is_sent(wandb_server, home, tmp_path):
     online = {**Client(wandb_server, tmp_path).environment, "WANDB_MODE": "online"}
     where = {k: v for k, v in online.items() if k.startswith("WANDB")}
     words = ["run", *TINY, "joint.epochs=60", "seed=2"]
-    with training(home, *words, **where) as going:
-        trained(home, going)
+    with training(home, *words, **where) as process:
+        trained(home, process)
         with wandb_server.down():
-            assert going.wait() == 0
-    assert "does not answer any more; `moist sync` uploads the rest later" in going.err
+            assert process.wait() == 0
+    assert "does not answer any more; `moist sync` uploads the rest later" in process.err
     sent = moist(home, "sync", "--json", **where)
     assert sent.returncode == 0, sent.stderr
     run = next(run for run in wandb_server.runs.values() if run.config["joint.epochs"] == 60)
@@ -159,12 +159,12 @@ def test_a_server_that_goes_costs_seconds_and_the_rest_is_sent_later(wandb_serve
 
 @pytest.fixture(scope="module")
 def study(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of which the driver was killed once."""
+    """The sweep file of a study of three complete trials, some others pruned by a limit."""
     path = tmp_path_factory.mktemp("files") / "six.yaml"
     path.write_text(SWEEP)
     words = ["sweep", "optuna", str(path), "--trials", "3", "--max", "mflops=0.043", "-q"]
-    said = moist(home, *words)
-    assert said.returncode == 0, said.stderr
+    result = moist(home, *words)
+    assert result.returncode == 0, result.stderr
     return path
 
 
@@ -194,10 +194,10 @@ def test_a_study_has_a_run_for_each_trial_and_one_of_its_own(home, name, complet
 
 
 @pytest.mark.slow
-def test_a_study_that_goes_on_goes_on_in_the_same_runs(home, study):
+def test_a_study_that_is_continued_continues_its_runs(home, study):
     before = {run.id for run in of_type(home, "trial", "six")}
-    said = moist(home, "sweep", "optuna", str(study), "--trials", "4", "-q")
-    assert said.returncode == 0, said.stderr
+    result = moist(home, "sweep", "optuna", str(study), "--trials", "4", "-q")
+    assert result.returncode == 0, result.stderr
     after = {run.id: run for run in of_type(home, "trial", "six")}
     assert before < after.keys() and len({one.partition("-")[0] for one in after}) == 1
     (own,) = of_type(home, "study", "six")
@@ -209,11 +209,11 @@ def test_passwords_and_keys_are_in_no_file_of_a_run(home, study):
     secret = "s3cr3t-of-mine"
     url = f"sqlite:///{home}/other.db?password={secret}"
     words = ["sweep", "optuna", str(study), "--trials", "1", "--storage", url, "-q"]
-    said = moist(home, *words, WANDB_API_KEY="k" * 40, WANDB_MODE="offline")
-    told = b"".join(path.read_bytes() for path in (home / "moist" / "wandb").rglob("*.wandb"))
-    assert b"--storage" in told or said.returncode
-    assert secret.encode() not in told and b"k" * 40 not in told
-    assert secret not in said.stdout + said.stderr
+    result = moist(home, *words, WANDB_API_KEY="k" * 40, WANDB_MODE="offline")
+    logged = b"".join(path.read_bytes() for path in (home / "moist" / "wandb").rglob("*.wandb"))
+    assert b"--storage" in logged or result.returncode
+    assert secret.encode() not in logged and b"k" * 40 not in logged
+    assert secret not in result.stdout + result.stderr
 
 
 @pytest.mark.slow
@@ -224,13 +224,13 @@ def test_stop_in_the_dashboard_prunes_a_trial_and_not_the_study(
     where = {k: v for k, v in online.items() if k.startswith("WANDB")}
     path = tmp_path / "long.yaml"
     path.write_text(SWEEP.replace("joint.epochs: {value: 3}", "joint.epochs: {value: 4000}"))
-    with training(home, "sweep", "optuna", str(path), "-q", **where) as going:
-        trained(home, going)
+    with training(home, "sweep", "optuna", str(path), "-q", **where) as process:
+        trained(home, process)
         first = next(iter(wandb_server.runs.values()))
         wandb_server.stop_run(first.entity, first.project, first.name)
-        going.until(lambda: first.summary.get("trial/state") == "PRUNED")
-        going.signal(signal.SIGINT)
-        assert going.wait() == 130
+        process.until(lambda: first.summary.get("trial/state") == "PRUNED")
+        process.signal(signal.SIGINT)
+        assert process.wait() == 130
     status = json.loads(moist(home, "sweep", "status", "long", "--json").stdout)
     stopped, *others = status["trials"]
     assert (stopped["state"], stopped["reason"]) == ("pruned", "stopped from the W&B dashboard")
