@@ -1,4 +1,4 @@
-"""Prints the runs of a W&B sweep, one line each, as they end."""
+"""The runs of a W&B sweep, printed one line each as they end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENDED = {"finished", "failed", "crashed", "killed", "preempted"}
 
 
 class Monitor:
-    """Polls a sweep, `ENTITY/PROJECT/ID`, and prints its runs that have ended since."""
+    """A poller of a sweep, `ENTITY/PROJECT/ID`, that prints each run once it has ended."""
 
     def __init__(self, sweep: str, quiet: bool) -> None:
         self.sweep = sweep

@@ -1,4 +1,4 @@
-"""Registers a sweep file on W&B's server."""
+"""Registration of a sweep file on W&B's server."""
 
 from __future__ import annotations
 

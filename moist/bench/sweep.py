@@ -134,7 +134,9 @@ def overhead(sweep: Sweep, *, trials: int, last: int = 50) -> dict[str, Any]:
             notify(StudyOpened(ref.name, ledger.spec, trials, 0))
             settings = Settings(trials, sampler="tpe", best={})
             estimate = CostEstimator(store).plan
-            Driver(ref, ledger, sweep, pool, estimate, settings, notify).run()
+            Driver(
+                ref, ledger, sweep, pool, estimate=estimate, settings=settings, notify=notify
+            ).run()
     finally:
         shutil.rmtree(home)
     taken = [1e3 * (b - a) for a, b in pairwise(clock.times)]

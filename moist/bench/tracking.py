@@ -29,8 +29,17 @@ def tracking_cost(config: Config, store: Store, *, trials: int) -> dict[str, Any
     report = pipeline.run(config, store)
     problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="moist-bench-") as home:
-        first = _seconds(Path(home), config, report, range(1), problems)
-        taken = _seconds(Path(home), config, report, range(1, trials + 1), problems)
+
+        def seconds(numbers: range) -> float:
+            begin = time.perf_counter()
+            with Tracker(
+                Mode("offline", "for the benchmark"), Path(home), problems.append
+            ) as tracker:
+                for number in numbers:
+                    _log_trial(tracker, config, report, number)
+            return time.perf_counter() - begin
+
+        first, taken = seconds(range(1)), seconds(range(1, trials + 1))
     if problems:
         raise StoreError(problems[0], "is there room on the disk?")
     return {
@@ -44,19 +53,9 @@ def tracking_cost(config: Config, store: Store, *, trials: int) -> dict[str, Any
     }
 
 
-def _seconds(
-    home: Path, config: Config, report: Report, numbers: range, problems: list[str]
-) -> float:
-    begin = time.perf_counter()
-    mode = Mode("offline", "for the benchmark")
-    with Tracker(mode, home, problems.append) as tracker:
-        for number in numbers:
-            _log_trial(tracker, config, report, number)
-    return time.perf_counter() - begin
-
-
 def _log_trial(tracker: Tracker, config: Config, report: Report, number: int) -> None:
-    info = RunInfo(f"bench-{number:05d}", f"bench {number}", "trial", {"trial": number}, "bench")
+    id, name = f"bench-{number:05d}", f"bench {number}"
+    info = RunInfo(id, name, job_type="trial", config={"trial": number}, group="bench")
     journal = tracker.open(info, config)
     row = {"loss": 1.0, "lr": 1e-3, "images_per_second": 1e4, "val_accuracy": 0.5}
     for stage, epochs in epochs_of(config).items():

@@ -1,4 +1,4 @@
-"""The `moist` command group and its entry point. Nothing here imports torch at start-up."""
+"""The `moist` command group and its entry point. Importing it does not import torch."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ def _search(sweep: Sweep, options: SearchOptions) -> None:
         if options.as_json:
             print_json(result.record(front))
         else:
-            study_tables.print_result(ref, result, front, spec.objectives, plot)
+            study_tables.print_result(ref, result, front, objectives=spec.objectives, plot=plot)
 
 
 def _plan_search(sweep: Sweep, options: SearchOptions) -> None:

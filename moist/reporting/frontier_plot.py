@@ -1,4 +1,4 @@
-"""The contents of a frontier plot: trials in printed units, and the frontier's line.
+"""What a frontier plot shows: trials in printed units, and the frontier's line.
 
 Nothing is drawn here, so that a page, a PNG and an SVG show the same.
 """
@@ -67,7 +67,7 @@ class ErrorBar(NamedTuple):
 
 
 class FrontierPlot(NamedTuple):
-    """Everything that is drawn.
+    """The contents of a frontier plot.
 
     `feasible` and `infeasible` are the trials beside the frontier's `members`: those within every
     limit, and those beyond one. `steps` are the corners of the frontier's line.

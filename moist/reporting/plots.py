@@ -41,9 +41,9 @@ def plot_study(
     spec, trials = load(ref)
     axes = axes or spec.objectives
     y, x = (*axes, COST)[:2]
-    plot = frontier_plot(trials, members(trials, axes), x, y, errors)
+    plot = frontier_plot(trials, members(trials, axes), x, y, errors=errors)
     shares = importances(find(ref), spec.objectives)
-    save_plot(path, plot, f"Pareto frontier of {ref.name}", spec.command, shares)
+    save_plot(path, plot, f"Pareto frontier of {ref.name}", spec.command, importances=shares)
 
 
 def save_plot(

@@ -51,7 +51,7 @@ def print_plan(calls: Sequence[Call]) -> None:
 
 
 def estimated_time(calls: Sequence[Call], workers: int = 1) -> str:
-    """Say how long calls take by the recorded times of their stages, with so many workers."""
+    """Estimate how long calls take with some workers, from recorded times of their stages."""
     known = [call.seconds for call in calls if call.seconds is not None]
     parts = [f"about {duration(sum(known) / workers)}"] if known else []
     parts += [f"{len(calls) - len(known)} never timed here"] if len(known) < len(calls) else []

@@ -89,6 +89,7 @@ def print_result(
     ref: StudyRef,
     result: SearchResult,
     front: Sequence[Trial],
+    *,
     objectives: Sequence[Objective],
     plot: Path,
 ) -> None:

@@ -34,7 +34,9 @@ def log_summary(tracker: Tracker, ref: StudyRef, page: Path) -> None:
     front = members(trials, objectives)
     drawn = figures(trials, front, objectives, importances(find(ref), objectives))
     values = spec.facts.fixed | {"objectives": [*map(str, objectives)]}
-    info = replace(about_of(ref.name, spec, STUDY, STUDY, values), notes=spec.command)
+    info = replace(
+        about_of(ref.name, spec, part=STUDY, job_type=STUDY, values=values), notes=spec.command
+    )
     journal = tracker.open(info)
     journal.submit(lambda run: _log_trials(run, trials, front, drawn))
     journal.submit(lambda run: _log_artifacts(run, ref, front, page))

@@ -1,4 +1,4 @@
-"""Sweeps and studies as people and programs meet them: commands, what they print, exit codes."""
+"""The commands of sweeps and studies: their output and exit codes."""
 
 import csv
 import io
@@ -39,11 +39,11 @@ def home(trained) -> Path:
 
 @pytest.fixture
 def ask(home, capsys):
-    """A command to the finished study."""
+    """Run a command in the home of the finished study."""
     return lambda *words: Said(capsys, *words, "--home", home)
 
 
-def test_a_finished_sweep_started_again_computes_nothing_and_prints_the_frontier(ask, file):
+def test_restarting_a_finished_sweep_computes_nothing_and_prints_the_frontier(ask, file):
     said = ask("sweep", "optuna", file)
     assert said.code == 0 and "Pareto frontier of four" in said.out
     assert "4 trials in the study; now none" in said.out and "0 stages computed" in said.out
@@ -54,7 +54,7 @@ def test_a_finished_sweep_started_again_computes_nothing_and_prints_the_frontier
     assert best["number"] in {trial["number"] for trial in ask("pareto", "four", "--json").json}
 
 
-def test_a_sweep_leaves_a_page_that_shows_every_trial(home):
+def test_a_sweep_writes_a_page_with_its_frontier(home):
     page = (home / "plots" / "four.html").read_text()
     assert "Pareto frontier of four" in page and "<script src" not in page
 
@@ -73,7 +73,7 @@ def test_pareto_prints_the_same_trials_as_table_json_and_csv(ask):
     assert costs == sorted(costs) and accuracies == sorted(accuracies) and trials
 
 
-def test_a_table_has_every_setting_with_its_parameters_side_by_side(ask):
+def test_a_table_has_a_row_for_each_setting_and_columns_across_a_parameter(ask):
     trials = ask("sweep", "status", "four", "--json").json["trials"]
     rows = ask("table", "four", "--json").json
     assert [row["params"] for row in rows] == [trial["params"] for trial in trials]
@@ -96,14 +96,14 @@ def test_a_table_has_every_setting_with_its_parameters_side_by_side(ask):
     assert "4 of 4 trials complete" in ask("table", "four").out
 
 
-def test_a_table_names_what_it_could_show(ask):
+def test_an_unknown_name_in_a_table_is_rejected_with_the_known_ones(ask):
     said = ask("table", "four", "--across", "router")
     assert said.code == 2 and "differ in: k, hidden_width" in said.err
     said = ask("table", "four", "--show", "speed")
     assert said.code == 2 and "test/student" in said.err
 
 
-def test_a_trial_says_what_its_run_record_says(ask, home):
+def test_a_trial_agrees_with_its_run_record(ask, home):
     records = {run.key: run for run in RunRecords(home).all()}
     trials = ask("sweep", "status", "four", "--json").json["trials"]
     assert len(trials) == len(records) == 4
@@ -118,7 +118,7 @@ def test_a_trial_says_what_its_run_record_says(ask, home):
         assert trial["command"] == run.command
 
 
-def test_best_keeps_its_limits_and_says_how_to_repeat_it(ask):
+def test_best_is_within_its_limits_and_prints_how_to_reproduce_it(ask):
     cheap = ask("best", "four", "--min", "accuracy=0.0", "--by", "mflops", "--json").json
     limit = f"mflops={cheap['quantities']['mflops']}"
     assert ask("best", "four", "--max", limit, "--json").json["number"] == cheap["number"]
@@ -127,7 +127,7 @@ def test_best_keeps_its_limits_and_says_how_to_repeat_it(ask):
     assert ask("best", "four", "--knee").code == 0
 
 
-def test_best_says_how_far_the_nearest_trial_is_off(ask):
+def test_best_reports_how_far_off_the_nearest_trial_is(ask):
     said = ask("best", "four", "--max", "mflops=0.001")
     assert said.code == 2 and "no trial keeps `mflops <= 0.001`" in said.err
     assert "hint: it passes with `--max mflops=" in said.err
@@ -143,7 +143,7 @@ def test_the_hypervolume_of_a_study_and_its_comparison_with_itself(ask):
     assert ask("pareto", "four", "four", "--compare").code == 0
 
 
-def test_a_plot_is_written_where_it_is_asked_for(ask, tmp_path):
+def test_a_plot_is_written_to_the_given_file(ask, tmp_path):
     for name in ("f.svg", "f.png", "f.html"):
         said = ask("pareto", "four", "--x", "latency_ms", "--plot", tmp_path / name)
         assert said.code == 0 and (tmp_path / name).stat().st_size > 1000
@@ -151,7 +151,7 @@ def test_a_plot_is_written_where_it_is_asked_for(ask, tmp_path):
     assert said.code == 2 and ".svg" in said.err
 
 
-def test_a_study_that_is_not_there_is_told_with_the_nearest_name(ask, tmp_path, capsys):
+def test_a_missing_study_is_reported_with_the_nearest_name(ask, tmp_path, capsys):
     said = ask("pareto", "fuor")
     assert said.code == 2 and "hint: did you mean `four`?" in said.err
     said = Said(capsys, "best", "four", "--home", tmp_path)
@@ -164,7 +164,7 @@ def test_pareto_of_two_studies_needs_compare(ask):
     assert said.code == 2 and "expected 1 study, found 2" in said.err
 
 
-def test_another_search_may_not_take_the_name_of_a_study(ask, file):
+def test_a_different_search_can_not_use_the_name_of_a_study(ask, file):
     said = ask("sweep", "optuna", file, "temperature=2")
     assert said.code == 2 and "`temperature` was 4.0, is 2.0" in said.err
     assert "--study NAME" in said.err
@@ -192,7 +192,9 @@ def test_a_dry_run_computes_nothing_and_counts_each_stage_once(ask, file, home):
     assert sorted(home.rglob("*")) == before
 
 
-def test_check_finds_nothing_in_a_sound_file_and_all_in_a_bad_one(ask, file, tmp_path, capsys):
+def test_check_finds_no_problem_in_a_valid_file_and_all_in_an_invalid_one(
+    ask, file, tmp_path, capsys
+):
     said = Said(capsys, "sweep", "check", file)
     assert said.code == 0 and "2 parameters" in said.out and "4 points" in said.out
     bad = tmp_path / "bad.yaml"
@@ -201,7 +203,7 @@ def test_check_finds_nothing_in_a_sound_file_and_all_in_a_bad_one(ask, file, tmp
     assert said.code == 2 and "hidden_width" in said.out and "-3" in said.out
 
 
-def test_doctor_finds_a_lost_record_and_nothing_in_a_sound_study(ask, home):
+def test_doctor_finds_a_lost_record_and_nothing_in_an_intact_study(ask, home):
     assert ask("sweep", "doctor", "four").code == 0
     run = RunRecords(home).all()[0]
     path = home / "runs" / f"{run.key}.json"
@@ -214,12 +216,13 @@ def test_doctor_finds_a_lost_record_and_nothing_in_a_sound_study(ask, home):
         path.write_bytes(content)
 
 
-def test_status_tells_states_seconds_and_the_command_that_continues(ask, file):
+def test_status_prints_states_seconds_and_the_command_that_continues(ask, file):
     said = ask("sweep", "status", "four")
     assert "four: 4 complete" in said.out and "no driver is running" in said.out
     assert f"moist sweep optuna {file}" in said.out
 
 
+@pytest.mark.slow
 def test_a_frontier_under_new_seeds_has_means_deviations_and_probabilities(ask, home):
     front = ask("pareto", "four", "--json").json
     words = ["pareto", "four", "--reseed", "2", "--threads", "1", "--quiet"]
@@ -264,10 +267,10 @@ def _fetched(url: str, server: Forked) -> dict:
     return server.until(fetched)
 
 
-# what is said at the start
+# the start of a sweep
 
 
-def test_a_sweep_says_in_one_line_what_of_its_file_only_wandb_heeds(file, tmp_path, capsys):
+def test_a_sweep_prints_one_line_about_settings_that_only_wandb_uses(file, tmp_path, capsys):
     asks = tmp_path / "asks.yaml"
     asks.write_text(STUDY + "early_terminate: {type: hyperband, min_iter: 3}\n"
                     "metric: {name: objective/params, goal: minimize}\n")  # fmt: skip
@@ -283,7 +286,7 @@ def test_a_sweep_says_in_one_line_what_of_its_file_only_wandb_heeds(file, tmp_pa
     assert Said(capsys, "sweep", "optuna", file, *words).err == ""
 
 
-def test_a_dry_run_refuses_another_search_in_the_words_of_a_start(ask, file):
+def test_a_dry_run_rejects_a_different_search_with_the_message_of_a_start(ask, file):
     words = ["sweep", "optuna", file, "temperature=2"]
     rehearsed, started = ask(*words, "--dry-run"), ask(*words)
     assert rehearsed.code == started.code == 2 and rehearsed.err == started.err != ""
@@ -300,21 +303,21 @@ def test_latencies_of_two_machines_do_not_mix_in_a_study(ask, file):
     assert ask("sweep", "optuna", file, "--threads", "2", "--quiet").code == 0  # not timed
 
 
-def test_a_device_that_is_not_there_is_refused_at_once(ask, file):
+def test_a_missing_device_is_rejected_at_once(ask, file):
     said = ask("sweep", "optuna", file, "--devices", "cpu,abacus", "--study", "none")
     assert said.code == 2 and "`--device abacus`" in said.err
     assert ask("sweep", "status", "none").code == 2
 
 
 @pytest.mark.parametrize("command", [["sweep", "optuna"], ["pareto"]])
-def test_threads_are_said_to_be_each_workers(command, capsys):
+def test_the_help_of_threads_says_that_they_are_per_worker(command, capsys):
     assert "CPU threads of each worker" in Said(capsys, *command, "--help").out
 
 
-# what is printed to be typed again
+# printed commands
 
 
-def test_commands_that_are_printed_find_the_study_again(ask, home):
+def test_printed_commands_find_the_study_again(ask, home):
     where = f"--home {home}"
     storage = f"sqlite:///{home / 'studies.db'}"
     assert f"moist show {ask('best', 'four', '--json').json['key'][:8]} {where}\n" in (
@@ -324,7 +327,7 @@ def test_commands_that_are_printed_find_the_study_again(ask, home):
     assert f"{where} --storage sqlite:///{home / 'none.db'}`" in said.err
 
 
-def test_a_home_that_the_environment_names_is_not_repeated(home, file, monkeypatch, capsys):
+def test_a_home_from_the_environment_is_not_repeated(home, file, monkeypatch, capsys):
     monkeypatch.setenv("MOIST_HOME", str(home))
     said = Said(capsys, "sweep", "optuna", file, "--quiet")
     assert said.code == 0 and "moist best four" in said.out.splitlines()[-1]
@@ -342,7 +345,7 @@ def test_the_command_that_continues_a_study_is_the_latest(ask, file, home):
         assert said.endswith(f"{file} --retries {retries} --quiet --home {home}\n")
 
 
-def test_status_says_which_trial_retries_a_failed_one(capsys):
+def test_status_names_the_trial_that_retries_a_failed_one(capsys):
     failed = Trial(number=3, state="failed", params={"k": 2}, reason="KeyError: 'who?'")
     other = Trial(number=4, state="failed", params={"k": 3}, reason="no luck")
     again = Trial(number=7, state="complete", params={"k": 2}, values={"mflops": 1}, retry_of=3)
@@ -354,7 +357,7 @@ def test_status_says_which_trial_retries_a_failed_one(capsys):
     assert "trial   4  failed: no luck  k=3" in lines
 
 
-# what does not go together
+# options that exclude each other
 
 
 @pytest.mark.parametrize(
@@ -371,7 +374,7 @@ def test_status_says_which_trial_retries_a_failed_one(capsys):
         ["sweep", "optuna", "FILE", "--prune", "--prune-audit"],
     ],
 )
-def test_questions_that_exclude_each_other_are_refused_by_name(ask, file, words):
+def test_options_that_exclude_each_other_are_rejected_by_name(ask, file, words):
     said = ask(*[file if word == "FILE" else word for word in words])
     flags = [word.partition("=")[0] for word in words if word.startswith("--")]
     both = {" and ".join(f"`{flag}`" for flag in order) for order in (flags, flags[::-1])}
@@ -388,13 +391,13 @@ def test_questions_that_exclude_each_other_are_refused_by_name(ask, file, words)
         (["--threads=2", "--hypervolume"], "`--reseed`"),
     ],
 )
-def test_an_option_that_does_nothing_alone_is_refused(ask, words, needed):
+def test_an_option_that_does_nothing_alone_is_rejected(ask, words, needed):
     said = ask("pareto", "four", *words)
     option = words[0].partition("=")[0]
     assert said.code == 2 and f"`{option}` does nothing without {needed}" in said.err
 
 
-def test_a_wrong_value_is_told_with_its_option(ask, file):
+def test_a_wrong_value_is_reported_with_its_option(ask, file):
     said = ask("sweep", "optuna", file, "--best", "accuracy=much")
     assert said.code == 2 and "`--best accuracy=much`" in said.err
     said = ask("pareto", "four", "--hypervolume", "--reference", "mflops=much")

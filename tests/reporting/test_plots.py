@@ -456,6 +456,7 @@ assert "matplotlib.pyplot" not in sys.modules, "its state is shared"
 """
 
 
+@pytest.mark.slow
 def test_drawing_is_silent_and_needs_no_display_settings_or_cache(tmp_path):
     style = tmp_path / "matplotlibrc"
     style.write_text("text.usetex: True\nno.such.setting: 1\n")
