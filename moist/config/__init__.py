@@ -11,49 +11,32 @@ from typing import Any
 
 from pydantic import model_validator
 
-from moist.config.choices import Choices
-from moist.config.conflicts import find_conflicts
-from moist.config.fields import Section
-from moist.config.sections import (
+from moist.config.choices import (
     AugmentConfig,
     CascadeConfig,
+    Choices,
     ClusterConfig,
     DataConfig,
-    EnsembleConfig,
-    LatencyConfig,
-    MixtureConfig,
-    StudentConfig,
-)
-from moist.config.training import (
     DistillConfig,
+    EnsembleConfig,
     JointConfig,
+    LatencyConfig,
     MergeConfig,
+    MixtureConfig,
     RoutingConfig,
+    StudentConfig,
     TeacherConfig,
     TrainingConfig,
-)
+)  # fmt: skip
+from moist.config.conflicts import find_conflicts
+from moist.config.fields import Section
 
 __all__ = [
-    "AugmentConfig",
-    "CascadeConfig",
-    "ClusterConfig",
-    "Config",
-    "DataConfig",
-    "DistillConfig",
-    "EnsembleConfig",
-    "JointConfig",
-    "LatencyConfig",
-    "MergeConfig",
-    "MixtureConfig",
-    "RoutingConfig",
-    "Section",
-    "StudentConfig",
-    "TeacherConfig",
-    "TrainingConfig",
-    "flat",
-    "keyed",
-    "sections",
-]
+    "AugmentConfig", "CascadeConfig", "ClusterConfig", "Config", "DataConfig", "DistillConfig",
+    "EnsembleConfig", "JointConfig", "LatencyConfig", "MergeConfig", "MixtureConfig",
+    "RoutingConfig", "Section", "StudentConfig", "TeacherConfig", "TrainingConfig", "flat",
+    "keyed", "sections",
+]  # fmt: skip
 
 
 class Config(Choices):

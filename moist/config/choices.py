@@ -1,4 +1,4 @@
-"""The keys of a config: top-level choices and sections.
+"""The keys of a config: sections, first those of the trainings, and the top-level choices.
 
 `Config` adds the check for conflicts, which `conflicts` and `systems` describe for `Choices`.
 """
@@ -7,26 +7,355 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from moist.config.fields import Section
-from moist.config.sections import (
-    AugmentConfig,
-    CascadeConfig,
-    ClusterConfig,
-    DataConfig,
-    EnsembleConfig,
-    LatencyConfig,
-    MixtureConfig,
-    StudentConfig,
-)
-from moist.config.training import (
-    DistillConfig,
-    JointConfig,
-    MergeConfig,
-    RoutingConfig,
-    TeacherConfig,
-)
+from moist.config.fields import (
+    LOCATION,
+    Epochs,
+    Fraction,
+    OptionalEpochs,
+    OptionalInt,
+    OptionalPath,
+    Peer,
+    Section,
+    Weight,
+    Widths,
+    only,
+)  # fmt: skip
+
+
+class TrainingConfig(Section):
+    """The training of one network."""
+
+    epochs: Epochs = Field(20, description="passes over the training images")
+    batch_size: int = Field(64, ge=2, le=65536, description="images in a batch")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer")
+    lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="weight decay")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="sgd: momentum", json_schema_extra=only(optimizer="sgd")
+    )
+    nesterov: bool = Field(
+        False, description="sgd: Nesterov momentum", json_schema_extra=only(optimizer="sgd")
+    )
+    schedule: Literal["constant", "cosine", "one_cycle"] = Field(
+        "cosine", description="schedule of the learning rate"
+    )
+    horizon: OptionalEpochs = Field(
+        None,
+        description="length of the schedule in epochs, at least `epochs`; none: `epochs`",
+    )
+
+    @model_validator(mode="after")
+    def _schedule_and_momentum_fit(self) -> TrainingConfig:
+        if self.horizon is not None and self.horizon < self.epochs:
+            raise ValueError(f"`.horizon={self.horizon}` is shorter than `.epochs={self.epochs}`")
+        if self.nesterov and not self.momentum:
+            raise ValueError("`.nesterov=true` needs a `.momentum` above 0")
+        return self
+
+
+class TeacherConfig(TrainingConfig):
+    """The training of the teacher, the large network that is distilled."""
+
+    arch: Literal["resnet18", Peer] = Field("resnet18", description="teacher network")
+    weights: OptionalPath = Field(
+        None,
+        description="trained state dict (.safetensors, .pth) to use instead of training",
+        json_schema_extra=LOCATION,
+    )
+    epochs: Epochs = Field(12, description="passes over the training images")
+    batch_size: int = Field(128, ge=2, le=65536, description="images in a batch")
+    lr: float = Field(4e-3, gt=0, le=10, description="peak learning rate")
+    schedule: Literal["constant", "cosine", "one_cycle"] = Field(
+        "one_cycle", description="schedule of the learning rate"
+    )
+
+
+class DistillConfig(TrainingConfig):
+    """The distillation of the student from the teacher."""
+
+    epochs: Epochs = Field(30, description="passes over the training images")
+    loss: Literal["kd", "dkd", "dist", "moe_kd"] = Field(
+        "kd",
+        description="kd: Hinton's; dkd: decoupled; dist: correlations; moe_kd: latent teacher",
+    )
+    alpha: Fraction = Field(
+        0.7,
+        description="weight of the soft loss, 1-alpha is that of the labels; not for moe_kd",
+        json_schema_extra=only(loss=("kd", "dkd", "dist")),
+    )
+    warmup: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="epochs in which the weight of the soft loss rises linearly from 0",
+    )
+    standardize: bool = Field(
+        False, description="kd, dkd: standardize each image's logits to mean 0 and deviation 1"
+    )
+    target_weight: Weight = Field(
+        1.0, description="dkd: weight of the target class's KL", json_schema_extra=only(loss="dkd")
+    )
+    others_weight: Weight = Field(
+        2.0, description="dkd: weight of the other classes' KL", json_schema_extra=only(loss="dkd")
+    )
+    rows_weight: Weight = Field(
+        1.0,
+        description="dist: weight of the correlation over classes",
+        json_schema_extra=only(loss="dist"),
+    )
+    columns_weight: Weight = Field(
+        1.0,
+        description="dist: weight of the correlation over images",
+        json_schema_extra=only(loss="dist"),
+    )
+    gate: Literal["student", "teacher"] = Field(
+        "student",
+        description="moe_kd: gate by the teacher's classifier, on features of student or teacher",
+        json_schema_extra=only(loss="moe_kd"),
+    )
+    experts: Literal["offsets", "heads"] = Field(
+        "offsets",
+        description="moe_kd: one head with an offset for each teacher level, or one head a level",
+        json_schema_extra=only(loss="moe_kd"),
+    )
+    tie: Weight = Field(
+        1.0,
+        description="moe_kd with gate=student: weight of KL(teacher, gate)",
+        json_schema_extra=only(loss="moe_kd", gate="student"),
+    )
+    views: int = Field(
+        4,
+        ge=1,
+        le=10_000,
+        description="augmented copies of the training set with teacher logits, used in turn",
+    )
+
+    @model_validator(mode="after")
+    def _standardized_logits_have_a_loss(self) -> DistillConfig:
+        if self.standardize and self.loss not in {"kd", "dkd"}:
+            raise ValueError(f"`.standardize` is for `.loss=kd` and dkd, not for {self.loss}")
+        return self
+
+
+class RoutingConfig(TrainingConfig):
+    """The router's network and its pretraining."""
+
+    epochs: Epochs = Field(30, description="passes over the training images")
+    widths: Widths = Field((128, 64), description="linear: widths of the router's hidden layers")
+    hidden_width: int = Field(
+        128, ge=1, le=65536, description="cnn, shared: width of the router's hidden layer"
+    )
+    dropout: float = Field(
+        0.2, ge=0, lt=1, description="cnn, linear, shared: dropout of the router"
+    )
+
+
+class JointConfig(TrainingConfig):
+    """The joint training of router and students."""
+
+    objective: Literal["hierarchical", "students_only", "em", "switch", "noisy_topk"] = Field(
+        "hierarchical", description="objective that router and students minimize"
+    )
+    mask_students: bool = Field(
+        True, description="restrict each student's softmax to the classes of its cluster"
+    )
+    teacher_prior: Fraction = Field(
+        0.0,
+        description="em: exponent of the teacher's cluster prior in the responsibilities",
+        json_schema_extra=only(objective="em"),
+    )
+    prior_weight: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="em: weight of KL(teacher's cluster prior, router)",
+        json_schema_extra=only(objective="em"),
+    )
+    balance: float = Field(
+        0.01,
+        ge=0,
+        le=10,
+        description="switch, noisy_topk: weight of the balance loss",
+        json_schema_extra=only(objective=("switch", "noisy_topk")),
+    )
+    balance_form: Literal["weighted", "plain"] = Field(
+        "weighted",
+        description="balance the load to each cluster's share of the classes, or to equal parts",
+        json_schema_extra=only(objective=("switch", "noisy_topk")),
+    )
+    z_loss: float = Field(
+        0.0, ge=0, le=10, description="weight of the squared log-partition of the router's logits"
+    )
+    top: int = Field(
+        2,
+        ge=2,
+        le=1000,
+        description="noisy_topk: number of students that train on an image",
+        json_schema_extra=only(objective="noisy_topk"),
+    )
+
+    @model_validator(mode="after")
+    def _masked_students_need_their_own_classes(self) -> JointConfig:
+        if self.mask_students and self.objective in {"students_only", "switch", "noisy_topk"}:
+            raise ValueError(
+                f"`.objective={self.objective}` trains a student on images of any class, to"
+                " which a masked softmax gives no probability; set `.mask_students=false`"
+            )
+        if self.z_loss and self.objective == "students_only":
+            raise ValueError(
+                "`.z_loss` needs a router that is trained; `.objective=students_only` freezes it"
+            )
+        return self
+
+
+class MergeConfig(TrainingConfig):
+    """The merging of the students into one (OneS), and the refinement of that student."""
+
+    method: Literal["average", "sum", "topk", "svd", "random", "ancestor", "best_expert"] = Field(
+        "average",
+        description="how weights are merged; random, ancestor and best_expert are controls",
+    )
+    base: Literal["delta", "absolute"] = Field(
+        "delta",
+        description="average, sum, svd: merge differences to the ancestor, or whole weights",
+        json_schema_extra=only(method=("average", "sum", "svd")),
+    )
+    layout: Literal["aligned", "block"] = Field(
+        "aligned",
+        description="topk: units keep their positions, or students are laid side by side",
+        json_schema_extra=only(method="topk"),
+    )
+    score: Literal["delta", "in", "inout", "act"] = Field(
+        "delta",
+        description="topk: importance of a unit; delta: change of its weights; in: incoming norm;"
+        " inout: incoming times outgoing norm; act: activation times outgoing norm",
+        json_schema_extra=only(method="topk"),
+    )
+    rank: OptionalInt = Field(
+        None,
+        description="svd: singular values kept of each student; none: an equal share",
+        json_schema_extra=only(method="svd"),
+    )
+    scale: Literal["mean", "sum"] = Field(
+        "mean",
+        description="svd: mean or sum of the students",
+        json_schema_extra=only(method="svd"),
+    )
+    head: Literal["gather", "owner"] = Field(
+        "gather",
+        description="last layer; gather: merged like the others;"
+        " owner: each class's row from the student of its cluster",
+    )
+    teacher: Literal["mixture", "hard", "teacher", "both", "none"] = Field(
+        "mixture",
+        description="teacher in the refinement; mixture: all students, weighted; hard: the routed"
+        " student; both: mixture and teacher; none: no refinement",
+    )
+    alpha: Fraction = Field(
+        0.7,
+        description="weight of the soft loss of the refinement",
+        json_schema_extra=only(teacher=("mixture", "hard", "teacher", "both")),
+    )
+
+    @property
+    def gathering(self) -> MergeConfig:
+        """Return the section with the defaults of all keys that only the refinement uses."""
+        names = ("method", "base", "layout", "score", "rank", "scale", "head")
+        return MergeConfig(**{name: getattr(self, name) for name in names})
+
+
+class DataConfig(Section):
+    """The data set and its splits."""
+
+    name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "svhn", "folder"] = Field(
+        "digits", description="data set; folder: images in ROOT/{train,test}/<class>/*"
+    )
+    root: OptionalPath = Field(
+        None,
+        description="folder of the images, or folder to download torchvision's data sets to",
+        json_schema_extra=LOCATION,
+    )
+    image_size: OptionalInt = Field(
+        None, description="side in pixels to resize images to; none: keep their size"
+    )
+    val_fraction: float = Field(
+        0.1, ge=0, le=0.5, description="share of the training images held out to select with"
+    )
+
+
+class AugmentConfig(Section):
+    """Augmentation of the training images."""
+
+    flip: bool = Field(False, description="mirror half of the images")
+    shift: int = Field(1, ge=0, le=16, description="largest shift in pixels, reflect-padded")
+    cutout: int = Field(0, ge=0, le=64, description="side in pixels of an erased square; 0: none")
+
+
+class StudentConfig(Section):
+    """The student network, copies of which become experts; the cnn's width is `hidden_width`."""
+
+    arch: Literal["cnn", Peer] = Field("cnn", description="student network")
+    channels: Widths = Field((32, 64), description="cnn: channels of the two convolutions")
+    batch_norm: bool = Field(False, description="cnn: batch norm after each convolution")
+
+    @model_validator(mode="after")
+    def _two_convolutions(self) -> StudentConfig:
+        if len(self.channels) != 2:
+            raise ValueError(f"`.channels` needs two widths, found {len(self.channels)}")
+        return self
+
+
+class ClusterConfig(Section):
+    """How classes are grouped into `k` clusters."""
+
+    method: Literal["kmeans", "spectral", "random"] = Field(
+        "kmeans",
+        description="kmeans: on the teacher's mean logits of a class; spectral: on its confusion;"
+        " random: a control",
+    )
+
+
+class EnsembleConfig(Section):
+    """How the k students of `system=ensemble` differ."""
+
+    views: Literal["same", "filtered"] = Field(
+        "same", description="same: by their seed alone; filtered: each has its own image filter"
+    )
+
+
+class MixtureConfig(Section):
+    """The number of experts that classify an image."""
+
+    top: int = Field(1, ge=1, le=2, description="2: a second expert where the router is uncertain")
+    second: Fraction = Field(
+        0.2,
+        description="top=2: share of the validation images, by router margin, that get it",
+    )
+
+
+class CascadeConfig(Section):
+    """The network to which uncertain images are deferred."""
+
+    fallback: Literal["none", "teacher", Peer] = Field(
+        "none", description="network for images of low top probability; a peer is distilled first"
+    )
+    defer: Fraction = Field(
+        0.15, description="share of the validation images, the least certain, that are deferred"
+    )
+
+
+class LatencyConfig(Section):
+    """How long to time each model."""
+
+    repeats: int = Field(100, ge=10, le=100_000, description="number of timed calls of each model")
+    seconds: float = Field(
+        4.0,
+        gt=0,
+        le=3600,
+        description="seconds after which a batch size stops early (10 calls at least)",
+    )
 
 
 class Choices(Section):

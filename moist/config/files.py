@@ -78,7 +78,7 @@ class Word(str):
 
 
 class _Words(yaml.BaseLoader):
-    """A loader that keeps scalars as text and refuses a key that is given twice."""
+    """A loader that keeps scalars as text and rejects a key that is given twice."""
 
     def construct_scalar(self, node: yaml.ScalarNode) -> Word:
         word = Word(super().construct_scalar(node))

@@ -9,6 +9,8 @@ A field that was renamed has its earlier name as a validation alias: stored reco
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 
@@ -239,19 +241,13 @@ def deferred_timing(never: Timing, always: Timing, rate: float) -> Timing:
     )
 
 
-def assemble(
-    evaluations: dict[str, Evaluation],
-    latencies: Latencies,
-    *,
-    upper_bound: bool,
-    k: int,
-    of_class: tuple[int, ...],
-    silhouette: dict[str, float],
-    key: str,
-    model_key: str,
-    stage_seconds: dict[str, float],
-) -> Report:
-    """Build a run's report from its stages' measurements; `of_class` is empty without clusters."""
+def measured(
+    evaluations: dict[str, Evaluation], latencies: Latencies, k: int, of_class: tuple[int, ...]
+) -> dict[str, Any]:
+    """Return the fields of a report that a run's stages measure.
+
+    `of_class` is the cluster of each class, empty without clusters.
+    """
     model = evaluations["model"]
     routing = model.routing
     rows = {
@@ -259,26 +255,20 @@ def assemble(
         for name, evaluation in evaluations.items()
     }
     classes = tuple(model.per_class)
-    return Report(
+    return {
         **rows.pop("model").model_dump(),
-        upper_bound=upper_bound,
-        routing_accuracy=routing and routing.accuracy,
-        per_cluster_accuracy=routing.cluster_accuracy if routing else (),
-        per_cluster_routing_accuracy=routing.per_cluster if routing else (),
-        k=k,
-        clusters=tuple(
+        "routing_accuracy": routing and routing.accuracy,
+        "per_cluster_accuracy": routing.cluster_accuracy if routing else (),
+        "per_cluster_routing_accuracy": routing.per_cluster if routing else (),
+        "k": k,
+        "clusters": tuple(
             tuple(name for name, j in zip(classes, of_class, strict=True) if j == e)
             for e in range(k if of_class else 0)
         ),
-        sent=routing.sent if routing else {},
-        silhouette=silhouette,
-        deferral=model.deferral,
-        n_test=model.n,
-        n_val=model.n_val,
-        baselines=Baselines(**rows),
-        key=key,
-        model_key=model_key,
-        seconds=sum(stage_seconds.values()),
-        stage_seconds=stage_seconds,
-        machine=latencies.machine,
-    )
+        "sent": routing.sent if routing else {},
+        "deferral": model.deferral,
+        "n_test": model.n,
+        "n_val": model.n_val,
+        "baselines": Baselines(**rows),
+        "machine": latencies.machine,
+    }

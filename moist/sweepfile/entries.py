@@ -62,7 +62,7 @@ INSTEAD = {
 def read_entries(entries: Mapping[str, Any], grid: bool) -> dict[str, Parameter]:
     """Return the parameter of every entry, constants included; `grid` is W&B's `method: grid`.
 
-    Raises ConfigError, a line a mistake: what was asked, what was found, and what to write.
+    Raises ConfigError, a line a mistake: what was requested, what was found, and what to write.
     """
     every: dict[str, Parameter] = {}
     with raised_together() as mistakes:

@@ -26,7 +26,7 @@ def read_sweep(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     `path` may name a file that comes with moist, as `quickstart`. The values of a recipe that the
     file's `command` includes are fixed, unless the file has a parameter of that name. A parameter
     that can't apply any more, given what is fixed, is dropped. Raises ConfigError with all
-    mistakes, a line each: what was asked, what was found and what to write.
+    mistakes, a line each: what was requested, what was found and what to write.
     """
     path = locate(str(path))
     fixes = {key: read(key, value) for key, value in given(overrides).items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 from moist.config import Config
 from moist.config.systems import SYSTEMS, known_students
-from moist.results.report import Evaluation, Latencies, Report, assemble
+from moist.results.report import Evaluation, Latencies, Report, measured
 from moist.store.artifacts import Clusters, Dataset, Logits, Network, Student
 from moist.store.calls import Call, Ref
 from moist.store.keys import encoded, key_of
@@ -53,15 +53,19 @@ def report_of(config: Config, out: Outputs, calls: Iterable[Call]) -> Report:
     for call in {call.key: call for call in calls}.values():
         seconds[call.stage] = seconds.get(call.stage, 0.0) + (call.seconds or 0.0)
     clusters = out.models.clusters.value if out.models.clusters else None
-    return assemble(
+    fields = measured(
         {name: evaluation.value for name, evaluation in out.evaluations.items()},
         out.latencies.value,
-        upper_bound=is_upper_bound(config),
         k=clusters.k if clusters else known_students(config) or 1,
         of_class=clusters.of_class if clusters else (),
+    )
+    return Report(
+        **fields,
+        upper_bound=is_upper_bound(config),
         silhouette=clusters.silhouette if clusters else {},
         key=run_key(config, out),
         model_key=out.models.model.key,
+        seconds=sum(seconds.values()),
         stage_seconds=seconds,
     )
 
