@@ -13,19 +13,7 @@ from rich.text import Text
 from moist.reporting.study_tables import format_params, trial_line
 from moist.reporting.terminal import SHORT, TerminalProgress, duration
 from moist.results.trials import Trial
-from moist.study.events import (
-    Deferred,
-    EpochDone,
-    Event,
-    Lost,
-    Noted,
-    StageFinished,
-    StageStarted,
-    StudyOpened,
-    TrialEnded,
-    TrialStarted,
-    Warned,
-)
+from moist.study import events
 
 
 class SearchProgress:
@@ -33,7 +21,7 @@ class SearchProgress:
 
     def __init__(self, quiet: bool = False) -> None:
         self.lines = TerminalProgress(quiet)
-        self.opened: StudyOpened | None = None
+        self.opened: events.StudyOpened | None = None
         self.began = time.monotonic()
         self.complete = self.fresh = 0
         self.own_stage = ""
@@ -48,33 +36,33 @@ class SearchProgress:
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def observe(self, event: Event) -> None:
+    def observe(self, event: events.Event) -> None:
         match event:
-            case StudyOpened():
+            case events.StudyOpened():
                 self._open(event)
-            case TrialStarted():
+            case events.TrialStarted():
                 self.params[event.number] = event.params
                 self.at[event.number] = ""
-            case StageStarted(number=None):
+            case events.StageStarted(number=None):
                 self.own_stage = event.stage
-            case StageFinished(number=None, reused=False):
+            case events.StageFinished(number=None, reused=False):
                 self.own_stage = ""
                 took = f"computed in {duration(event.seconds)}"
                 self.lines.noted(f"{event.stage:<18} {event.key[:SHORT]}  {took}")
-            case StageStarted(number=int(number)):
+            case events.StageStarted(number=int(number)):
                 self.at[number] = event.stage
-            case EpochDone(number=int(number)):
+            case events.EpochDone(number=int(number)):
                 self.at[number] = f"{event.stage}  {event.done} of {event.total}"
-            case Warned():
+            case events.Warned():
                 self._warn(event)
-            case Deferred() | Lost():
+            case events.Deferred() | events.Lost():
                 self.at.pop(event.number, None)
-            case TrialEnded():
+            case events.TrialEnded():
                 self._end(event.trial)
-            case Noted():
+            case events.Noted():
                 self.lines.noted(event.text)
 
-    def _open(self, event: StudyOpened) -> None:
+    def _open(self, event: events.StudyOpened) -> None:
         self.opened, self.complete = event, event.complete
         if self.lines.console.is_terminal and not self.lines.quiet:
             self.live.start()
@@ -90,7 +78,7 @@ class SearchProgress:
         if self.opened is not None:
             self.lines.noted(trial_line(trial, self.opened.spec.objectives))
 
-    def _warn(self, event: Warned) -> None:
+    def _warn(self, event: events.Warned) -> None:
         where = "" if event.number is None else f"trial {event.number}: "
         self.lines.warned(f"{where}{event.text}")
 

@@ -16,20 +16,7 @@ from moist.results.objectives import check_honest, check_measured, quantities, r
 from moist.results.report import Report
 from moist.results.trials import Trial
 from moist.store.runs import RunRecords, command_for
-from moist.study.events import (
-    Completed,
-    Deferred,
-    EpochDone,
-    Failed,
-    Lost,
-    Send,
-    StageFinished,
-    StageStarted,
-    TrialEnded,
-    TrialStarted,
-    Warned,
-    WorkerEvent,
-)
+from moist.study import events
 from moist.study.ledger import Ledger
 from moist.study.ref import StudyRef
 from moist.study.samplers import Untried, chosen, seed_of, suggest
@@ -61,7 +48,7 @@ class Driver:
         pool: Pool,
         estimate: Callable[[Config], CostEstimate],
         settings: Settings,
-        notify: Send,
+        notify: events.Send,
     ) -> None:
         self.ref, self.ledger, self.sweep, self.pool = ref, ledger, sweep, pool
         self.estimate, self.settings, self.notify = estimate, settings, notify
@@ -195,10 +182,12 @@ class Driver:
 
     def _start(self, entry: Entry, blocking: bool = False) -> None:
         stop = partial(self.stop_requests.__setitem__, entry.number)
-        self.notify(TrialStarted(entry.number, entry.params, entry.config, entry.command, stop))
+        self.notify(
+            events.TrialStarted(entry.number, entry.params, entry.config, entry.command, stop)
+        )
         self.pool.start(Task(entry.number, entry.config, entry.command, blocking))
 
-    def _handle(self, event: WorkerEvent) -> None:
+    def _handle(self, event: events.WorkerEvent) -> None:
         """Act on a worker's event."""
         number = event.number
         entry = None if number is None else self.schedule.running.get(number)
@@ -206,30 +195,30 @@ class Driver:
             return
         self.notify(event)
         match event:
-            case StageStarted():
+            case events.StageStarted():
                 entry.stage = event.stage
-            case StageFinished():
+            case events.StageFinished():
                 self._add_stage(entry, event)
-            case EpochDone():
+            case events.EpochDone():
                 self._prune(entry, event)
-            case Deferred():
+            case events.Deferred():
                 entry.locked = set(event.keys)
                 self.schedule.add(entry)
-            case Completed():
+            case events.Completed():
                 self.schedule.drop(entry.number)
                 found = quantities(event.report)
                 self._complete(
                     entry.number, "trained", event.report, found, entry, curves=event.curves
                 )
-            case Failed(out_of_memory=False):
+            case events.Failed(out_of_memory=False):
                 self.schedule.drop(entry.number)
                 self._fail(entry.number, event.text, entry)
-            case Failed():
+            case events.Failed():
                 self._retry(entry, f"out of memory: {event.lines[-1]}")
-            case Lost():
+            case events.Lost():
                 self._retry(entry, event.reason)
 
-    def _add_stage(self, entry: Entry, event: StageFinished) -> None:
+    def _add_stage(self, entry: Entry, event: events.StageFinished) -> None:
         entry.stage = ""
         self.schedule.stored.add(event.key)
         if not event.reused:
@@ -237,7 +226,7 @@ class Driver:
         elif event.key not in entry.computed and event.stage not in OWN_STAGES:
             entry.reused[event.key] = event.seconds
 
-    def _prune(self, entry: Entry, event: EpochDone) -> None:
+    def _prune(self, entry: Entry, event: events.EpochDone) -> None:
         """Stop a trial whose optimistic bound is dominated; with `audit` only note it."""
         if not (self.settings.prune or self.settings.audit):
             return
@@ -268,7 +257,7 @@ class Driver:
         self.ledger.lost(entry.number, entry.attempts)
         if len(entry.attempts) <= self.settings.retries:
             text = f"trial {entry.number}: {entry.attempts[-1]}; retrying"
-            self.notify(Warned(None, text))
+            self.notify(events.Warned(None, text))
             self.schedule.add(entry)
             return
         self.schedule.drop(entry.number)
@@ -316,7 +305,7 @@ class Driver:
         self.stats.outcomes[outcome] += 1
         trial = self.ledger.trial(number)
         self._learn(trial)
-        self.notify(TrialEnded(trial, outcome))
+        self.notify(events.TrialEnded(trial, outcome))
         self.stopping.ended(outcome)
 
     def _annotate(self, number: int, outcome: str, facts: Mapping[str, Any]) -> None:

@@ -16,14 +16,7 @@ from moist.config import flat
 from moist.results.trials import Trial
 from moist.store.keys import canonical
 from moist.store.runs import commit, version
-from moist.study.events import (
-    EpochDone,
-    Event,
-    StageFinished,
-    StudyOpened,
-    TrialEnded,
-    TrialStarted,
-)
+from moist.study import events
 from moist.study.spec import StudySpec
 from moist.tracking.client import RunInfo
 from moist.tracking.journal import LIMIT, Journal, summary_of
@@ -41,20 +34,20 @@ class WandbObserver:
         self.logged: dict[int, set[str]] = {}
         """Keys of the stages that each trial's run has: later attempts reuse them."""
 
-    def observe(self, event: Event) -> None:
+    def observe(self, event: events.Event) -> None:
         match event:
-            case StudyOpened():
+            case events.StudyOpened():
                 self.study, self.spec = event.name, event.spec
-            case TrialStarted():
+            case events.TrialStarted():
                 self._start(event)
-            case EpochDone(number=int(number)):
+            case events.EpochDone(number=int(number)):
                 self.journals[number].log_epoch(event.stage, event.done, event.metrics)
-            case StageFinished(number=int(number)):
+            case events.StageFinished(number=int(number)):
                 self._log_stage(number, event)
-            case TrialEnded():
+            case events.TrialEnded():
                 self._end(event.trial, event.outcome)
 
-    def _start(self, event: TrialStarted) -> None:
+    def _start(self, event: events.TrialStarted) -> None:
         """Open a run, unless this is another attempt at its trial."""
         if event.number not in self.journals:
             about = self._about(event.number, event.params, flat(event.config))
@@ -62,7 +55,7 @@ class WandbObserver:
             about = replace(about, notes=event.command, on_stop=stopped)
             self.journals[event.number] = self.tracker.open(about, event.config)
 
-    def _log_stage(self, number: int, event: StageFinished) -> None:
+    def _log_stage(self, number: int, event: events.StageFinished) -> None:
         logged = self.logged.setdefault(number, set())
         if event.key not in logged:
             logged.add(event.key)

@@ -26,16 +26,7 @@ from moist.disk import ELSEWHERE, writing
 from moist.errors import ConfigError, MoistError, StageError, brief, first_line
 from moist.results.objectives import Objective
 from moist.results.report import Machine
-from moist.study.events import (
-    FINAL,
-    Completed,
-    Deferred,
-    Failed,
-    Lost,
-    Send,
-    WorkerEvent,
-    WorkerStarted,
-)
+from moist.study import events
 from moist.study.spec import format_machine
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -58,7 +49,7 @@ class Task:
     blocking: bool = False
 
 
-Work = Callable[[Send, Task, str | None, int], None]
+Work = Callable[[events.Send, Task, str | None, int], None]
 """A worker's function: it takes a way to send events, the task, a device, a number of threads."""
 
 
@@ -153,7 +144,7 @@ class Pool:
         theirs.close()
         slot.process, slot.connection, slot.task = process, ours, task
 
-    def wait(self, timeout: float | None) -> list[WorkerEvent]:
+    def wait(self, timeout: float | None) -> list[events.WorkerEvent]:
         """Return new events of workers; waits for the first, `timeout` seconds at most."""
         by_connection = {slot.connection: slot for slot in self.busy}
         ready = wait([c for c in by_connection if c is not None], timeout)
@@ -183,22 +174,22 @@ class Pool:
             for pid in pids:
                 _signal(pid, signal.SIGCONT)
 
-    def _receive(self, slot: Slot) -> list[WorkerEvent]:
+    def _receive(self, slot: Slot) -> list[events.WorkerEvent]:
         assert slot.task is not None and slot.connection is not None
-        number, events = slot.task.number, list[WorkerEvent]()
+        number, received = slot.task.number, list[events.WorkerEvent]()
         while slot.connection is not None and slot.connection.poll():
             slot.started = True
-            event = _received(slot.connection) or Lost(number, _exit_reason(slot.process))
+            event = _received(slot.connection) or events.Lost(number, _exit_reason(slot.process))
             match event:
-                case Lost():
+                case events.Lost():
                     slot.lost.add(number)
-                case Completed() | Deferred() | Failed():
+                case events.Completed() | events.Deferred() | events.Failed():
                     slot.lost.clear()
-            if not isinstance(event, WorkerStarted):
-                events.append(event)
-            if isinstance(event, FINAL):
+            if not isinstance(event, events.WorkerStarted):
+                received.append(event)
+            if isinstance(event, events.FINAL):
                 self._release(slot)
-        return events
+        return received
 
     def _release(self, slot: Slot) -> None:
         """Free a slot; after its final event a worker may exit at leisure."""
@@ -217,10 +208,10 @@ class Pool:
         self._release(slot)
 
 
-def _received(connection: Connection) -> WorkerEvent | None:
+def _received(connection: Connection) -> events.WorkerEvent | None:
     """Read a worker's next event; None if it ended, even in the middle of one."""
     try:
-        event: WorkerEvent = connection.recv()
+        event: events.WorkerEvent = connection.recv()
     except (EOFError, OSError):
         return None
     return event
@@ -290,7 +281,7 @@ def run_worker(
 ) -> None:
     """Run one task in this process, its output going to `log`; report how it failed."""
     _die_with_driver()
-    connection.send(WorkerStarted(task.number))
+    connection.send(events.WorkerStarted(task.number))
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     target = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
@@ -304,16 +295,16 @@ def run_worker(
         traceback.print_exc()
         failed = failure(task.number, error)
         if is_device_error(error):
-            connection.send(Lost(task.number, f"its device failed: {failed.error}"))
+            connection.send(events.Lost(task.number, f"its device failed: {failed.error}"))
         else:
             connection.send(failed)
 
 
-def failure(number: int, error: Exception) -> Failed:
+def failure(number: int, error: Exception) -> events.Failed:
     """Describe how a trial failed by an exception."""
     name, first = type(error).__name__, first_line(error)
     trace = "".join(traceback.format_exception(error)).splitlines()
-    return Failed(
+    return events.Failed(
         number,
         error=brief(error),
         lines=str(error).splitlines()[1:] if isinstance(error, MoistError) else trace[-8:],
