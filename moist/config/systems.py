@@ -36,12 +36,13 @@ class System:
 
     @property
     def model_stage(self) -> str:
-        """The stage whose validation accuracy, epoch by epoch, is that of the model so far."""
+        """Return the stage whose validation accuracy, epoch by epoch, is that of the model so
+        far."""
         return list(self.trains)[-1]
 
     @property
     def is_student(self) -> bool:
-        """Whether the model is the distilled student itself."""
+        """Return whether the model is the distilled student itself."""
         return self.model_stage == "distill_student"
 
 
@@ -51,7 +52,7 @@ def _title_of_moist(c: Flat, k: int) -> str:
 
 
 def _routing(c: Choices) -> Iterator[str]:
-    """Find what a router of a mixture can not do."""
+    """Yield what a router of a mixture can not do."""
     if c.router == "oracle":
         if c.joint.objective in {"em", "switch", "noisy_topk"}:
             yield (
@@ -120,7 +121,7 @@ def _ensemble(c: Choices) -> Iterator[str]:
     if c.k == "auto":
         yield "`k=auto` counts clusters, and `system=ensemble` has none; set k to a number"
     if c.k == 1 and c.ensemble.views == "filtered":
-        yield "`ensemble.views=filtered` tells students apart, and `k=1` has one; raise k"
+        yield "`ensemble.views=filtered` needs several students, and `k=1` gives one; raise k"
     if c.distill.loss == "moe_kd":
         yield "`system=ensemble` distills with kd, dkd or dist, not with `distill.loss=moe_kd`"
 
@@ -169,7 +170,7 @@ CURVES = tuple(dict.fromkeys(("distill_student", *(s.model_stage for s in SYSTEM
 
 
 def system_of(config: Flat) -> System:
-    """Find the system of a recorded config; the oldest records are of the only one then."""
+    """Find the system of a recorded config; the oldest records name none and are of `moist`."""
     return SYSTEMS[config.get("system", "moist")]
 
 

@@ -1,4 +1,4 @@
-"""What a model answers, and how often it is right. N images, B a batch, C classes, E experts."""
+"""Classify images, and measure how well. N images, B a batch, C classes, E experts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVAL_BATCH = 512
 
 @contextmanager
 def inference(module: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
-    """Evaluation mode, no gradients, and the run's arithmetic."""
+    """Switch to evaluation mode, without gradients, in the run's arithmetic."""
     was_training = module.training
     module.eval()
     try:
@@ -34,9 +34,9 @@ def inference(module: nn.Module, device: torch.device, precision: str) -> Iterat
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says of N images: class logits (N, C), and router logits (N, E) if it routes.
+    """A model's answers on N images: class logits (N, C), and router logits (N, E) if it routes.
 
-    Of a `CascadeNet`: `logits_NC` is its first, and every image was given a second, too.
+    Of a `CascadeNet`: `logits_NC` is the first pass, and every image has had a second, too.
     """
 
     logits_NC: torch.Tensor
@@ -45,18 +45,18 @@ class Answers:
     second_NC: torch.Tensor | None = None
 
     def below(self, threshold: float) -> torch.Tensor:
-        """Which images (N,) the first opinion is less certain of."""
+        """Return whether each image (N,) is deferred at a threshold."""
         assert self.certainty_N is not None
         return self.certainty_N < threshold
 
     def at_threshold(self, threshold: float) -> torch.Tensor:
-        """Logits (N, C): the second opinion's below the threshold, else the first's."""
+        """Return logits (N, C): of the second pass below the threshold, else of the first."""
         assert self.second_NC is not None
         return torch.where(self.below(threshold)[:, None], self.second_NC, self.logits_NC)
 
 
 def classify(env: Env, net: nn.Module, split: Split, data: Dataset, *, precision: str) -> Answers:
-    """What `net` says of a split's images. An oracle is told the labels; nothing else is."""
+    """Classify a split's images. Only an oracle router reads the labels."""
     parts: list[Answers] = []
     with inference(net, env.device, precision):
         for batch in plain_batches(
@@ -67,14 +67,14 @@ def classify(env: Env, net: nn.Module, split: Split, data: Dataset, *, precision
 
 
 def _joined(column: list[Any]) -> Any:
-    """What all batches say of one thing; None of what none says."""
+    """Join one field of all batches; None if no batch has it."""
     return None if column[0] is None else torch.cat(column)
 
 
 def answers(
     net: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None
 ) -> Answers:
-    """What `net` says of one batch, on the CPU; only an oracle router reads the labels."""
+    """Classify one batch, on the CPU; only an oracle router reads the labels."""
     if isinstance(net, MoIST):
         return Answers(*(x.float().cpu() for x in net.routed(images_BCHW, labels_B)))
     if isinstance(net, CascadeNet):
@@ -86,13 +86,13 @@ def answers(
 
 
 def accuracy(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> float:
-    """Share of images whose class has the largest logit."""
+    """Return the share of images whose class has the largest logit."""
     return float((logits_NC.argmax(1) == labels_N).double().mean())
 
 
 def calibration_error(probs_NC: torch.Tensor, labels_N: torch.Tensor, bins: int = 15) -> float:
-    """Expected calibration error: mean |accuracy - confidence| over equal-width bins of the top
-    probability, weighted by their images (Guo et al. 2017)."""
+    """Return the expected calibration error: mean |accuracy - confidence| over equal-width bins
+    of the top probability, weighted by their images (Guo et al. 2017)."""
     confidence_N, predicted_N = probs_NC.max(1)
     hit_N = (predicted_N == labels_N).float()
     bin_N = (confidence_N * bins).long().clamp(0, bins - 1)
@@ -103,11 +103,11 @@ def calibration_error(probs_NC: torch.Tensor, labels_N: torch.Tensor, bins: int 
 
 
 def negative_log_likelihood(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> float:
-    """Mean cross-entropy in nats."""
+    """Return the mean cross-entropy in nats."""
     return float(F.cross_entropy(logits_NC.double(), labels_N))
 
 
 def class_means(values_N: torch.Tensor, group_N: torch.Tensor, groups: int) -> list[float]:
-    """Mean of `values_N` in each group; 0 where a group has no image."""
+    """Average `values_N` in each group; 0 where a group has no image."""
     total = torch.zeros(groups, dtype=torch.float64).index_add_(0, group_N, values_N.double())
     return (total / torch.bincount(group_N, minlength=groups).clamp_min(1)).tolist()

@@ -1,4 +1,4 @@
-"""How long a call takes."""
+"""Time calls."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def time_interleaved(
 
 
 def summarize(times: list[float]) -> Timing:
-    """Median and 95th percentile of n calls."""
+    """Return the median and the 95th percentile of n calls."""
     return Timing(
         median=float(np.median(times)), p95=float(np.percentile(times, 95)), n=len(times)
     )

@@ -1,4 +1,4 @@
-"""What an image costs: fvcore's counts of a model's parts, a multiply-add being one."""
+"""Measure the cost of an image: fvcore's counts of a model's parts, a multiply-add is one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ NOT_MACS = {"batch_norm", "layer_norm", "adaptive_avg_pool2d"}
 
 
 def count_flops(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """fvcore's count for one image of such a shape, by operator; a multiply-add is one.
+    """Count the operations on one image of a shape with fvcore, by operator; a multiply-add is
+    one.
 
     Raises StageError when the module has an operator whose cost fvcore does not know: an
     inexact count is worse than none.
@@ -72,7 +73,7 @@ def _plain_encoder_layers() -> Iterator[None]:
 
 
 def _attention_flops(inputs: list[object], outputs: list[object]) -> int:
-    """Q K^T and its product with V: 2 B H T^2 D for queries of shape (B, H, T, D)."""
+    """Count Q K^T and its product with V: 2 B H T^2 D for queries of shape (B, H, T, D)."""
     from fvcore.nn.jit_handles import get_shape
 
     *batch, tokens, depth = get_shape(inputs[0])
@@ -80,60 +81,62 @@ def _attention_flops(inputs: list[object], outputs: list[object]) -> int:
     return 2 * math.prod(int(n) for n in batch) * int(tokens) * int(keys) * int(depth)
 
 
-def cost(module: nn.Module, image_shape: Shape, asked: float = 0.0) -> Cost:
-    """What one image costs on average; all weights count.
+def cost(module: nn.Module, image_shape: Shape, deferral_rate: float = 0.0) -> Cost:
+    """Measure the average cost of an image; all weights count.
 
-    A mixture costs its router and one student. A second opinion costs for the share of images
-    that is `asked` for one.
+    A mixture costs its router and one student. A cascade costs the second pass
+    for the share of images that it defers.
     """
     first = _totals(_parts(module, image_shape))
     second = _totals(_second_parts(module, image_shape))
     tensors = module.state_dict().values()
     return Cost(
-        flops=first[0] + asked * second[0],
-        macs=first[1] + asked * second[1],
+        flops=first[0] + deferral_rate * second[0],
+        macs=first[1] + deferral_rate * second[1],
         params=sum(p.numel() for p in module.parameters()),
         bytes=sum(t.numel() * t.element_size() for t in tensors),
     )
 
 
 Parts = list[tuple[nn.Module, tuple[int, ...]]]
-"""What an image runs through, and the shapes of what each is given."""
+"""The parts that an image runs through, and the shape of each one's input."""
 
 
 def _parts(module: nn.Module, image_shape: Shape) -> Parts:
-    """The parts of a mixture are counted by themselves: a trace of the routed module would drop
-    the router, because an expert picked by an argmax does not depend on it in the graph."""
+    """List the parts of a model. Those of a mixture are counted apart: a trace of the routed
+    module would drop the router, because an expert chosen by an argmax does not depend on it
+    in the graph."""
     if isinstance(module, CascadeNet):
         return _parts(module.first, image_shape)
     if isinstance(module, EnsembleNet):
         return [(student, image_shape) for student in module.students]
     if not isinstance(module, MoIST):
         return [(module, image_shape)]
-    seen = _seen(module, image_shape)
+    reads = _trunk_output(module, image_shape)
     trunk = [] if isinstance(module.trunk, nn.Identity) else [(module.trunk, image_shape)]
-    router = [] if isinstance(module.router, OracleRouter) else [(module.router, seen)]
-    return [*trunk, (module.students[0], seen), *router]
+    router = [] if isinstance(module.router, OracleRouter) else [(module.router, reads)]
+    return [*trunk, (module.students[0], reads), *router]
 
 
 def _second_parts(module: nn.Module, image_shape: Shape) -> Parts:
+    """List the parts that a deferred image runs through in addition."""
     if not isinstance(module, CascadeNet):
         return []
     if module.fallback is not None:
         return _parts(module.fallback, image_shape)
     assert isinstance(module.first, MoIST)
-    return [(module.first.students[0], _seen(module.first, image_shape))]
+    return [(module.first.students[0], _trunk_output(module.first, image_shape))]
 
 
-def _seen(net: MoIST, image_shape: Shape) -> tuple[int, ...]:
-    """The shape of what a mixture's trunk hands on of one image."""
+def _trunk_output(net: MoIST, image_shape: Shape) -> tuple[int, ...]:
+    """Return the shape of the output of a mixture's trunk for one image."""
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     with inference(net, device, "float32"):
         return tuple(net.trunk(torch.zeros(1, *image_shape, device=device)).shape[1:])
 
 
 def _totals(parts: Parts) -> tuple[int, int]:
-    """All that fvcore counts, and the multiply-adds of convolutions and linear layers."""
+    """Add up all that fvcore counts, and the multiply-adds of convolutions and linear layers."""
     counts = [count_flops(part, shape) for part, shape in parts]
     flops = sum(sum(count.values()) for count in counts)
     return flops, sum(n for count in counts for op, n in count.items() if op not in NOT_MACS)

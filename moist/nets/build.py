@@ -1,4 +1,4 @@
-"""From descriptions to modules: what a network is built from, and what a whole model is.
+"""Build modules from descriptions: single networks, and whole models of them.
 
 C classes, E experts.
 """
@@ -36,7 +36,7 @@ from moist.store.artifacts import (
 N = TypeVar("N", bound=Network)
 Model = Network | Mixture | Ensemble | Cascade
 LatentForm = tuple[str, int]
-"""Of a `LatentHead`: what its experts are, and the teacher's levels."""
+"""Of a `LatentHead`: the form of its experts, and the number of the teacher's levels."""
 
 REGISTRIES: dict[type[Network], Mapping[str, NetworkEntry | RouterEntry]] = {
     Teacher: TEACHERS,
@@ -46,9 +46,9 @@ REGISTRIES: dict[type[Network], Mapping[str, NetworkEntry | RouterEntry]] = {
 
 
 class Architecture(config.Section):
-    """What decides a model's cost: all of a config but how it is trained, and how many students.
+    """Everything in a config that decides a model's cost, and so not its training.
 
-    What a system has no use for is left at its default, so that equal models are equal here.
+    What a system does not use keeps its default, so that equal models are equal here.
     """
 
     system: str
@@ -66,14 +66,14 @@ class Architecture(config.Section):
 
     @property
     def cascades(self) -> bool:
-        """Whether it defers images that it is uncertain of."""
+        """Return whether it defers images that it is uncertain of."""
         return self.top == 2 or self.fallback != "none"
 
 
 def blank(arch: Architecture, image_shape: Shape, classes: int, k: int) -> Model:
     """Build the model before any training: its cost is known from it.
 
-    Its clusters are not known yet; the classes are dealt to the students in turn.
+    Its clusters are not known yet; the classes are assigned to the students in turn.
     """
     with seeded(0, "untrained"):
         spec = student_spec(
@@ -112,7 +112,7 @@ BLANKS: dict[str, Callable[[Architecture, Student, int], Mixture | Ensemble | St
 
 
 def blank_fallback(arch: Architecture, image_shape: Shape, classes: int) -> Network | None:
-    """Who is asked in doubt, untrained; None: nobody, or the mixture's second expert."""
+    """Build the untrained fallback; None for no cascade, or one of the mixture's two experts."""
     if arch.fallback == "none":
         return None
     name = arch.teacher if arch.fallback == "teacher" else arch.fallback
@@ -120,8 +120,8 @@ def blank_fallback(arch: Architecture, image_shape: Shape, classes: int) -> Netw
 
 
 def timed_models(arch: Architecture, image_shape: Shape, classes: int, k: int) -> dict[str, Model]:
-    """What is timed of an architecture, untrained: the model (before any second opinion), the
-    same when it always asks for one, and the student and the teacher beside them."""
+    """Build the untrained models to time: the model without deferral, the same when it defers
+    every image, and the student and the teacher beside them."""
     model = blank(arch, image_shape, classes, k)
     with seeded(0, "untrained", "teacher"):
         student = student_spec(
@@ -162,7 +162,7 @@ def router_spec(
 
 
 def fresh(kind: type[N], spec: Spec) -> N:
-    """A network before its training, with weights from torch's current stream of numbers."""
+    """Build a network before its training, with weights drawn from torch's current stream."""
     return kind(spec, _network(kind, spec).state_dict(), ())
 
 
@@ -176,7 +176,8 @@ def _network(kind: type[Network], spec: Spec) -> nn.Module:
 
 
 def module(model: Model, device: torch.device | str = "cpu") -> nn.Module:
-    """The module that an artifact describes, with its weights, ready to train or to evaluate."""
+    """Build the module that an artifact describes, with its weights, ready to train or
+    evaluate."""
     placed: nn.Module = _built(model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed
 

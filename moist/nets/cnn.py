@@ -14,7 +14,8 @@ from moist.nets.peers import PEERS, stem
 
 
 def resnet18(image_shape: Shape, outputs: int) -> nn.Module:
-    """torchvision's ResNet-18 for small images: 3x3 stride-1 stem, no max-pool (He et al. 2016).
+    """Build torchvision's ResNet-18 for small images: 3x3 stride-1 stem, no max-pool (He et al.
+    2016).
 
     State-dict names are torchvision's, so its weights and those trained from it load as they are.
     """
@@ -27,12 +28,12 @@ def resnet18(image_shape: Shape, outputs: int) -> nn.Module:
 
 
 def pooled(side: int) -> int:
-    """The side that two 2x2 poolings leave of `side` pixels; odd edges are dropped."""
+    """Return the pixels a side that two 2x2 poolings leave of `side`; odd edges are dropped."""
     return side // 4
 
 
 def trunk(inputs: int, channels: tuple[int, int], batch_norm: bool) -> nn.Sequential:
-    """Two times convolution 3x3, batch norm if asked, ReLU, 2x2 max-pool; then flat features."""
+    """Build two blocks of convolution 3x3, batch norm if chosen, ReLU, max-pool; then flatten."""
     layers: list[nn.Module] = []
     for width in channels:
         layers += [nn.Conv2d(inputs, width, 3, padding=1)]
@@ -47,7 +48,7 @@ TRUNK = "trunk"
 
 
 def features(image_shape: Shape, channels: tuple[int, int]) -> Shape:
-    """The shape of the feature maps a trunk ends in, before they are made flat."""
+    """Return the shape of the feature maps that a trunk ends in, before they are flattened."""
     _, height, width = image_shape
     return channels[1], pooled(height), pooled(width)
 
@@ -70,6 +71,7 @@ class CNN(nn.Module):
         self.fc2 = nn.Linear(hidden_width, outputs)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return class logits (B, C)."""
         logits: torch.Tensor = self.fc2(F.relu(self.fc1(self.trunk(x_BCHW))))
         return logits
 

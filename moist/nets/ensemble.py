@@ -23,8 +23,8 @@ FILTERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "smooth": _smooth,
     "edges": _edges,
 }
-"""Filters of the images that a student gets. Of Chang et al. (COLING 2022), who show students
-different forms of a text, only the abstract and a summary are known to us: these are ours."""
+"""Filters of the images that a student gets. Chang et al. (COLING 2022) give students
+different forms of a text; only their abstract and a summary are known to us: these are ours."""
 
 
 def views_of(kind: str, students: int) -> tuple[str, ...]:

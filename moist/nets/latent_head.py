@@ -1,7 +1,7 @@
 """The last layer of a student distilled with MoE-KD: a gate and experts in one (B, C) output.
 
 B images, C classes y, Z = C of them as the latent z, D student features, M levels, K columns of a
-table. `moist.training.moe_kd` trains it and says where it comes from.
+table. `moist.training.moe_kd` trains it and names its source.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 
 def exactly(x: torch.Tensor) -> torch.autocast:
-    """float32 arithmetic, whatever the run's precision: probabilities are multiplied here."""
+    """Compute in float32 whatever the run's precision: probabilities are multiplied inside."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 class LatentHead(nn.Module):
-    """What a student deploys in place of its last linear layer: log p(y|x) (B, C).
+    """The layer that a student deploys in place of its last linear layer: log p(y|x) (B, C).
 
     `offsets`: p(y|x,z) ~ softmax(u)_y table_zy, where table = exp(B); one product with the table
     normalizes it for each z, another sums over z. `heads`: sum_m table_zm softmax(h_m)_y, where
@@ -35,7 +35,7 @@ class LatentHead(nn.Module):
         self.register_buffer("table_ZK", torch.full((outputs, columns), 1 / columns))
 
     def forward(self, features_BD: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities (B, C)."""
+        """Return log-probabilities (B, C) of features (B, D)."""
         with exactly(features_BD):
             features_BD = features_BD.float()
             gate_BZ = F.softmax(self.gate(features_BD), 1)

@@ -24,11 +24,11 @@ def gather(
     of_class: Sequence[int],
     activity: Sequence[Activity] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """One student's state from its experts' states, with the same names and shapes.
+    """Merge the experts' states into the state of one student, with the same names and shapes.
 
     `ancestor` is the state that all experts started from, `of_class[c]` the expert of class c,
-    `activity` each expert's mean |activation| of `topk.HIDDEN`, which only score `act` asks for.
-    Running statistics of batch norm are the experts' mean: measure them anew before use.
+    `activity` each expert's mean |activation| of `topk.HIDDEN`, which only score `act` uses.
+    Running statistics of batch norm are the experts' mean: measure them again before use.
     """
     owner_C = of_class if merge.head == "owner" else None
     if merge.method == "topk":
@@ -42,17 +42,17 @@ def gather(
 
 
 def average(parts_E: Sequence[torch.Tensor], _: MergeConfig) -> torch.Tensor:
-    """The mean of weights."""
+    """Average weights."""
     return mean(parts_E)
 
 
 def total(parts_E: Sequence[torch.Tensor], _: MergeConfig) -> torch.Tensor:
-    """The sum of weights; of their changes, it is task arithmetic (Ilharco et al. 2023)."""
+    """Add weights; added changes of weights are task arithmetic (Ilharco et al. 2023)."""
     return torch.stack(list(parts_E)).sum(0)
 
 
 def svd(parts_E: Sequence[torch.Tensor], merge: MergeConfig) -> torch.Tensor:
-    """SVD-KG: the mean or the sum of the parts at lower rank; at full rank, of the parts.
+    """Average or add the parts at lower rank (SVD-KG); at full rank, the parts themselves.
 
     It makes no difference whether the experts' factors are concatenated or their products added.
     OneS's rank is not known to us; by default the experts share the full rank equally (ours). A
@@ -73,7 +73,7 @@ METHODS: dict[str, Callable[[Sequence[torch.Tensor], MergeConfig], torch.Tensor]
 
 
 def truncated(weight: torch.Tensor, rank: int) -> torch.Tensor:
-    """The nearest weight of at most that rank, as a matrix of its outputs' rows.
+    """Find the nearest weight of at most that rank, as a matrix of its outputs' rows.
 
     It is the projection on the leading left singular vectors (Eckart & Young 1936), which are
     eigenvectors of W W': several times faster than a decomposition of a wide W, and in float64 as
@@ -88,8 +88,8 @@ def truncated(weight: torch.Tensor, rank: int) -> torch.Tensor:
 def combined(
     name: str, experts: Sequence[State], ancestor: State, merge: MergeConfig
 ) -> torch.Tensor:
-    """One tensor of all experts. Batch norm is averaged whatever the method, for it rescales what
-    each unit says, and a sum would do so twice; counters are the first expert's."""
+    """Merge one tensor of all experts. Batch norm is averaged whatever the method, since it
+    rescales each unit's output and a sum would do so twice; counters are the first expert's."""
     parts_E = [expert[name] for expert in experts]
     if not parts_E[0].is_floating_point():
         return parts_E[0]
@@ -101,7 +101,7 @@ def combined(
 
 
 def owned(experts: Sequence[State], owner_C: Sequence[int]) -> dict[str, torch.Tensor]:
-    """The last linear layer, each class's row and bias from the expert of its cluster (ours)."""
+    """Take each class's row and bias of the last layer from the expert of its cluster (ours)."""
     last = [name for name, tensor in experts[0].items() if tensor.ndim == 2][-1]
     names = (last, last.removesuffix("weight") + "bias")
     return {

@@ -20,7 +20,7 @@ class MoIST(nn.Module):
     and students one two-level softmax. `gated`: a student's logits are scaled by the router's
     probability for it (Switch), which is how the router gets a gradient under hard routing.
     `shared`: the students' convolutions are one trunk, whose features router and students read;
-    without it the trunk hands images on as they are.
+    without it the trunk returns images unchanged.
     """
 
     cluster_C: torch.Tensor
@@ -59,31 +59,34 @@ class MoIST(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> MoIST:
+        """Set the training mode; a frozen router stays in evaluation mode."""
         super().train(mode)
         if self.router_frozen:
             self.router.eval()
         return self
 
     def route(self, x_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
-        """Router logits (B, E), float32, of what the trunk gives; an oracle needs the labels."""
+        """Return router logits (B, E), float32, of the trunk's output; an oracle needs the
+        labels."""
         if isinstance(self.router, OracleRouter) and labels_B is not None:
             return self.router.logits_of(self.cluster_C[labels_B])
         gate_BE: torch.Tensor = self.router(x_BCHW).float()
         return gate_BE
 
     def expert(self, j: int, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Student j's class logits (B, C) in float32, restricted to its classes if masked."""
+        """Return student j's class logits (B, C) in float32, restricted to its classes if
+        masked."""
         logits_BC: torch.Tensor = self.students[j](x_BCHW).float()
         if self.masked:
             logits_BC = logits_BC.masked_fill(~self.member_EC[j], IMPOSSIBLE)
         return logits_BC
 
     def experts(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Every student's logits (B, E, C): what soft mixing and EM need."""
+        """Return every student's logits (B, E, C), which soft mixing and EM need."""
         return torch.stack([self.expert(j, x_BCHW) for j in range(len(self.students))], 1)
 
     def dispatch(self, x_BCHW: torch.Tensor, expert_B: torch.Tensor) -> torch.Tensor:
-        """The logits (B, C) of each image's expert: images grouped, one forward an expert."""
+        """Return the logits (B, C) of each image's expert, with one forward pass an expert."""
         used = torch.unique(expert_B).tolist()
         if len(used) == 1:
             return self.expert(used[0], x_BCHW)
@@ -96,21 +99,21 @@ class MoIST(nn.Module):
     def forward(
         self, images_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Class logits (B, C) whose softmax is the model's distribution; see `combine`."""
+        """Return class logits (B, C) whose softmax is the model's distribution; see `combine`."""
         return self.routed(images_BCHW, labels_B)[0]
 
     def routed(
         self, images_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class logits (B, C) and router logits (B, E)."""
+        """Return class logits (B, C) and router logits (B, E)."""
         logits_BC, gate_BE, _ = self.answer(self.trunk(images_BCHW), labels_B)
         return logits_BC, gate_BE
 
     def answer(
         self, x_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of what the trunk gives: class logits (B, C), router logits (B, E), and the logits
-        (B, C) of each image's expert, by itself."""
+        """Classify the trunk's output: class logits (B, C), router logits (B, E), and the
+        logits (B, C) of each image's expert alone."""
         gate_BE = self.route(x_BCHW, labels_B)
         expert_B = gate_BE.argmax(1)
         own_BC = self.dispatch(x_BCHW, expert_B)
@@ -119,10 +122,10 @@ class MoIST(nn.Module):
     def combine(
         self, gate_BE: torch.Tensor, expert_B: torch.Tensor, logits_BC: torch.Tensor
     ) -> torch.Tensor:
-        """What router and expert say together.
+        """Combine the router's and the expert's logits into class logits (B, C).
 
         Unmasked students answer for all classes, so their logits stand (scaled if gated). A
-        masked one knows only its cluster: it shares out the router's probability of that cluster,
+        masked one has only its cluster: it divides the router's probability of that cluster,
         and each other cluster's probability is spread evenly over its classes, so that the result
         is a proper distribution at the price of one student.
         """
@@ -138,17 +141,17 @@ class MoIST(nn.Module):
     def two_experts(
         self, x_BCHW: torch.Tensor, gate_BE: torch.Tensor, own_BC: torch.Tensor
     ) -> torch.Tensor:
-        """Log-probabilities (B, C) of the two experts the router prefers, weighted by it; the
-        first has answered `own_BC`.
+        """Return log-probabilities (B, C) of the router's two best experts, weighted by its
+        probabilities; `own_BC` are the logits of the best one.
 
         Unmasked experts: the router's two probabilities are made to sum to 1. Masked ones share
         out that of their clusters, and the other clusters' is spread as in `combine`.
         """
         best_B2 = gate_BE.topk(2).indices
-        said_2BC = torch.stack([own_BC, self.dispatch(x_BCHW, best_B2[:, 1])])
+        logits_2BC = torch.stack([own_BC, self.dispatch(x_BCHW, best_B2[:, 1])])
         if self.gated:
-            said_2BC = said_2BC * F.softmax(gate_BE, 1).gather(1, best_B2).T[:, :, None]
-        log_p_2BC = said_2BC.log_softmax(2)
+            logits_2BC = logits_2BC * F.softmax(gate_BE, 1).gather(1, best_B2).T[:, :, None]
+        log_p_2BC = logits_2BC.log_softmax(2)
         if not self.masked:
             log_w_B2 = F.log_softmax(gate_BE.gather(1, best_B2), 1)
             return torch.logsumexp(log_w_B2.T[:, :, None] + log_p_2BC, 0)
@@ -159,11 +162,11 @@ class MoIST(nn.Module):
         return F.log_softmax(gate_BE, 1)[:, self.cluster_C] + inner_BC
 
     def student_states(self) -> list[dict[str, torch.Tensor]]:
-        """The whole state of each student, the shared trunk included."""
+        """Return the whole state of each student, the shared trunk included."""
         trunk = {f"{TRUNK}.{name}": value for name, value in self.trunk.state_dict().items()}
         return [trunk | student.state_dict() for student in self.students]
 
 
 def duplicate(student: Student, k: int) -> tuple[Student, ...]:
-    """k students that start from one student's knowledge."""
+    """Start k students from one student's knowledge."""
     return (student,) * k

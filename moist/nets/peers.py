@@ -15,7 +15,7 @@ from moist.nets.entry import NetworkEntry, Shape
 
 
 def stem(image_shape: Shape, outputs: int) -> nn.Conv2d:
-    """A first convolution that keeps the resolution: small images have none to spare."""
+    """Build a first convolution that keeps the resolution: small images have none to spare."""
     return nn.Conv2d(image_shape[0], outputs, 3, padding=1, bias=False)
 
 
@@ -56,7 +56,7 @@ class ResNet8(nn.Module):
 
 
 def resnet20(image_shape: Shape, outputs: int) -> nn.Module:
-    """The CIFAR ResNet of He et al. 2016 with n=3: stages of 16, 32 and 64 filters.
+    """Build the CIFAR ResNet of He et al. 2016 with n=3: stages of 16, 32 and 64 filters.
 
     Shortcuts that change the shape are a 1x1 convolution and batch norm, and state-dict names
     are torchvision's, both as in chenyaofo/pytorch-cifar-models.
@@ -84,7 +84,7 @@ def resnet20(image_shape: Shape, outputs: int) -> nn.Module:
 
 
 def shufflenetv2_x0_5(image_shape: Shape, outputs: int) -> nn.Module:
-    """torchvision's ShuffleNetV2 x0.5 (Ma et al. 2018): stride-1 stem, no max-pool.
+    """Build torchvision's ShuffleNetV2 x0.5 (Ma et al. 2018): stride-1 stem, no max-pool.
 
     As chenyaofo/pytorch-cifar-models changes it for CIFAR; its weights load as they are.
     """
@@ -97,7 +97,7 @@ def shufflenetv2_x0_5(image_shape: Shape, outputs: int) -> nn.Module:
 
 
 def mobilenetv2_x0_5(image_shape: Shape, outputs: int) -> nn.Module:
-    """torchvision's MobileNetV2 x0.5 (Sandler et al. 2018): stride 1 in stem and second stage.
+    """Build torchvision's MobileNetV2 x0.5 (Sandler et al. 2018): stride 1 in stem and stage 2.
 
     As chenyaofo/pytorch-cifar-models changes it for CIFAR; its weights load as they are.
     """

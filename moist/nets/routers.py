@@ -86,7 +86,8 @@ class TransformerRouter(nn.Module):
 
 
 class OracleRouter(nn.Module):
-    """Routes by the label: an upper bound on every router, not a system. It costs nothing."""
+    """A router that reads the label: an upper bound on every router, not a system. It costs
+    nothing."""
 
     def __init__(self, image_shape: Shape, outputs: int) -> None:
         super().__init__()
@@ -94,12 +95,12 @@ class OracleRouter(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         raise StageError(
-            "router=oracle routes by the label, and an image alone has none",
-            "use a run with router=cnn, linear or transformer to classify new images",
+            "`router=oracle` routes by the label, and a new image has none",
+            "classify new images with a run of another router",
         )
 
     def logits_of(self, cluster_B: torch.Tensor) -> torch.Tensor:
-        """Return one-hot logits (B, E) of the clusters of a batch."""
+        """Return one-hot logits (B, E) of the clusters (B,) of a batch."""
         logits_BE = torch.full((len(cluster_B), self.outputs), IMPOSSIBLE, device=cluster_B.device)
         return logits_BE.scatter_(1, cluster_B[:, None], 0.0)
 

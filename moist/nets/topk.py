@@ -30,13 +30,13 @@ class Layer(NamedTuple):
     inputs: int
 
     def columns_UIR(self, state: State) -> torch.Tensor:
-        """Weights by unit and by unit read: R is a kernel, or in `fc1` a feature map."""
+        """Reshape weights by unit and by unit read: R is a kernel, or in `fc1` a feature map."""
         weight = state[self.weight]
         return weight.reshape(len(weight), self.inputs, -1)
 
 
 class Units(NamedTuple):
-    """What a score may look at: the units of one hidden layer of one network."""
+    """What scores may use of one hidden layer of one network."""
 
     weight_UN: torch.Tensor
     bias_U: torch.Tensor
@@ -45,27 +45,27 @@ class Units(NamedTuple):
 
     @property
     def incoming_UN(self) -> torch.Tensor:
-        """Weights and bias."""
+        """Weights and bias into each unit."""
         return torch.cat((self.weight_UN, self.bias_U[:, None]), 1)
 
 
 def norm(rows_UN: torch.Tensor) -> torch.Tensor:
-    """The length of each row."""
+    """Return the length of each row."""
     return rows_UN.square().sum(1).sqrt()
 
 
 def moved(units: Units, ancestor: Units) -> torch.Tensor:
-    """How far a unit has moved from its ancestor (ours)."""
+    """Score how far a unit has moved from its ancestor (ours)."""
     return norm(units.incoming_UN - ancestor.incoming_UN)
 
 
 def magnitude(units: Units, _: Units) -> torch.Tensor:
-    """The norm of a unit's weights; whether it is OneS's is not known to us."""
+    """Score the norm of a unit's weights; whether it is OneS's is not known to us."""
     return norm(units.weight_UN)
 
 
-def heard(units: Units, _: Units) -> torch.Tensor:
-    """What a unit hears times how it is heard: norms of weights and bias, and of those out (ours).
+def connected(units: Units, _: Units) -> torch.Tensor:
+    """Score incoming norm times outgoing norm: of weights and bias, and of weights out (ours).
 
     Scaling a unit's inputs up and its outputs down changes no function of ReLU, nor this score.
     """
@@ -73,7 +73,7 @@ def heard(units: Units, _: Units) -> torch.Tensor:
 
 
 def active(units: Units, _: Units) -> torch.Tensor:
-    """What a unit says times how it is heard: mean |activation|, norm of weights out (ours)."""
+    """Score mean |activation| times outgoing norm (ours)."""
     if units.activity_U is None:
         raise StageError(
             "`merge.score=act` ranks units by their activity, but none was measured",
@@ -85,19 +85,19 @@ def active(units: Units, _: Units) -> torch.Tensor:
 SCORES: dict[str, Callable[[Units, Units], torch.Tensor]] = {
     "delta": moved,
     "in": magnitude,
-    "inout": heard,
+    "inout": connected,
     "act": active,
 }
 
 
 def mean(parts_E: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The mean in float64, returned as it came: that of equal weights is that weight."""
+    """Average in float64, returned in the given type: the mean of equal weights is that weight."""
     stacked = torch.stack(list(parts_E))
     return stacked.double().mean(0).to(stacked.dtype)
 
 
 def chain(state: State) -> tuple[Layer, ...]:
-    """The CNN's layers from image to logits; modules may be listed in forward or in text order."""
+    """List the CNN's layers from image to logits; modules may be in forward or in text order."""
     weights = sorted((n for n in state if state[n].ndim > 1), key=lambda n: -state[n].ndim)
     if [state[weight].ndim for weight in weights] != [4, 4, 2, 2]:
         raise ConfigError(
@@ -121,7 +121,7 @@ def scored(
     score: str,
     activity: Sequence[Activity] | None,
 ) -> list[torch.Tensor]:
-    """The scores (E, U) of each hidden layer's units."""
+    """Score the units of each hidden layer: (E, U) a layer."""
     layers = chain(ancestor)
 
     def units(state: State, depth: int, activity: Activity | None) -> Units:
@@ -143,29 +143,31 @@ def scored(
 
 
 def quotas(units: int, experts: int) -> list[int]:
-    """Equal shares; the remainder goes to the first experts, a unit each."""
+    """Divide units equally; the first experts get a unit more of the remainder each."""
     share, rest = divmod(units, experts)
     return [share + (i < rest) for i in range(experts)]
 
 
 def suppliers(score_EU: torch.Tensor) -> torch.Tensor:
-    """The expert that supplies each unit (U): the highest scores first, until a quota is full."""
+    """Choose the expert that supplies each unit (U,): highest scores first, until a quota is
+    full."""
     experts, units = score_EU.shape
-    left, supplier = quotas(units, experts), [-1] * units
+    open_slots, supplier = quotas(units, experts), [-1] * units
     for flat in score_EU.flatten().argsort(descending=True, stable=True).tolist():
         expert, unit = divmod(flat, units)
-        if supplier[unit] < 0 and left[expert]:
+        if supplier[unit] < 0 and open_slots[expert]:
             supplier[unit] = expert
-            left[expert] -= 1
+            open_slots[expert] -= 1
     return torch.tensor(supplier)
 
 
 def aligned(experts: Sequence[State], scores_EU: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Every unit in its place, each from one expert; the last layer is the experts' mean (ours).
+    """Keep every unit in its place, each from one expert; the last layer is the experts' mean
+    (ours).
 
     Rests on the common ancestor: unit j means about the same in every expert. A unit's supplier
     sets its row, so weights between two units follow the one that reads. The last layer's rows
-    are classes, which are no hidden units, and nobody is chosen for them.
+    are classes, not hidden units, so no expert is chosen for them.
     """
     *hidden, head = chain(experts[0])
     state = dict(experts[0])
@@ -179,7 +181,7 @@ def aligned(experts: Sequence[State], scores_EU: list[torch.Tensor]) -> dict[str
 
 
 def picks(scores_EU: list[torch.Tensor], i: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each hidden layer, the places that expert i gets, and its units that go there."""
+    """List, for each hidden layer, the places of expert i and its units that go there."""
     found = []
     for score_EU in scores_EU:
         share = quotas(score_EU.shape[1], len(score_EU))
@@ -191,7 +193,7 @@ def picks(scores_EU: list[torch.Tensor], i: int) -> list[tuple[torch.Tensor, tor
 def block(
     experts: Sequence[State], scores_EU: list[torch.Tensor], owner_C: Sequence[int] | None
 ) -> dict[str, torch.Tensor]:
-    """The experts' best units side by side: narrow nets whose logits are added.
+    """Place the experts' best units side by side: narrow networks whose logits are added.
 
     Weights between units of two experts are 0. The last bias is the experts' mean, so each narrow
     net brings 1/E of its own. With `owner_C`, a class has the logit of its owner's narrow net

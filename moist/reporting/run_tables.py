@@ -66,7 +66,7 @@ def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
         "probability": ("probability", "{:.1%}".format),
         "expert": ("expert", str),
         "router_confidence": ("router confidence", "{:.1%}".format),
-        "second_opinion": ("deferred", lambda deferred: "yes" if deferred else "no"),
+        "deferred": ("deferred", lambda deferred: "yes" if deferred else "no"),
     }
     shown = {name: column for name, column in columns.items() if name in predictions[0]}
     rows = [[form(row[name]) for name, (_, form) in shown.items()] for row in predictions]

@@ -19,12 +19,13 @@ from moist.store.artifacts import Dataset
 from moist.store.runs import Run
 from moist.store.store import Store
 
-Said = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+Answer = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+"""Logits (B, C); router logits (B, E), if it routes; deferred (B,), if it is a cascade."""
 
 
 def predict_images(store: Store, run: Run, paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """One record an image: class and its probability; of a mixture also the expert asked and the
-    router's confidence, of a cascade whether a second opinion was asked for.
+    """Classify images, one record each: class and probability; of a mixture also the expert and
+    the router's confidence, of a cascade whether the image was deferred.
 
     Images are read as the run's data were: same size, channels and normalization. Raises
     DataError for a file that can't be decoded, StageError for a model that needs labels, and
@@ -43,29 +44,29 @@ def predict_images(store: Store, run: Run, paths: Sequence[Path]) -> list[dict[s
             batch = paths[start : start + EVAL_BATCH]
             images_BHWC = torch.stack([read_image(path, data.image_shape) for path in batch])
             x_BCHW = normalize(images_BHWC.to(store.env.device), data.mean, data.std)
-            said = settled(net, x_BCHW)
+            answer = answer_of(net, x_BCHW)
             found += [
-                {"image": str(path), **_record(said, i, data.classes)}
+                {"image": str(path), **_record(answer, i, data.classes)}
                 for i, path in enumerate(batch)
             ]
     return found
 
 
-def settled(net: nn.Module, x_BCHW: torch.Tensor) -> Said:
-    """Logits (B, C), router logits (B, E) or None, and who (B,) got a second opinion or None."""
+def answer_of(net: nn.Module, x_BCHW: torch.Tensor) -> Answer:
+    """Classify one batch; a cascade runs its second pass on deferred images only."""
     if isinstance(net, CascadeNet):
         return net.answer(x_BCHW)
-    said = answers(net, x_BCHW)
-    return said.logits_NC, said.gate_NE, None
+    found = answers(net, x_BCHW)
+    return found.logits_NC, found.gate_NE, None
 
 
-def _record(said: Said, i: int, classes: Sequence[str]) -> dict[str, Any]:
-    logits_BC, gate_BE, asked_B = said
+def _record(answer: Answer, i: int, classes: Sequence[str]) -> dict[str, Any]:
+    logits_BC, gate_BE, deferred_B = answer
     prob_C = logits_BC[i].float().softmax(0)
     found = {"class": classes[int(prob_C.argmax())], "probability": float(prob_C.max())}
     if gate_BE is not None:
         gate_E = gate_BE[i].softmax(0)
         found |= {"expert": int(gate_E.argmax()), "router_confidence": float(gate_E.max())}
-    if asked_B is not None:
-        found |= {"second_opinion": bool(asked_B[i])}
+    if deferred_B is not None:
+        found |= {"deferred": bool(deferred_B[i])}
     return found

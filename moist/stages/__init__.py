@@ -1,7 +1,7 @@
 """The stages of the method: plain functions `(env, *, inputs) -> artifact`, one a file.
 
-Left of the star is where, right of the star is what: everything after it enters the stage's key,
-so a stage can't depend on what isn't in its key.
+`env`, left of the star, is where a stage computes; everything right of it enters the stage's key,
+so that a stage can't depend on anything that is not in its key.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which classes belong together, as the teacher sees them. C classes, V views, N images."""
+"""Cluster the classes by the teacher's logits. C classes, V views, N images."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def cluster_classes(
     cluster: ClusterConfig,
     seed: int,
 ) -> Clusters:
-    """k groups of classes; `k=auto` takes the k with the best silhouette of the class means.
+    """Group the classes into k clusters; `k=auto` takes the k with the best silhouette.
 
-    `random` deals the sizes that k-means found, k=auto included, to shuffled classes: the control
-    for the question whether the teacher's grouping matters.
+    `random` gives clusters of the sizes that k-means found, k=auto included, to shuffled classes:
+    a control for whether the teacher's grouping matters.
     """
     mean_CC = class_means(logits, data.train.labels_N, len(data.classes))
     affinity_CC = confusion(logits, data.train.labels_N, len(data.classes))
@@ -42,29 +42,29 @@ def cluster_classes(
             "set k=1 or k=2",
         )
     method = "kmeans" if cluster.method == "random" else cluster.method
-    found = {n: partition(mean_CC, affinity_CC, n, method, seed) for n in tried}
+    found = {n: partition(mean_CC, affinity_CC, n, method=method, seed=seed) for n in tried}
     for n, of_class in found.items():
         if max(of_class) + 1 < n:
             raise StageError(
-                f"`cluster.method={cluster.method}` finds no {n} clusters: the teacher answers the"
-                " same to several classes",
+                f"`cluster.method={cluster.method}` finds fewer than {n} clusters: the teacher"
+                " gives several classes the same logits",
                 "train the teacher longer, or with another `teacher.lr`",
             )
     scores = {n: silhouette(mean_CC, of_class) for n, of_class in found.items()}
     best = max(found, key=lambda n: (scores[n], -n))
     if cluster.method == "random":
-        found[best] = partition(mean_CC, affinity_CC, best, "random", seed)
+        found[best] = partition(mean_CC, affinity_CC, best, method="random", seed=seed)
         scores = {best: silhouette(mean_CC, found[best])}
     return Clusters(found[best], {str(n): score for n, score in scores.items()})
 
 
 def class_means(logits: Logits, labels_N: torch.Tensor, classes: int) -> Matrix:
-    """Mean logits (C, C) of the training images of each class, over all views."""
+    """Average the logits of the training images of each class, over all views: (C, C)."""
     return _per_class(logits.train_VNC.double().mean(0), labels_N, classes)
 
 
 def confusion(logits: Logits, labels_N: torch.Tensor, classes: int) -> Matrix:
-    """The teacher's soft confusion (C, C): how much probability two classes lend each other."""
+    """Return the teacher's soft confusion (C, C): its probability of one class given another."""
     rows_CC = _per_class(logits.train_VNC.double().softmax(2).mean(0), labels_N, classes)
     return (rows_CC + rows_CC.T) / 2
 
@@ -77,9 +77,9 @@ def _per_class(values_NC: torch.Tensor, labels_N: torch.Tensor, classes: int) ->
 
 
 def partition(
-    mean_CC: Matrix, affinity_CC: Matrix, k: int, method: str, seed: int
+    mean_CC: Matrix, affinity_CC: Matrix, k: int, *, method: str, seed: int
 ) -> tuple[int, ...]:
-    """The cluster of each class, by the asked method."""
+    """Find the cluster of each class, by the chosen method."""
     from sklearn.cluster import KMeans, SpectralClustering
 
     if k in (1, len(mean_CC)):
@@ -100,7 +100,8 @@ def relabelled(labels: Sequence[int]) -> tuple[int, ...]:
 
 
 def silhouette(mean_CC: Matrix, of_class: tuple[int, ...]) -> float:
-    """Mean silhouette of the class means; 0 where undefined: one cluster, or one a class."""
+    """Return the mean silhouette of the class means; 0 where undefined: 1 cluster, or 1 a
+    class."""
     from sklearn.metrics import silhouette_score
 
     if not 1 < max(of_class) + 1 < len(of_class):

@@ -36,10 +36,10 @@ def distill_student(
     precision: str,
     seed: int,
 ) -> Student:
-    """A student trained on the teacher's logits and the labels (Hinton et al. 2015).
+    """Train a student on the teacher's logits and the labels (Hinton et al. 2015).
 
     Epoch e shows view e mod V of each image: the tensor whose logits the teacher gave. `levels`
-    are what `moe_kd` learns from beside them; the other losses take None.
+    are what `moe_kd` learns from in addition; the other losses take None.
     """
     spec = student_spec(student, hidden_width, data.image_shape, len(data.classes))
     with seeded(seed, "student"):
@@ -70,7 +70,7 @@ def distill_fallback(
     precision: str,
     seed: int,
 ) -> Student:
-    """A larger network, distilled as the student is, for images that the model is unsure of."""
+    """Distill a larger network, as the student is, for images that the model defers."""
     return distill_student(
         env, data=data, logits=logits, student=StudentConfig.model_validate({"arch": arch}),
         hidden_width=1, levels=None, distill=distill, temperature=temperature, augment=augment,
@@ -94,7 +94,7 @@ def distill_ensemble(
     precision: str,
     seed: int,
 ) -> Ensemble:
-    """k students from weights of their own, each distilled on the image as it sees it.
+    """Distill k students from weights of their own, each on its own filter of the images.
 
     One teacher and several students are Chang et al.'s (COLING 2022, abstract only); that each
     learns all classes, and that they train side by side on the sum of their losses, is ours.
@@ -148,8 +148,7 @@ def _latent(
     distill: DistillConfig,
     temperature: float,
 ) -> Student:
-    """Train with MoE-KD: the student, and what it learns from a latent teacher with, which is
-    not part of the result."""
+    """Train a student with MoE-KD; the latent teacher that it learns with is not part of it."""
     device = job.env.device
     with seeded(job.seed, "latent"):
         latent = Latent(

@@ -32,7 +32,7 @@ from moist.store.artifacts import (
 )
 
 SHARES = tuple(i / 20 for i in range(21))
-"""Of the validation images, those that ask for a second opinion: points of its curve."""
+"""Of the validation images, those that are deferred: points of a cascade's curve."""
 
 
 @stage(version=2)
@@ -44,9 +44,9 @@ def evaluate(
     oracle: bool,
     precision: str,
 ) -> Evaluation:
-    """The model on the test split, and on the validation split if there is one.
+    """Evaluate the model on the test split, and on the validation split if there is one.
 
-    `oracle` puts a router that is told the class before a mixture's students: an upper bound.
+    `oracle` puts a router that reads the class before a mixture's students: an upper bound.
     """
     if oracle and isinstance(model, Mixture):
         model = with_oracle(model)
@@ -56,7 +56,7 @@ def evaluate(
     test_NC, val_NC, deferral = test.logits_NC, val.logits_NC if val else None, None
     if isinstance(model, Cascade):
         assert val is not None
-        deferral = deferral_of(net, model.threshold, data, test, val)
+        deferral = deferral_of(net, model.threshold, data, test=test, val=val)
         test_NC, val_NC = test.at_threshold(model.threshold), val.at_threshold(model.threshold)
     labels_N = data.test.labels_N
     hit_N = test_NC.argmax(1) == labels_N
@@ -77,7 +77,7 @@ def evaluate(
 
 
 def deferral_of(
-    net: torch.nn.Module, threshold: float, data: Dataset, test: Answers, val: Answers
+    net: torch.nn.Module, threshold: float, data: Dataset, *, test: Answers, val: Answers
 ) -> Deferral:
     """Return the operating points of the chosen threshold and of shares of validation images."""
 
@@ -104,7 +104,7 @@ def deferral_of(
 
 
 def with_oracle(mixture: Mixture) -> Mixture:
-    """The same students behind a router that is told the class."""
+    """Put the same students behind a router that reads the class."""
     spec = mixture.router.spec
     oracle = Router(Spec("oracle", spec.image_shape, spec.outputs, {}), {}, ())
     return replace(mixture, router=oracle)
@@ -116,7 +116,7 @@ def routing_of(
     gate_NE: torch.Tensor | None,
     hit_N: torch.Tensor,
 ) -> Routing | None:
-    """Where the test images went, and how well each cluster fared; None without a router."""
+    """Describe how a mixture routes the test images; None for a model without a router."""
     first = model.first if isinstance(model, Cascade) else model
     if not isinstance(first, Mixture) or gate_NE is None:
         return None
@@ -126,7 +126,7 @@ def routing_of(
 def routing(
     data: Dataset, clusters: Clusters, gate_NE: torch.Tensor, hit_N: torch.Tensor
 ) -> Routing:
-    """Where the test images went, and how well each cluster fared."""
+    """Describe where the test images went, and the accuracy of each cluster."""
     labels_N, expert_N = data.test.labels_N, gate_NE.argmax(1)
     cluster_N = torch.tensor(clusters.of_class)[labels_N]
     right_N = expert_N == cluster_N

@@ -18,7 +18,7 @@ from moist.store.artifacts import Dataset, Mixture, Student
 from moist.training.job import BATCH, Job
 
 CALIBRATION = 512
-"""Images whose activations say which units matter."""
+"""Images on which activations are measured."""
 
 
 @stage(version=1)
@@ -33,9 +33,9 @@ def gather_students(
     precision: str,
     seed: int,
 ) -> Student:
-    """One student from the mixture's, by `merge.method`; the router is dropped.
+    """Merge the mixture's students into one, by `merge.method`; the router is dropped.
 
-    Batch norm's statistics fit no merged network: they are taken anew over the training images.
+    Batch norm's statistics fit no merged network: they are measured again, on training images.
     The controls: `random` weights, the `ancestor` all students started from, and `best_expert`,
     the one student that is best on all validation images (training images, without a split).
     """
@@ -56,28 +56,31 @@ def gather_students(
         return mixture.students[scores.index(max(scores))]
     needed = merge.method == "topk" and merge.score == "act"
     state = gather(
-        [student.state for student in mixture.students], ancestor.state, merge,
+        [student.state for student in mixture.students],
+        ancestor.state,
+        merge,
         mixture.clusters.of_class,
-        [_activity(env, one, data) for one in mixture.students] if needed else None,
-    )  # fmt: skip
+        activity=[_activity(env, one, data) for one in mixture.students] if needed else None,
+    )
     net = module(Student(ancestor.spec, state, ()), env.device)
     _renew_statistics(Job(env, data, augment=augment, precision=precision, seed=seed), net)
     return Student(ancestor.spec, net.state_dict(), ())
 
 
 def _activity(env: Env, student: Student, data: Dataset) -> dict[str, torch.Tensor]:
-    """Mean activation (H,) of each hidden layer's units, after their ReLU, on training images."""
+    """Measure the mean activation (H,) of each hidden layer's units, after ReLU, on training
+    images."""
     net = module(student, env.device).eval()
     conv1, conv2 = _of_type(net, nn.ReLU)
-    watched = {"conv1": conv1, "conv2": conv2, "fc1": net.get_submodule("fc1")}
+    parts = {"conv1": conv1, "conv2": conv2, "fc1": net.get_submodule("fc1")}
     found: dict[str, torch.Tensor] = {}
 
-    def seen(name: str, x: torch.Tensor) -> None:
+    def record(name: str, x: torch.Tensor) -> None:
         found[name] = F.relu(x).transpose(0, 1).flatten(1).mean(1).cpu()
 
     handles = [
-        part.register_forward_hook(lambda _net, _args, x, name=name: seen(name, x))
-        for name, part in watched.items()
+        part.register_forward_hook(lambda _net, _args, x, name=name: record(name, x))
+        for name, part in parts.items()
     ]
     rows = torch.linspace(0, len(data.train) - 1, min(CALIBRATION, len(data.train))).long()
     with torch.inference_mode():
@@ -92,7 +95,7 @@ def _of_type(net: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
 
 
 def _renew_statistics(job: Job, net: nn.Module) -> None:
-    """Take batch norm's running mean and variance anew, as averages over the training images."""
+    """Measure batch norm's running mean and variance again, over all training images."""
     norms = [part for part in _of_type(net, nn.BatchNorm2d) if isinstance(part, nn.BatchNorm2d)]
     if not norms:
         return

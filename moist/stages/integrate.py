@@ -31,10 +31,10 @@ def integrate(
     precision: str,
     seed: int,
 ) -> Student:
-    """The student taught once more, on the `views` that it was distilled on.
+    """Distill the gathered student once more, on the `views` that the student was distilled on.
 
     (1-alpha) cross-entropy + alpha T^2 KL(teacher at T, student at T), as in distillation; the
-    teacher's probabilities are the mean of those `taught`, and without any alpha is 0.
+    teacher's probabilities are the mean over the logits in `taught`; without any, alpha is 0.
     """
     net = module(student, env.device)
     each_VNC = [logits.train_VNC.to(env.device) for logits in taught]
@@ -45,8 +45,8 @@ def integrate(
         hard = F.cross_entropy(student_BC, batch.labels_B)
         if alpha == 0:
             return hard
-        said = [logits_VNC[batch.view, batch.index_B].float() for logits_VNC in each_VNC]
-        soft = kd_from(student_BC, mean_log_prob(said, temperature), temperature)
+        each_BC = [logits_VNC[batch.view, batch.index_B].float() for logits_VNC in each_VNC]
+        soft = kd_from(student_BC, mean_log_prob(each_BC, temperature), temperature)
         return (1 - alpha) * hard + alpha * soft
 
     job = Job(env, data, augment=augment, precision=precision, seed=seed)
@@ -55,6 +55,6 @@ def integrate(
 
 
 def mean_log_prob(logits: list[torch.Tensor], temperature: float) -> torch.Tensor:
-    """Log (B, C) of the mean, over the (B, C) given, of their probabilities at the temperature."""
+    """Return the log (B, C) of the mean of the given logits' probabilities at the temperature."""
     each = torch.stack([F.log_softmax(one / temperature, 1) for one in logits])
     return torch.logsumexp(each, 0) - math.log(len(logits))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -67,14 +67,17 @@ def train_jointly(
     precision: str,
     seed: int,
 ) -> Mixture:
-    """The student k times, specialized together with the router under `joint.objective`.
+    """Specialize k copies of the student together with the router under `joint.objective`.
 
-    `logits` and `temperature` are what `em` draws the teacher's cluster prior from; the other
-    objectives take None.
+    `em` computes the teacher's cluster prior from `logits` at `temperature`; the other objectives
+    take None.
     """
     objective = OBJECTIVES[joint.objective]
     students, shared = duplicate(student, clusters.k), ROUTERS[router.spec.name].reads_trunk
-    start = Mixture(router, students, clusters, joint.mask_students, objective.gated, (), shared)
+    start = Mixture(
+        router, students, clusters, masked=joint.mask_students, gated=objective.gated, history=(),
+        shared=shared,
+    )  # fmt: skip
     net = module(start, env.device)
     assert isinstance(net, MoIST)
     objective.prepare(net)
@@ -87,27 +90,25 @@ def train_jointly(
 
     job = Job(env, data, augment=augment, precision=precision, seed=seed)
     history = job.fit(net, loss, joint, views=views)
-    return Mixture(
-        Router(router.spec, net.router.state_dict(), router.history),
-        tuple(Student(student.spec, state, ()) for state in net.student_states()),
-        clusters,
-        joint.mask_students,
-        objective.gated,
-        history,
-        shared,
+    return replace(
+        start,
+        router=replace(router, state=net.router.state_dict()),
+        students=tuple(Student(student.spec, state, ()) for state in net.student_states()),
+        history=history,
     )
 
 
 def learn_noise(net: MoIST) -> None:
-    """Give the module a deviation of the router's noise for each expert, to train with it."""
+    """Give the module a trainable deviation of the router's noise for each expert."""
     net.deviation_E = nn.Parameter(torch.zeros(len(net.students), device=net.cluster_C.device))
 
 
 def hierarchical(
     net: MoIST, batch: Batch, joint: JointConfig, prior: Prior
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The exact likelihood of a two-level softmax: the router on the label's cluster, and that
-    cluster's student on the label. (Exact with masked students; an upper bound without.)"""
+    """Return the exact likelihood of a two-level softmax: the router on the label's cluster,
+    and that cluster's student on the label. (Exact with masked students; an upper bound
+    without.)"""
     x_BCHW = net.trunk(batch.images_BCHW)
     cluster_B = net.cluster_C[batch.labels_B]
     gate_BE = net.route(x_BCHW, batch.labels_B)
@@ -119,8 +120,9 @@ def hierarchical(
 def students_only(
     net: MoIST, batch: Batch, joint: JointConfig, prior: Prior
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the paper's code trains: the student the router picks, on the label. The router gets
-    no gradient from a hard choice; here it is frozen, so its batch norm can't drift either."""
+    """Train as the paper's code does: the student that the router picks, on the label. The
+    router gets no gradient from a hard choice; it is frozen, so its batch norm can't drift
+    either."""
     with torch.no_grad():
         gate_BE = net.route(batch.images_BCHW, batch.labels_B)
     logits_BC = net.dispatch(batch.images_BCHW, gate_BE.argmax(1))
@@ -130,7 +132,8 @@ def students_only(
 def em(
     net: MoIST, batch: Batch, joint: JointConfig, prior: Prior
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mixture's likelihood by EM, the router tied to the teacher's cluster prior."""
+    """Return the mixture's likelihood by EM, with the router tied to the teacher's cluster
+    prior."""
     x_BCHW, prior_BE = net.trunk(batch.images_BCHW), prior(batch)
     gate_BE = net.route(x_BCHW)
     bound = free_energy(
@@ -142,7 +145,7 @@ def em(
 def switch(
     net: MoIST, batch: Batch, joint: JointConfig, prior: Prior
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Switch routing: the chosen student's logits, scaled by its gate, and the balance loss."""
+    """Return the loss of Switch routing: the chosen student's, scaled by its gate, and balance."""
     logits_BC, gate_BE = net.routed(batch.images_BCHW)
     loss = F.cross_entropy(logits_BC, batch.labels_B)
     return loss + joint.balance * balance(gate_BE, shares(net, joint)), gate_BE
@@ -151,10 +154,11 @@ def switch(
 def noisy_topk(
     net: MoIST, batch: Batch, joint: JointConfig, prior: Prior
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy top-k gates over the students' probabilities, and their balance (Shazeer 2017).
+    """Return the loss of noisy top-k gates over students' probabilities, and their balance
+    (Shazeer 2017).
 
     Ours: the noise's deviation is learnt for each expert, theirs from each image; probabilities
-    are mixed, not logits. A trained model asks one student; its noise is left behind.
+    are mixed, not logits. A trained model runs one student, without noise.
     """
     x_BCHW = net.trunk(batch.images_BCHW)
     gate_BE = net.route(x_BCHW)
@@ -168,13 +172,14 @@ def noisy_topk(
 
 
 def shares(net: MoIST, joint: JointConfig) -> torch.Tensor:
-    """The part of the images (E,) each student should get; `weighted`: its share of classes."""
+    """Return each student's intended share of the images (E,); `weighted`: its share of
+    classes."""
     share_E = net.member_EC.float().mean(1)
     return share_E if joint.balance_form == "weighted" else share_E.mean().expand_as(share_E)
 
 
 def teacher_prior(net: MoIST, logits: Logits, temperature: float) -> Prior:
-    """q_j(x): the teacher's softened probability of the classes of cluster j."""
+    """Return q_j(x): the teacher's softened probability of the classes of cluster j."""
     taught_VNC = logits.train_VNC.to(net.cluster_C.device)
     member_CE = net.member_EC.T.float()
 
@@ -187,7 +192,8 @@ def teacher_prior(net: MoIST, logits: Logits, temperature: float) -> Prior:
 
 
 def _no_prior(batch: Batch) -> torch.Tensor:
-    raise AssertionError("only `em` asks for the teacher's prior")
+    """Fail: an objective without `teacher_prior` does not use one."""
+    raise AssertionError("only `em` uses the teacher's prior")
 
 
 OBJECTIVES: dict[str, ObjectiveEntry] = {

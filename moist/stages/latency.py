@@ -1,4 +1,4 @@
-"""How long one call takes, all models of a run in turn, before any is trained."""
+"""Time one call of each model of a run, in turn, before any is trained."""
 
 from __future__ import annotations
 
@@ -36,19 +36,23 @@ def measure_latency(
     precision: str,
     machine: Machine,
 ) -> Latencies:
-    """Milliseconds a call on real images, router included; the only stage keyed on the machine.
+    """Measure milliseconds a call on real images, router included; the only stage keyed on the
+    machine.
 
     Untrained networks are timed: the same operators on tensors of the same shapes as after
     training, so that all runs of one architecture share one measurement and a sweep has it
     before it trains. Weights would decide two things more. Which student an image is sent to:
     see `in_turn`. And, on a processor, how many numbers are subnormal, on which it is slow; a
-    network that weight decay has driven there is slower than measured here. How many images ask
-    for a second opinion is not known yet: first and second are timed apart.
+    network that weight decay has driven there is slower than measured here. The share of
+    deferred images is not known yet: a cascade is timed when it defers none and all.
     """
     number = k.k if isinstance(k, Clusters) else k
     models = timed_models(arch, data.image_shape, len(data.classes), number)
     nets = {name: module(model, env.device).eval() for name, model in models.items()}
-    timings = {size: _timings(env, nets, data, size, latency, precision) for size in BATCH_SIZES}
+    timings = {
+        size: _timings(env, nets, _some_images(env, data, size), latency, precision=precision)
+        for size in BATCH_SIZES
+    }
     return Latencies(
         machine=machine,
         models={
@@ -61,13 +65,13 @@ def measure_latency(
 def _timings(
     env: Env,
     nets: dict[str, nn.Module],
-    data: Dataset,
-    size: int,
+    batch: tuple[torch.Tensor, torch.Tensor],
     latency: LatencyConfig,
+    *,
     precision: str,
 ) -> dict[str, Timing]:
-    """Each network on the same `size` images; a mixture is told the labels, for an oracle."""
-    images, labels = _some_images(env, data, size)
+    """Time each network on the same images; a mixture gets their labels too, for an oracle."""
+    images, labels = batch
     calls: dict[str, Callable[[], object]] = {
         name: partial(net, images, labels) if isinstance(net, MoIST) else partial(net, images)
         for name, net in nets.items()
@@ -79,13 +83,13 @@ def _timings(
 
 
 def in_turn(net: nn.Module, images_BCHW: torch.Tensor) -> AbstractContextManager[object]:
-    """Within it, the router's logits send image i of a batch to student i mod k.
+    """Make the router's logits send image i of a batch to student i mod k, within the context.
 
     An untrained router may send all images to one student, which makes one large batch of them;
     a trained one uses all students, and the same images cost more calls. The router is still
     computed and its largest logit still decides, so whatever waits for the router still does.
-    A single image is left to the router: one student answers it, and all cost the same. An
-    oracle doesn't look at images, and sends each where its label says.
+    A single image goes where the router sends it: all students cost the same. An oracle does not
+    look at images, and sends each to the student of its label.
     """
     if len(images_BCHW) == 1 or not isinstance(net, MoIST):
         return nullcontext()
@@ -96,7 +100,7 @@ def in_turn(net: nn.Module, images_BCHW: torch.Tensor) -> AbstractContextManager
 
 
 def _some_images(env: Env, data: Dataset, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`size` training images spread over the split, and their labels."""
+    """Return `size` training images spread over the split, and their labels."""
     rows = torch.linspace(0, len(data.train) - 1, size).long()
     split = Split(data.train.images_NHWC[rows], data.train.labels_N[rows])
     batch = next(
@@ -106,7 +110,7 @@ def _some_images(env: Env, data: Dataset, size: int) -> tuple[torch.Tensor, torc
 
 
 def synchronizer(env: Env) -> Callable[[], None]:
-    """What waits until the device has finished."""
+    """Return a function that waits until the device has finished."""
     if env.device.type == "cuda":
         return partial(torch.cuda.synchronize, env.device)
     return lambda: None

@@ -1,6 +1,6 @@
-"""What the teacher sees and says at each of its levels, on the views that a student learns from.
+"""Features and class tables of the teacher's levels, on the views that a student learns from.
 
-Ours: of MoE-KD (OpenReview UC1UD0EIWn) only the abstract is known, which says that experts are
+Ours: of MoE-KD (OpenReview UC1UD0EIWn) only the abstract is known, by which experts are
 implemented from multi-level teacher outputs. V views, N images, B of a batch, M levels, D
 channels, C classes.
 """
@@ -22,9 +22,9 @@ from moist.training.job import Job
 STEPS = 100
 """Of a probe's descent, at most."""
 DECAY = 1e-3
-"""Of a probe's weights, so that classes that can be told apart have a finite best."""
+"""Of a probe's weights, so that separable classes have a finite optimum."""
 CONSTANT = 1e-6
-"""A channel of a smaller deviation says nothing."""
+"""A channel of a smaller deviation is constant."""
 
 
 @stage(version=1)
@@ -38,11 +38,10 @@ def teacher_levels(
     precision: str,
     seed: int,
 ) -> Levels:
-    """The teacher's levels on `views` augmented copies of the training images; a finished view
-    is kept. The views are those of `teacher_logits`.
+    """Compute the teacher's levels on `views` augmented copies, those of `teacher_logits`.
 
-    What a level says is what a linear probe on it says: one trained on view 0, and counted on
-    the same images (ours), as the teacher knows them all anyway.
+    The class of a level is that of a linear probe on it, trained on view 0 and counted on the
+    same images (ours), since the teacher was trained on all of them anyway.
     """
     net = module(teacher, env.device).eval()
     names = TEACHERS[teacher.spec.name].levels
@@ -59,7 +58,11 @@ def teacher_levels(
     last = net.get_submodule(TEACHERS[teacher.spec.name].last)
     assert isinstance(last, nn.Linear)
     return Levels(
-        features_VND, widths, torch.stack(tables), last.weight.detach(), last.bias.detach()
+        features_VND,
+        widths,
+        torch.stack(tables),
+        weight_CF=last.weight.detach(),
+        bias_C=last.bias.detach(),
     )
 
 
@@ -79,7 +82,7 @@ def pooled(net: nn.Module, names: tuple[str, ...], x_BCHW: torch.Tensor) -> list
 
 
 def probed(features_ND: torch.Tensor, labels_N: torch.Tensor, classes: int) -> torch.Tensor:
-    """What a linear classifier of these features, trained on these labels, says of each (N,)."""
+    """Train a linear classifier of these features on these labels; return its classes (N,)."""
     deviation_D = features_ND.std(0).clamp_min(CONSTANT)
     inputs_ND = (features_ND - features_ND.mean(0)) / deviation_D
     weight_CD = inputs_ND.new_zeros(classes, inputs_ND.shape[1], requires_grad=True)
@@ -97,11 +100,12 @@ def probed(features_ND: torch.Tensor, labels_N: torch.Tensor, classes: int) -> t
     return F.linear(inputs_ND, weight_CD, bias_C).detach().argmax(1)
 
 
-def table(said_N: torch.Tensor, labels_N: torch.Tensor, classes: int) -> torch.Tensor:
-    """Row z, column y: the share (C, C) of class y among the images of which it said z.
+def table(class_N: torch.Tensor, labels_N: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return the share (C, C) of class y (column) among the images classified as z (row).
 
-    One image more is spread evenly over each row, so that what it never says tells nothing.
+    One image more is spread evenly over each row, so that a class never predicted has a uniform
+    row.
     """
-    cells = torch.bincount(said_N * classes + labels_N, minlength=classes**2)
+    cells = torch.bincount(class_N * classes + labels_N, minlength=classes**2)
     count_CC = cells.view(classes, classes).float() + 1 / classes
     return count_CC / count_CC.sum(1, keepdim=True)

@@ -13,7 +13,7 @@ from moist.store.artifacts import Dataset, Split
 
 @stage(version=1)
 def prepare(env: Env, *, source: Source, val_fraction: float) -> Dataset:
-    """The data set with its validation split, and the training split's mean and deviation.
+    """Decode the data set, split off its validation images, and find its mean and deviation.
 
     Stored, this is the decoded cache: later runs map the tensors instead of decoding again.
     Raises DataError for images that can't be used, or change meanwhile.

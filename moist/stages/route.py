@@ -1,4 +1,4 @@
-"""The router, pretrained to tell the clusters apart."""
+"""Pretrain the router on the clusters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pretrain_router(
     precision: str,
     seed: int,
 ) -> Router:
-    """A router trained on the cluster of each image's label; the oracle has nothing to learn.
+    """Train a router on the cluster of each image's label; the oracle has nothing to learn.
 
     Cross-entropy on logits: the paper's code feeds it probabilities, which caps confidence. Only
     the `shared` router has a `student`: it learns to read that one's trunk, which stays as it is.

@@ -1,4 +1,4 @@
-"""The teacher: trained here, or brought along."""
+"""The teacher: trained here, or supplied as a file."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class WeightsFile:
 
 
 def spec_of(arch: str, data: Dataset) -> Spec:
+    """Describe the network of a teacher."""
     return Spec(arch, data.image_shape, len(data.classes), {})
 
 
@@ -50,7 +51,7 @@ def train_teacher(
     precision: str,
     seed: int,
 ) -> Teacher:
-    """A teacher trained on the labels."""
+    """Train a teacher on the labels."""
     spec = spec_of(teacher.arch, data)
     with seeded(seed, "teacher"):
         fresh = TEACHERS[spec.name].build(spec.image_shape, spec.outputs).state_dict()
@@ -64,7 +65,7 @@ def train_teacher(
 
 @stage(version=1)
 def load_teacher(env: Env, *, data: Dataset, arch: str, weights: WeightsFile) -> Teacher:
-    """A teacher from a state dict, as float32. Raises ConfigError naming what does not fit."""
+    """Load a teacher's state dict, as float32. Raises ConfigError naming what does not fit."""
     spec = spec_of(arch, data)
     wanted = TEACHERS[arch].build(spec.image_shape, spec.outputs).state_dict()
     found = read_state(weights.path)
@@ -88,7 +89,7 @@ def load_teacher(env: Env, *, data: Dataset, arch: str, weights: WeightsFile) ->
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, or of a .pth read without running any code."""
+    """Read the tensors of a .safetensors file, or of a .pth without running any code."""
     from safetensors.torch import load_file
 
     try:
@@ -96,13 +97,12 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises IndexError, KeyError, struct.error, ...
-        said = first_line(error)
-        raise ConfigError(f"can't read teacher.weights `{path}`: {said}") from None
+        raise ConfigError(f"can't read teacher.weights `{path}`: {first_line(error)}") from None
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
         raise ConfigError(
-            f"`{path}` holds no state dict of tensors", "save it with `net.state_dict()`"
+            f"`{path}` does not contain a state dict of tensors", "save it with `net.state_dict()`"
         )
     return state
 

@@ -1,4 +1,4 @@
-"""When a model asks for a second opinion: where its certainty is low on validation images."""
+"""Choose the images that a cascade defers, by certainty on validation images."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def choose_threshold(
     share: float,
     precision: str,
 ) -> Cascade:
-    """`first`, with a second opinion for the `share` of validation images it is least sure of.
+    """Choose the threshold at which `share` of the validation images, the least certain, are
+    deferred.
 
-    `fallback` gives it, or else the mixture's own second expert.
+    Without a `fallback`, the mixture's two best experts classify deferred images together.
     """
     if not len(data.val):
         raise StageError(
@@ -31,6 +32,6 @@ def choose_threshold(
             "raise `data.val_fraction`",
         )
     model = Cascade(first, fallback, 0.0)
-    said = classify(env, module(model, env.device), data.val, data, precision=precision)
-    assert said.certainty_N is not None
-    return Cascade(first, fallback, threshold_for(said.certainty_N, share))
+    answers = classify(env, module(model, env.device), data.val, data, precision=precision)
+    assert answers.certainty_N is not None
+    return Cascade(first, fallback, threshold_for(answers.certainty_N, share))

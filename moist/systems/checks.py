@@ -1,4 +1,4 @@
-"""What a config asks of its data: checked as soon as the raw files are found."""
+"""Check a config against its data, as soon as the raw files are found."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from moist.systems.outputs import Models
 
 
 def sizes(config: Config) -> dict[str, Any]:
-    """Return a student's choices that enter keys: a network without sizes has none there."""
+    """Return a student's choices that enter keys; those of a network without sizes are
+    defaults."""
     if STUDENTS[config.student.arch].options(config.student, config.hidden_width):
         return {"student": config.student, "hidden_width": config.hidden_width}
     return {"student": StudentConfig(arch=config.student.arch), "hidden_width": 1}

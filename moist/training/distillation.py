@@ -40,7 +40,7 @@ def distillation(
     temperature: float,
     ramp: float = 1.0,
 ) -> torch.Tensor:
-    """(1-a) cross-entropy + a times the soft loss that `distill` names, with a = alpha ramp.
+    """Return (1-a) cross-entropy + a times the soft loss of `distill`, with a = alpha ramp.
 
     One form for all, Hinton's; ours where a paper differs. DKD and DIST write cross-entropy +
     w soft: the same but for the factor 1-a, with w = a / (1-a). Their warm-up, `ramp` from 0 to
@@ -58,7 +58,7 @@ def distillation(
 
 
 def standardized(logits_BC: torch.Tensor) -> torch.Tensor:
-    """Logits at mean 0 and deviation 1, image by image (Sun et al., CVPR 2024).
+    """Scale logits to mean 0 and deviation 1, image by image (Sun et al., CVPR 2024).
 
     The student then learns how the teacher's logits relate, not how large they are.
     """
@@ -67,14 +67,14 @@ def standardized(logits_BC: torch.Tensor) -> torch.Tensor:
 
 
 def kd(student_BC: torch.Tensor, teacher_BC: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 KL(teacher at T, student at T) (Hinton et al. 2015)."""
+    """Return T^2 KL(teacher at T, student at T) (Hinton et al. 2015)."""
     return kd_from(student_BC, F.log_softmax(teacher_BC / temperature, 1), temperature)
 
 
 def kd_from(
     student_BC: torch.Tensor, teacher_log_prob_BC: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """`kd` from a teacher that has log-probabilities at T but no logits, as a mixture has.
+    """Return `kd` for a teacher of log-probabilities at T without logits, as a mixture is.
 
     T^2 keeps the gradient at the same scale whatever the temperature.
     """
@@ -90,11 +90,11 @@ def dkd(
     *,
     temperature: float,
 ) -> torch.Tensor:
-    """T^2 of the weighted KLs of target against rest, and of the others among themselves.
+    """Return T^2 of the weighted KLs of target against rest, and of the others among themselves.
 
-    `kd` is their sum with weights 1 and, image by image, 1 - p_t(y): a teacher that is sure
-    silences what it knows of the other classes. DKD gives that a weight of its own (Zhao et al.,
-    CVPR 2022).
+    `kd` is their sum with weights 1 and, image by image, 1 - p_t(y): a certain teacher suppresses
+    its information on the other classes. DKD gives that a weight of its own (Zhao et al., CVPR
+    2022).
     """
     student_B2, student_BO = _decoupled(student_BC / temperature, labels_B)
     teacher_B2, teacher_BO = _decoupled(teacher_BC / temperature, labels_B)
@@ -106,8 +106,9 @@ def dkd(
 def dist(
     student_BC: torch.Tensor, teacher_BC: torch.Tensor, distill: DistillConfig, temperature: float
 ) -> torch.Tensor:
-    """T^2 of the weighted lacks of correlation of the probabilities at T (DIST, Huang et al.,
-    NeurIPS 2022): over an image's classes, and over a class's images, so the batch matters.
+    """Return T^2 of the weighted sum of 1 - correlation of the probabilities at T (DIST, Huang et
+    al., NeurIPS 2022): over an image's classes, and over a class's images, so the batch
+    matters.
 
     A student that is surer or less sure by one measure for all, p_s = (1-e) p_t + e/C, loses
     nothing.
@@ -119,7 +120,7 @@ def dist(
 
 
 def _decoupled(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Log-probabilities of target and rest (B, 2), and of the others among themselves (B, O).
+    """Split into log-probabilities of target and rest (B, 2), and of the others alone (B, O).
 
     The others are gathered, where the authors' code subtracts 1000 from the target's logit: exact
     however large the logits, and free of log 0.
@@ -133,12 +134,12 @@ def _decoupled(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.T
 
 
 def _divergence(teacher_log_prob: torch.Tensor, student_log_prob: torch.Tensor) -> torch.Tensor:
-    """KL(teacher, student), a mean over images: `mean` would divide by the classes as well."""
+    """Return KL(teacher, student), averaged over images: `mean` would divide by classes too."""
     return F.kl_div(student_log_prob, teacher_log_prob, reduction="batchmean", log_target=True)
 
 
 def _correlation(one: torch.Tensor, other: torch.Tensor, axis: int) -> torch.Tensor:
-    """Pearson's correlation along `axis`, and 0 where either is constant.
+    """Return Pearson's correlation along `axis`, and 0 where either is constant.
 
     `FLAT` under the root (ours) bounds the gradient there to 1e4; the authors add 1e-8 to the
     product of lengths, which bounds it to 1e8. Equal values score alike under both.

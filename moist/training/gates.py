@@ -15,7 +15,7 @@ from torch.nn import functional as F
 def mixture_nll(
     gate_prob_BE: torch.Tensor, experts_BEC: torch.Tensor, labels_B: torch.Tensor
 ) -> torch.Tensor:
-    """-log sum_j G_j p_j(y|x), from the gate's probabilities and the experts' logits.
+    """Return -log sum_j G_j p_j(y|x), from the gate's probabilities and the experts' logits.
 
     A gate of 0 takes its expert out, of the value and of every gradient.
     """
@@ -32,7 +32,7 @@ def free_energy(
     *,
     teacher_prior: float,
 ) -> torch.Tensor:
-    """The bound that EM lowers on -log sum_j g_j(x) p_j(y|x), from logits of gate and experts.
+    """Return the bound that EM lowers on -log sum_j g_j(x) p_j(y|x), from logits.
 
     Responsibilities r_j ~ g_j^(1-rho) q_j^rho p_j(y), detached; q is `prior_BE` (probabilities)
     and rho is `teacher_prior`. At rho=0 the value is the negative log-likelihood itself and its
@@ -49,12 +49,12 @@ def free_energy(
 
 
 def divergence(prior_BE: torch.Tensor, gate_BE: torch.Tensor) -> torch.Tensor:
-    """KL(prior, softmax of the gate's logits)."""
+    """Return KL(prior, softmax of the gate's logits)."""
     return F.kl_div(F.log_softmax(gate_BE, 1), prior_BE, reduction="batchmean")
 
 
 def _log_fit(experts_BEC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-    """log p_j(y|x) (B, E)."""
+    """Return log p_j(y|x) (B, E) of the labels."""
     index_BE1 = labels_B[:, None, None].expand(-1, experts_BEC.shape[1], 1)
     return F.log_softmax(experts_BEC, 2).gather(2, index_BE1).squeeze(2)
 
@@ -63,12 +63,13 @@ def _log_fit(experts_BEC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
 
 
 def z_loss(gate_BE: torch.Tensor) -> torch.Tensor:
-    """The squared log-partition of the logits: keeps them small (ST-MoE, Zoph et al. 2022)."""
+    """Return the squared log-partition of the logits, which keeps them small (ST-MoE, Zoph et
+    al. 2022)."""
     return gate_BE.logsumexp(1).square().mean()
 
 
 def balance(gate_BE: torch.Tensor, share_E: torch.Tensor) -> torch.Tensor:
-    """Switch's load balance, weighted by the share of classes each cluster holds.
+    """Return Switch's load balance, weighted by the share of classes that each cluster has.
 
     sum_i f_i P_i / pi_i, with f the routed fraction and P the mean probability: 1 at perfect
     routing. Fedus et al. 2021 have pi = 1/E, which fights correct routing to unequal clusters.
@@ -78,7 +79,7 @@ def balance(gate_BE: torch.Tensor, share_E: torch.Tensor) -> torch.Tensor:
 
 
 def squared_variation(values_E: torch.Tensor, share_E: torch.Tensor) -> torch.Tensor:
-    """The squared coefficient of variation, over experts, of values per share of the classes.
+    """Return the squared coefficient of variation, over experts, of values per share of classes.
 
     0 when each expert has its share. Shazeer et al. 2017 have equal shares; dividing is ours, as
     in `balance`.
@@ -93,7 +94,7 @@ def squared_variation(values_E: torch.Tensor, share_E: torch.Tensor) -> torch.Te
 def noisy(
     gate_BE: torch.Tensor, deviation_BE: torch.Tensor, noise_BE: torch.Tensor
 ) -> torch.Tensor:
-    """The logits with standard normal noise, at the deviation (> 0) of each expert or logit.
+    """Add standard normal noise to the logits, at the deviation (> 0) of each expert or logit.
 
     While training only: it lets near misses be tried, and makes `load` smooth.
     """
@@ -101,9 +102,9 @@ def noisy(
 
 
 def top_gates(gate_BE: torch.Tensor, top: int) -> torch.Tensor:
-    """Probabilities (B, E) over the `top` largest logits of each image, 0 for the others.
+    """Return probabilities (B, E) over the `top` largest logits of each image, 0 for the others.
 
-    With top=1 the one gate left is 1 whatever its logit, so the task's loss teaches the router
+    With top=1 the one gate left is 1 whatever its logit, so the task's loss gives the router
     nothing: Switch's order, softmax before the choice, is for that.
     """
     kept_BE = torch.zeros_like(gate_BE, dtype=torch.bool)
@@ -112,14 +113,15 @@ def top_gates(gate_BE: torch.Tensor, top: int) -> torch.Tensor:
 
 
 def importance(gate_prob_BE: torch.Tensor) -> torch.Tensor:
-    """Each expert's sum of gates (E,): how much it is listened to."""
+    """Return each expert's sum of gates (E,)."""
     return gate_prob_BE.sum(0)
 
 
 def load(
     gate_BE: torch.Tensor, deviation_BE: torch.Tensor, noisy_BE: torch.Tensor, top: int
 ) -> torch.Tensor:
-    """How probably each expert (B, E) is in the top k, would its own noise alone be drawn anew.
+    """Return the probability that each expert (B, E) is in the top k if its noise alone is
+    redrawn.
 
     What the gates' sum can't see: how many images an expert gets, however small their gates. The
     bar is the k-th largest noisy logit of the other experts (appendix A). Sum over images.

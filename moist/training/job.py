@@ -33,7 +33,8 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Job:
-    """A stage's work on a data set: where it runs, and what decides its views and arithmetic."""
+    """The work of a stage on a data set: where it runs, and what decides its views and
+    arithmetic."""
 
     env: Env
     data: Dataset
@@ -127,7 +128,7 @@ class Job:
         return float(total) / max(seen, 1)
 
     def _validation(self, net: nn.Module) -> Row:
-        """Measure `val_accuracy`; nothing without a validation split."""
+        """Measure `val_accuracy`; return nothing without a validation split."""
         val = self.data.val
         if not len(val):
             return {}
@@ -171,7 +172,7 @@ def _joined(view: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 
 def schedule_factor(schedule: str, progress: float) -> float:
-    """Learning rate over its peak at `progress` in [0, 1] of the horizon.
+    """Return the learning rate over its peak at `progress` in [0, 1] of the horizon.
 
     `one_cycle` climbs for a quarter of the way and falls along a cosine (Smith 2018).
     """
@@ -203,6 +204,7 @@ def make_optimizer(net: nn.Module, training: TrainingConfig) -> torch.optim.Opti
 
 
 def _state(net: nn.Module, optimizer: torch.optim.Optimizer, rows: Any) -> dict[str, Any]:
+    """Collect what a checkpoint needs to continue training."""
     slots = optimizer.state_dict()["state"]
     return {
         "module": net.state_dict(),
@@ -233,8 +235,8 @@ def _resume(
 
 
 def _laid_out(value: Any, parameter: torch.Tensor) -> Any:
-    """An optimizer's value, its elements in the memory order of its parameter: fused optimizers
-    walk both in memory order, and a checkpoint stores no channels_last."""
+    """Copy an optimizer's value into the memory order of its parameter: fused optimizers walk
+    both in memory order, and a checkpoint does not store channels_last."""
     if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
         return torch.empty_like(parameter, dtype=value.dtype).detach().copy_(value)
     return value

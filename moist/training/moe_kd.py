@@ -1,4 +1,4 @@
-"""MoE-KD: what the teacher would call an image is a latent variable z of its class y.
+"""MoE-KD: the class that the teacher would give an image is a latent variable z of its class y.
 
 p(y|x) = sum_z gate(z|x) p(y|x,z): the teacher's classifier is the gate, its levels make the
 experts p(y|x,z), and the likelihood is raised by EM. So far the abstract of OpenReview
@@ -22,7 +22,8 @@ Affine = tuple[torch.Tensor, torch.Tensor]
 
 
 def em_bound(log_gate_BZ: torch.Tensor, log_fit_BZ: torch.Tensor) -> torch.Tensor:
-    """-sum_z r_z [log gate_z + log fit_z], a mean over images; r is the posterior of z, held.
+    """Return -sum_z r_z [log gate_z + log fit_z], averaged over images; r is the detached
+    posterior.
 
     An upper bound of the negative log-likelihood, with its gradient: a step on it is a step of
     generalized EM. `fit` is p(y|x,z) of the label y. A gate that is not trained adds a constant.
@@ -35,7 +36,7 @@ def em_bound(log_gate_BZ: torch.Tensor, log_fit_BZ: torch.Tensor) -> torch.Tenso
 def offsets_matrix(
     tables_MCC: torch.Tensor, lambda_M: torch.Tensor, eps: float = 1e-3
 ) -> torch.Tensor:
-    """B_zy = sum_m lambda_m log(eps + P_m(y|z)): what each level's word z says of the class."""
+    """Return B_zy = sum_m lambda_m log(eps + P_m(y|z)), from each level's table P_m."""
     return torch.einsum("m,mzy->zy", lambda_M, (eps + tables_MCC).log())
 
 
@@ -51,26 +52,28 @@ class Offsets(nn.Module):
         self.register_buffer("tables_MCC", levels.tables_MCC.clone())
 
     def offsets(self) -> torch.Tensor:
-        """B, with lambda on the simplex: `mix_M` under a softmax, from uniform."""
+        """Return B, with lambda on the simplex: `mix_M` under a softmax, from uniform."""
         return offsets_matrix(self.tables_MCC, self.mix_M.softmax(0))
 
     def table(self) -> torch.Tensor:
+        """Return exp(B), the table of a `LatentHead`."""
         return self.offsets().exp()
 
     def log_fit(self, features_BD: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        """log p(y|x,z) (B, Z) of the label y."""
+        """Return log p(y|x,z) (B, Z) of the label y."""
         log_prob_BZC = F.log_softmax(self.head(features_BD)[:, None] + self.offsets(), 2)
         return log_prob_BZC.take_along_dim(labels_B[:, None, None], 2).squeeze(2)
 
     def regression(self, features_BD: torch.Tensor, levels_BD: torch.Tensor) -> torch.Tensor:
-        """Nothing is regressed here."""
+        """Return 0: this form regresses nothing."""
         return features_BD.new_zeros(())
 
     def folded(self) -> Affine:
+        """Return the experts' weight and bias in a `LatentHead`."""
         return self.head.weight, self.head.bias
 
-    def alone(self) -> Affine:
-        """Without a gate: u, which learned what is left to say once the teacher has spoken."""
+    def ungated(self) -> Affine:
+        """Return u without a gate, which learned the class given the teacher's."""
         return self.folded()
 
 
@@ -79,7 +82,7 @@ class Heads(nn.Module):
 
     Head m reads what a linear projector makes of the student's features, and the projector
     learns the teacher's pooled level m as well: each channel from its mean, in units of the
-    level's deviation (ours), so that no level and no teacher speaks louder.
+    level's deviation (ours), so that no level and no teacher weighs more.
     """
 
     mean_D: torch.Tensor
@@ -98,11 +101,11 @@ class Heads(nn.Module):
         self.register_buffer("scale_D", torch.cat(scales))
 
     def table(self) -> torch.Tensor:
-        """a, rows on the simplex: `mix_ZM` under a softmax, from uniform."""
+        """Return a, rows on the simplex: `mix_ZM` under a softmax, from uniform."""
         return self.mix_ZM.softmax(1)
 
     def log_fit(self, features_BD: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        """log p(y|x,z) (B, Z) of the label y."""
+        """Return log p(y|x,z) (B, Z) of the label y."""
         pairs = zip(self.heads, self.projectors, strict=True)
         logits = [head(projector(features_BD)) for head, projector in pairs]
         log_prob_BMC = F.log_softmax(torch.stack(logits, 1), 2)
@@ -110,13 +113,14 @@ class Heads(nn.Module):
         return torch.logsumexp(own_BM[:, None] + self.mix_ZM.log_softmax(1), 2)
 
     def regression(self, features_BD: torch.Tensor, levels_BD: torch.Tensor) -> torch.Tensor:
-        """Share of the levels' variance that the projectors miss, a mean over levels."""
+        """Return the share of the levels' variance that the projectors miss, averaged over
+        levels."""
         wanted = torch.split((levels_BD - self.mean_D) / self.scale_D, list(self.widths), 1)
         pairs = zip(self.projectors, wanted, strict=True)
         return torch.stack([F.mse_loss(p(features_BD), level_BD) for p, level_BD in pairs]).mean()
 
     def folded(self) -> Affine:
-        """Each head after its projector as one linear layer; they lie one below the other."""
+        """Return each head after its projector as one linear layer, stacked."""
         weights, biases = [], []
         for head, projector in zip(self.heads, self.projectors, strict=True):
             assert isinstance(head, nn.Linear) and isinstance(projector, nn.Linear)
@@ -125,8 +129,8 @@ class Heads(nn.Module):
             biases.append(bias)
         return torch.cat(weights), torch.cat(biases)
 
-    def alone(self) -> Affine:
-        """Without a gate: the heads' logits, weighted by their mean a over z, as one linear layer.
+    def ungated(self) -> Affine:
+        """Return, without a gate, the heads' logits weighted by their mean a over z, as one layer.
 
         Its softmax is the heads' geometric mean, whose loss is at most the weighted mean of
         theirs: normalizing a geometric mean of distributions only raises it.
@@ -137,7 +141,7 @@ class Heads(nn.Module):
 
 
 def after(weight: torch.Tensor, bias: torch.Tensor, inner: nn.Linear) -> Affine:
-    """A linear layer after an inner one, as one."""
+    """Compose a linear layer with an inner one that it follows."""
     return weight @ inner.weight, weight @ inner.bias + bias
 
 
@@ -148,9 +152,9 @@ class Latent(nn.Module):
     """A student in training: its body, the experts on its features, and the gate.
 
     `gate=student`: the teacher's last layer, frozen, on a linear projection of the student's
-    features, tied to what the teacher says at the temperature. It stays with the student.
-    `gate=teacher`: what the teacher says at the temperature, which no deployed student hears;
-    what is deployed then is the experts alone, as one linear layer. The body is `net` without
+    features, tied to the teacher's probabilities at the temperature. The student keeps it.
+    `gate=teacher`: the teacher's probabilities at the temperature, which a deployed student does
+    not have; the experts alone are deployed then, as one linear layer. The body is `net` without
     its last linear layer.
     """
 
@@ -188,34 +192,34 @@ class Latent(nn.Module):
         teacher_BC: torch.Tensor,
         levels_BD: torch.Tensor,
     ) -> torch.Tensor:
-        """The M-step's objective at the current posterior, a mean over images.
+        """Return the M-step's objective at the current posterior, averaged over images.
 
         `teacher_BC` are the teacher's logits on these images, `levels_BD` its pooled levels.
         """
         features_BD: torch.Tensor = self.net(images_BCHW)
         with exactly(features_BD):
             features_BD = features_BD.float()
-            told_BZ = log_gate_BZ = F.log_softmax(teacher_BC / self.temperature, 1)
+            teacher_BZ = log_gate_BZ = F.log_softmax(teacher_BC / self.temperature, 1)
             tied = features_BD.new_zeros(())
             if self.phi is not None:
                 gate_BZ = F.linear(self.phi(features_BD), self.weight_CF, self.bias_C)
                 log_gate_BZ = F.log_softmax(gate_BZ, 1)
-                tied = F.kl_div(log_gate_BZ, told_BZ, reduction="batchmean", log_target=True)
+                tied = F.kl_div(log_gate_BZ, teacher_BZ, reduction="batchmean", log_target=True)
             bound = em_bound(log_gate_BZ, self.experts.log_fit(features_BD, labels_B))
             return bound + self.tie * tied + self.experts.regression(features_BD, levels_BD)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities (B, C) of what `deployed` hands over."""
+        """Return log-probabilities (B, C) of the student that `deployed` returns."""
         logits_BC: torch.Tensor = self.folded()(self.net(images_BCHW))
         return F.log_softmax(logits_BC.float(), 1)
 
     @torch.no_grad()
     def folded(self) -> LatentHead | nn.Linear:
-        """What takes the last layer's place: each chain of linear layers as one."""
+        """Build the student's last layer: each chain of linear layers as one."""
         classes = len(self.bias_C)
         with exactly(self.bias_C):
             if self.phi is None:
-                weight, bias = self.experts.alone()
+                weight, bias = self.experts.ungated()
                 with torch.device("meta"):
                     linear = nn.Linear(weight.shape[1], classes)
                 linear.load_state_dict({"weight": weight, "bias": bias}, assign=True)
@@ -232,7 +236,7 @@ class Latent(nn.Module):
             return head
 
     def deployed(self) -> tuple[dict[str, torch.Tensor], str | None]:
-        """The student's state, and which form of `LatentHead` is its last layer; None: a linear
-        one."""
+        """Return the student's state, and the form of the `LatentHead` that is its last layer;
+        None if that is linear."""
         last = self.folded().state_dict(prefix=f"{self.last}.")
         return {**self.net.state_dict(), **last}, None if self.phi is None else self.form

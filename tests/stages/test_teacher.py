@@ -207,7 +207,7 @@ def test_what_is_no_state_dict_is_refused_with_the_way_to_make_one(
     value: object, tmp_path: Path
 ) -> None:
     said = refused(stored(tmp_path, value))
-    assert "holds no state dict of tensors" in said
+    assert "does not contain a state dict of tensors" in said
     assert "hint: save it with `net.state_dict()`" in said
 
 

@@ -252,7 +252,7 @@ def test_a_systems_model_is_stored_told_of_and_classifies_images(home, capsys, f
     said = predict_images(store, record, paths)
     assert [row["image"] for row in said] == [str(path) for path in paths]
     assert all(row["class"] in "0123456789" and 0 < row["probability"] <= 1 for row in said)
-    assert all(("second_opinion" in row) == (report.deferral is not None) for row in said)
+    assert all(("deferred" in row) == (report.deferral is not None) for row in said)
     assert all(("expert" in row) == ("system" not in overrides) for row in said)
     print_report(report, flat(config), "moist run ...")
     shown = capsys.readouterr().out
@@ -281,7 +281,7 @@ def test_a_second_opinion_is_asked_only_of_images_in_doubt(home, tmp_path, monke
     assert 0 < sum(asked) == int(settled.deferred_B.sum()) < 30
     monkeypatch.setattr("moist.serving.predict.EVAL_BATCH", 7)
     said = predict_images(store, record, paths)
-    assert [row["second_opinion"] for row in said] == settled.deferred_B.tolist()
+    assert [row["deferred"] for row in said] == settled.deferred_B.tolist()
     top_N = settled.logits_BC.softmax(1).amax(1)
     assert [row["probability"] for row in said] == pytest.approx(top_N.tolist(), abs=1e-5)
     assert [row["image"] for row in said] == [str(path) for path in paths]
