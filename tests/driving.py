@@ -2,78 +2,41 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cache
-from multiprocessing import forkserver
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
-from uuid import uuid4
 
 import psutil
-import pytest
 import toy
+from forked import MOIST, PATIENCE, Forked
 
 from moist.results.trials import Trial
 from moist.store.runs import RunRecords
 from moist.study.storage import load
 
-T = TypeVar("T")
-
-PATIENCE = toy.PATIENCE
-PRELOAD = [
-    "moist.cli.main",
-    "moist.study.search",
-    "moist.study.trainer",
-    "moist.study.costs",
-    "sklearn.cluster",
-    "torch._dynamo",
-    "optuna.storages._rdb.models",
-    "sqlalchemy.dialects.sqlite",
-    "alembic.context",
-    "alembic.config",
-    "alembic.script",
-    *toy.PRELOAD,
-]
+TOY = "import pickle, sys, toy; toy.drive(pickle.loads(bytes.fromhex(sys.argv[1])))"
 
 
-@cache
-def server() -> Any:
-    """Fork drivers from a process that has imported everything; they start their own servers.
-
-    It replaces one that another test may have started, which has not.
-    """
-    forkserver._forkserver._stop()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
-
-
-@dataclass(frozen=True)
-class Driving:
-    """A driver in a session of its own, and the file of its output."""
-
-    process: Any
-    output: Path
+class Driving(Forked):
+    """A driver at work, with the processes that it started."""
 
     @property
     def text(self) -> str:
-        return self.output.read_text() if self.output.exists() else ""
+        return self.out + self.err
 
     @property
     def name(self) -> str:
         """Return its name in messages."""
-        return f"process {self.process.pid} on {socket.gethostname()}"
+        return f"process {self.pid} on {socket.gethostname()}"
 
     def family(self) -> list[psutil.Process]:
         """List all processes that it started, directly or not."""
         try:
-            return psutil.Process(self.process.pid).children(recursive=True)
+            return psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
 
@@ -82,52 +45,36 @@ class Driving:
         found = []
         for process in self.family():
             try:
-                if process.ppid() != self.process.pid and alive(process):
+                if process.ppid() != self.pid and alive(process):
                     found.append(process)
             except psutil.NoSuchProcess:
                 continue
         return found
 
-    def until(self, seen: Callable[[], T]) -> T:
-        """Wait until `seen` is true; the driver must not end before."""
-        deadline = time.monotonic() + PATIENCE
-        while not (found := seen()):
-            if not self.process.is_alive() or time.monotonic() > deadline:
-                self.process.kill()
-                pytest.fail(f"it did not get there:\n{self.text}")
-            time.sleep(0.01)
-        return found
-
     def kill(self) -> None:
-        """SIGKILL it, and check that no process of it survives."""
+        """Kill it, and check that no process of it survives."""
         family = self.family()
-        self.process.kill()
-        self.process.join(PATIENCE)
-        assert self.process.exitcode == -signal.SIGKILL, self.text
+        os.kill(self.pid, signal.SIGKILL)
+        assert self.wait() == -signal.SIGKILL, self.text
         await_end(family)
 
     def finish(self) -> int:
         """Return its exit code, once neither it nor any process of it is left."""
         family: dict[int, psutil.Process] = {}
         deadline = time.monotonic() + PATIENCE
-        while self.process.is_alive() and time.monotonic() < deadline:
+        while self.poll(0.02) is None and time.monotonic() < deadline:
             family |= {process.pid: process for process in self.family()}
-            self.process.join(0.02)
-        assert not self.process.is_alive(), self.text
+        code = self.wait(0)
         await_end(family.values())
-        return int(self.process.exitcode)
+        return code
 
 
 def start(what: toy.Start) -> Driving:
-    return command(toy.drive, what, home=what.home)
+    return Driving(["-c", TOY, pickle.dumps(what).hex()])
 
 
-def command(target: Callable[..., None], *words: Any, home: Path) -> Driving:
-    """Start a process that runs a function with these arguments and a file for its output."""
-    output = home.with_name(f"{home.name}-{uuid4().hex}.txt")
-    process = server().Process(target=target, args=(*words, output))
-    process.start()
-    return Driving(process, output)
+def sweep(*words: object) -> Driving:
+    return Driving([*MOIST, "sweep", "optuna", *words])
 
 
 def alive(process: psutil.Process) -> bool:

@@ -327,7 +327,7 @@ class Forked:
         """Wait for what the process does; fail if it ends before."""
         deadline = time.monotonic() + PATIENCE
         while not (found := seen()):
-            assert self.poll(0.002) is None and time.monotonic() < deadline, self.err
+            assert self.poll(0.005) is None and time.monotonic() < deadline, self.err
         return found
 
     def signal(self, number: int) -> None:

@@ -289,26 +289,8 @@ def search(start: Start) -> Any:
         return ledger.trials()
 
 
-def alone(output: Path) -> None:
-    """Start a session of its own that receives signals and writes to a file."""
-    os.setsid()
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    for number in (1, 2):
-        os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
-
-
-def moist(words: Sequence[str], output: Path) -> None:
-    """Run the command line."""
-    from moist.cli.main import main
-
-    alone(output)
-    sys.argv = ["moist", *words]
-    main()
-
-
-def drive(start: Start, output: Path) -> None:
+def drive(start: Start) -> None:
     """Run `search` as a command."""
-    alone(output)
     if start.kill_at is not None:
         kill_at_commit(start.kill_at)
     try:

@@ -22,8 +22,8 @@ def rivals(*starts: Start) -> tuple[Driving, list[Driving]]:
         one.until(lambda one=one: "driving" in one.text)
     left, deadline = driving, time.monotonic() + PATIENCE
     while len(left) > 1 and time.monotonic() < deadline:
-        left[0].process.join(0.02)
-        left = [one for one in left if one.process.is_alive()]
+        left[0].poll(0.02)
+        left = [one for one in left if one.poll() is None]
     if len(left) > 1:
         for one in left:
             one.kill()

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from driving import Driving, command, records, start, trials
+from driving import Driving, records, start, sweep, trials
 from optuna.artifacts import get_all_artifact_meta
 from optuna.samplers import RandomSampler
 from tiny import searched
-from toy import FAIL, WAIT, Start, attempts, moist, ref, search
+from toy import FAIL, WAIT, Start, attempts, ref, search
 
 from moist.store.maintenance import entries, verify
 from moist.store.objects import ObjectStore
@@ -182,7 +182,7 @@ def test_a_signal_to_all_processes_of_a_job_ends_it_in_order_and_costs_no_attemp
     what = Start(tmp_path, trials=4, workers=2, script={2: WAIT, 3: WAIT})
     driving = start(what)
     driving.until(lambda: len(attempts(tmp_path)) == 4)
-    os.killpg(driving.process.pid, number)
+    os.killpg(driving.pid, number)
     assert driving.finish() == 130, driving.text
     assert [trial.state for trial in trials(tmp_path)] == ["complete"] * 2 + ["running"] * 2
     (tmp_path / "go").touch()
@@ -193,14 +193,18 @@ def test_a_signal_to_all_processes_of_a_job_ends_it_in_order_and_costs_no_attemp
 @pytest.mark.slow
 def test_ctrl_c_at_any_moment_of_a_start_ends_it_in_order(tmp_path):
     chance = random.Random(0)
-    for _ in range(6):
+    for moment in (*(chance.uniform(0.0, 0.8) for _ in range(5)), None):
         driving = start(Start(tmp_path, trials=1000, workers=2))
         end = driving.until(lambda driving=driving: "driving" in driving.text and time.monotonic())
-        end += chance.uniform(0.0, 0.8)
-        driving.until(lambda end=end: time.monotonic() > end)
-        os.killpg(driving.process.pid, signal.SIGINT)
-        assert driving.finish() == 130, driving.text
+        if moment is None:  # at the latest when a trial has begun
+            driving.until(lambda: attempts(tmp_path))
+        else:
+            driving.until(lambda end=end + moment: time.monotonic() > end)
+        os.killpg(driving.pid, signal.SIGINT)
         # what hits a finalizer, Python itself prints and ignores
+        while driving.poll(1) is None and "Exception ignored" in driving.text:
+            os.killpg(driving.pid, signal.SIGINT)
+        assert driving.finish() == 130, driving.text
         assert "Traceback" not in driving.text.partition("Exception ignored")[0]
     assert {trial.attempts for trial in trials(tmp_path)} == {()}
 
@@ -221,13 +225,13 @@ def test_work_survives_the_server_that_forks_workers(tmp_path):
 def test_a_sweep_of_the_command_line_killed_and_interrupted_goes_on_with_what_is_stored(tmp_path):
     file, home = tmp_path / "small.yaml", tmp_path / "home"
     file.write_text(SWEEP)
-    words = ["sweep", "optuna", str(file), "--trials", "3", "--workers", "2", "--threads", "1"]
+    words = [str(file), "--trials", "3", "--workers", "2", "--threads", "1"]
     words += ["--home", str(home)]
     stamps: dict[str, str] = {}
 
     def midway(stages: int) -> tuple[Driving, psutil.Process]:
         """Drive until that many stages are stored; return the worker amid another, too."""
-        driving = command(moist, words, home=tmp_path)
+        driving = sweep(*words)
 
         def reached() -> psutil.Process | None:
             steps = {path.parent.name for path in home.glob("partial/*/step-*")}
@@ -242,9 +246,9 @@ def test_a_sweep_of_the_command_line_killed_and_interrupted_goes_on_with_what_is
     assert verify(ObjectStore(home)) == []
     stamps |= stored(home)
     interrupted, _ = midway(len(stamps) + 2)
-    os.killpg(interrupted.process.pid, signal.SIGINT)
+    os.killpg(interrupted.pid, signal.SIGINT)
     assert interrupted.finish() == 130
-    assert interrupted.text.endswith(f"continue with\n  moist {' '.join(words)}\n")
+    assert interrupted.text.endswith(f"continue with\n  moist sweep optuna {' '.join(words)}\n")
     assert verify(ObjectStore(home)) == []
     stamps |= stored(home)
     resumed, worker = midway(len(stamps) + 2)
