@@ -22,8 +22,8 @@ ANSWERS_AT_ONCE = (
     "config config.overrides errors results results.report results.queries results.aggregate"
     " sweepfile disk store.runs store.keys store.maintenance store.objects reporting.terminal"
     " reporting.run_tables reporting.study_tables study.storage study.ledger"
-    " cli.main cli.options cli.store cli.bench cli.sweep cli.study cli.run cli.table cli.upkeep"
-    " cli.wandb"
+    " cli.main cli.options cli.store cli.bench cli.sweep cli.sweep_optuna cli.sweep_wandb"
+    " cli.study cli.pareto cli.run cli.runs cli.wandb"
 ).split()
 READS_TEST = {"stages/evaluate.py", "stages/prepare.py", "data/sources.py", "data/decode.py"}
 
