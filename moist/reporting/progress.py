@@ -37,6 +37,7 @@ class SearchProgress:
         self.live.stop()
 
     def observe(self, event: events.Event) -> None:
+        """Update the display, or print a line."""
         match event:
             case events.StudyOpened():
                 self._open(event)

@@ -35,6 +35,7 @@ class WandbObserver:
         """Keys of the stages that each trial's run has: later attempts reuse them."""
 
     def observe(self, event: events.Event) -> None:
+        """Log the event to its W&B run."""
         match event:
             case events.StudyOpened():
                 self.study, self.spec = event.name, event.spec
