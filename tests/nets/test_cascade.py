@@ -213,7 +213,7 @@ def test_images_grouped_are_answered_as_one_by_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_below_the_threshold_is_the_second_opinion_and_above_it_the_first(name: str) -> None:
+def test_below_the_threshold_the_second_pass_counts_and_above_it_the_first(name: str) -> None:
     with torch.inference_mode():
         first, net = models(name, 0.0)(images()), models(name, 2.0)
         second = net(images())
@@ -226,7 +226,7 @@ def test_below_the_threshold_is_the_second_opinion_and_above_it_the_first(name: 
         assert not torch.allclose(first, second)
 
 
-def test_a_threshold_of_zero_asks_nobody_and_one_of_two_always() -> None:
+def test_a_threshold_of_zero_defers_no_image_and_one_of_two_all() -> None:
     x_BCHW = images()
     with torch.inference_mode():
         assert torch.equal(models("student and student", 0.0)(x_BCHW), student()(x_BCHW))
@@ -250,7 +250,7 @@ def test_certainty_is_the_top_probability_or_the_routers_margin(seed: int) -> No
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40), st.floats(0, 1))
-def test_a_threshold_asks_for_the_share_to_one_image_unless_certainties_tie(
+def test_a_threshold_defers_the_share_to_one_image_unless_certainties_tie(
     certainties: list[float], share: float
 ) -> None:
     """Images of one certainty are asked for all together: then fewer, never more."""
@@ -307,7 +307,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_image_costs_the_first_opinion_and_the_share_that_asks_the_second(kind: str) -> None:
+def test_an_image_costs_the_first_pass_and_the_deferred_share_of_the_second(kind: str) -> None:
     model = cascade(**KINDS[kind])
     found = evaluate(ENV, data=DATA, model=model, oracle=False, precision="float32")
     assert found.deferral is not None
@@ -326,7 +326,7 @@ def test_an_image_costs_the_first_opinion_and_the_share_that_asks_the_second(kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_curve_goes_from_asking_nobody_to_asking_always(kind: str) -> None:
+def test_the_curve_goes_from_deferring_no_image_to_deferring_all(kind: str) -> None:
     model = cascade(**KINDS[kind])
     found = evaluate(ENV, data=DATA, model=model, oracle=False, precision="float32")
     alone = evaluate(ENV, data=DATA, model=model.first, oracle=False, precision="float32")
@@ -370,7 +370,7 @@ def test_the_labels_of_validation_images_are_not_read_either() -> None:
 
 
 @pytest.mark.parametrize(("share", "asked"), [(0.0, 0.0), (1.0, 1.0)])
-def test_a_share_of_none_or_all_asks_nobody_or_always(share: float, asked: float) -> None:
+def test_a_share_of_none_or_all_defers_no_image_or_all(share: float, asked: float) -> None:
     model = cascade(share, fallback="teacher")
     found = evaluate(ENV, data=DATA, model=model, oracle=False, precision="float32")
     assert isinstance(model.fallback, Teacher) and found.deferral is not None

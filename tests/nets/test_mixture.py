@@ -123,7 +123,7 @@ def test_a_batch_is_answered_as_one_image_at_a_time(
         torch.testing.assert_close(net(images()), alone_BC, rtol=1e-5, atol=1e-5)
 
 
-def test_dispatch_asks_the_expert_it_is_told_and_no_other() -> None:
+def test_dispatch_runs_the_given_expert_and_no_other() -> None:
     net = mixture()
     expert_B = torch.tensor([2, 0, 2, 0])
     logits_BC = net.dispatch(images(4), expert_B)

@@ -188,7 +188,7 @@ def test_only_the_cnn_student_has_sizes_to_choose(name: str) -> None:
     assert options == (cnn if name == "cnn" else {})
 
 
-def test_the_oracle_has_no_weights_and_is_told_the_cluster() -> None:
+def test_the_oracle_has_no_weights_and_routes_by_the_cluster() -> None:
     oracle = ROUTERS["oracle"].build((3, 8, 8), 3)
     assert isinstance(oracle, OracleRouter)
     assert not oracle.state_dict()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_integrate import ENV, asked, dataset, gathered, says, student, taught
+from test_integrate import ENV, dataset, gathered, merging, mixture_views, student, taught
 from test_joint import CLUSTERS, batch, joint, network, train, value
 from torch.nn import functional as F
 
@@ -144,7 +144,7 @@ def inputs(data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("who", ["none", "teacher", "mixture", "both"])
 def test_a_refinement_weighs_labels_and_its_teachers(who: str, alpha: float) -> None:
-    teachers = {"none": (), "teacher": (taught(1),), "mixture": (says(2.0),)}
+    teachers = {"none": (), "teacher": (taught(1),), "mixture": (mixture_views(2.0),)}
     teachers["both"] = (*teachers["mixture"], *teachers["teacher"])
     data, t = dataset(), 2.0
     start = student(7)
@@ -152,7 +152,7 @@ def test_a_refinement_weighs_labels_and_its_teachers(who: str, alpha: float) -> 
     given = tuple(replace(one, train_VNC=one.train_VNC[:1]) for one in teachers[who])
     after = integrate(
         ENV, data=data, student=start, taught=given, views=1,
-        merge=asked(who, alpha=alpha, **STILL), temperature=t, augment=AugmentConfig(shift=0),
+        merge=merging(who, alpha=alpha, **STILL), temperature=t, augment=AugmentConfig(shift=0),
         precision="float32", seed=0,
     )  # fmt: skip
     with torch.inference_mode():

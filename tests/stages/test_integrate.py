@@ -190,7 +190,7 @@ def test_batch_norms_statistics_are_those_of_a_training_pass(method: str, images
 # refining
 
 
-def says(temperature: float | None, masked: bool = False, env: Env = ENV) -> Logits:
+def mixture_views(temperature: float | None, masked: bool = False, env: Env = ENV) -> Logits:
     return mixture_logits(
         env, data=dataset(val=10), mixture=mixture(True, masked), temperature=temperature,
         augment=AugmentConfig(shift=1), views=2, precision="float32", seed=0,
@@ -198,7 +198,7 @@ def says(temperature: float | None, masked: bool = False, env: Env = ENV) -> Log
 
 
 def refined(merge: MergeConfig, env: Env = ENV, masked: bool = False) -> Student:
-    mixed, hard = says(2.0, masked), says(None, masked)
+    mixed, hard = mixture_views(2.0, masked), mixture_views(None, masked)
     who = {
         "mixture": (mixed,), "hard": (hard,), "teacher": (taught(),), "both": (mixed, taught()),
         "none": (),
@@ -216,7 +216,7 @@ class Stops(Silent):
         raise KeyboardInterrupt
 
 
-def asked(teacher: str, **values: object) -> MergeConfig:
+def merging(teacher: str, **values: object) -> MergeConfig:
     known = {"teacher": teacher, "epochs": 2, "batch_size": 8, "lr": 0.01}
     return MergeConfig.model_validate({**known, **values})
 
@@ -225,39 +225,39 @@ def asked(teacher: str, **values: object) -> MergeConfig:
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_whoever_refines_the_loss_descends(teacher: str, masked: bool) -> None:
     """Under a masked teacher some classes have no probability, and it stays finite."""
-    history = refined(asked(teacher, epochs=10), masked=masked).history
+    history = refined(merging(teacher, epochs=10), masked=masked).history
     assert history[-1]["loss"] < history[0]["loss"]
     assert "val_accuracy" in history[0]
 
 
-def test_who_refines_makes_a_difference_and_the_weight_of_the_soft_loss_too() -> None:
-    states = [refined(asked(teacher)).state["fc2.weight"] for teacher in TEACHERS]
+def test_the_refining_teacher_and_the_weight_of_the_soft_loss_make_a_difference() -> None:
+    states = [refined(merging(teacher)).state["fc2.weight"] for teacher in TEACHERS]
     for i, one in enumerate(states):
         assert not any(torch.equal(one, other) for other in states[:i])
-    half = refined(asked("teacher", alpha=0.35)).state["fc2.weight"]
-    assert not torch.equal(half, refined(asked("teacher")).state["fc2.weight"])
+    half = refined(merging("teacher", alpha=0.35)).state["fc2.weight"]
+    assert not torch.equal(half, refined(merging("teacher")).state["fc2.weight"])
 
 
 def test_without_a_teacher_it_is_the_labels_that_refine_whatever_the_weight() -> None:
-    plain = refined(asked("none"))
-    assert same(plain, refined(asked("none", alpha=0.1)))
+    plain = refined(merging("none"))
+    assert same(plain, refined(merging("none", alpha=0.1)))
     for teacher in ("mixture", "teacher"):
-        assert same(plain, refined(asked(teacher, alpha=0.0)))
+        assert same(plain, refined(merging(teacher, alpha=0.0)))
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_a_killed_refinement_goes_on_to_the_same_student(teacher: str, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        refined(asked(teacher), Env(ENV.device, Stops(), "integrate", tmp_path))
-    resumed = refined(asked(teacher), ENV.at("integrate", tmp_path))
-    assert same(resumed, refined(asked(teacher)))
+        refined(merging(teacher), Env(ENV.device, Stops(), "integrate", tmp_path))
+    resumed = refined(merging(teacher), ENV.at("integrate", tmp_path))
+    assert same(resumed, refined(merging(teacher)))
     assert len(resumed.history) == 2
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_mixture_teaches_what_its_students_say_of_the_images_that_are_seen(masked: bool) -> None:
     data, model, t = dataset(val=10), mixture(True, masked), 2.0
-    mixed_VNC, hard_VNC = says(t, masked).train_VNC, says(None, masked).train_VNC
+    mixed_VNC, hard_VNC = mixture_views(t, masked).train_VNC, mixture_views(None, masked).train_VNC
     member_EC = torch.tensor(CLUSTERS.of_class)[None] == torch.arange(3)[:, None]
     for view in range(2):
         for batch in job(data).batches(view, 8, views=2):
@@ -287,8 +287,8 @@ def test_a_mixtures_logits_of_a_killed_stage_go_on_from_the_last_whole_view(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        says(2.0, env=Env(ENV.device, Stops(), "mixture_logits", tmp_path))
+        mixture_views(2.0, env=Env(ENV.device, Stops(), "mixture_logits", tmp_path))
     found = checkpoint.load(tmp_path, print)
     assert found is not None and found[0] == 1
-    resumed = says(2.0, env=ENV.at("mixture_logits", tmp_path))
-    assert torch.equal(resumed.train_VNC, says(2.0).train_VNC)
+    resumed = mixture_views(2.0, env=ENV.at("mixture_logits", tmp_path))
+    assert torch.equal(resumed.train_VNC, mixture_views(2.0).train_VNC)

@@ -25,7 +25,7 @@ from moist.store.runs import RunRecords
 from moist.store.store import Store
 
 
-class Told(Silent):
+class Warnings(Silent):
     """Keeps the warnings."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("stage", FILES)
-def test_a_damaged_output_is_told_computed_again_and_gives_the_same_report(home, stage):
+def test_a_damaged_output_is_reported_computed_again_and_gives_the_same_report(home, stage):
     report, _ = ran(home)
     store = Store(home, env())
     stages(tiny(), store)
@@ -123,12 +123,12 @@ def test_a_damaged_output_is_told_computed_again_and_gives_the_same_report(home,
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    told = Told()
-    again, computed = ran(home, progress=told)
+    seen = Warnings()
+    again, computed = ran(home, progress=seen)
     assert computed == [stage]
-    assert len(told.warnings) == 1 and f"`{stage}` {key[:8]} is damaged" in told.warnings[0]
+    assert len(seen.warnings) == 1 and f"`{stage}` {key[:8]} is damaged" in seen.warnings[0]
     assert again.timeless() == report.timeless()
-    assert ran(home, progress=told)[1] == [] and len(told.warnings) == 1
+    assert ran(home, progress=seen)[1] == [] and len(seen.warnings) == 1
 
 
 # variants
@@ -220,7 +220,7 @@ def test_a_system_runs_and_stands_beside_what_it_is_to_beat(home, overrides):
 
 
 @pytest.mark.parametrize("overrides", [one for one in BASELINES if "first" in BASELINES[one]])
-def test_a_second_opinion_costs_what_was_asked_for_and_no_more(home, overrides):
+def test_a_cascade_costs_the_second_pass_of_deferred_images_and_no_more(home, overrides):
     store = Store(home, env())
     config = tiny(*overrides.split())
     report, timed = run(config, store), stages(config, store).latencies.value.models
@@ -240,7 +240,7 @@ def test_a_second_opinion_costs_what_was_asked_for_and_no_more(home, overrides):
 
 
 @pytest.mark.parametrize("overrides", BASELINES)
-def test_a_systems_model_is_stored_told_of_and_classifies_images(home, capsys, folder, overrides):
+def test_a_systems_model_is_stored_printed_and_classifies_images(home, capsys, folder, overrides):
     store = Store(home, env())
     config = tiny(*overrides.split())
     report = run(config, store)
@@ -260,10 +260,10 @@ def test_a_systems_model_is_stored_told_of_and_classifies_images(home, capsys, f
     assert ("\ndeferred " in shown) == (report.deferral is not None)
 
 
-def test_a_second_opinion_is_asked_only_of_images_in_doubt(home, tmp_path, monkeypatch):
-    """However many images there are: what is said of one does not depend on the others."""
-    doubts = ("cascade.fallback=teacher", "cascade.defer=0.5", "precision=float32")
-    store, config = Store(home, env()), tiny(*doubts)
+def test_the_second_pass_is_computed_for_deferred_images_only(home, tmp_path, monkeypatch):
+    """However many images there are: the class of one does not depend on the others."""
+    overrides = ("cascade.fallback=teacher", "cascade.defer=0.5", "precision=float32")
+    store, config = Store(home, env()), tiny(*overrides)
     report = run(config, store)
     prepared = [call.key for call in store.calls if call.stage == "prepare"]
     record = RunRecords(home).save(

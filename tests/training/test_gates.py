@@ -69,7 +69,7 @@ def test_mixture_nll_is_minus_the_mixtures_log_likelihood(seed: int) -> None:
 
 @laws
 @given(seeds, st.sampled_from([1, 2]))
-def test_an_expert_whose_gate_is_zero_says_and_learns_nothing(seed: int, top: int) -> None:
+def test_an_expert_whose_gate_is_zero_adds_and_learns_nothing(seed: int, top: int) -> None:
     gate, experts, labels, _ = mixture(seed)
     prob = top_gates(gate, top)
     found = mixture_nll(prob, experts, labels)

@@ -73,7 +73,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
 
 
-def told(rows: tuple[Row, ...]) -> list[dict[str, float]]:
+def without_speed(rows: tuple[Row, ...]) -> list[dict[str, float]]:
     """The rows without their speed."""
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
@@ -108,7 +108,7 @@ def test_a_killed_run_ends_as_an_unbroken_one_bit_for_bit(
         trained(tmp_path, training, stop_at)
     resumed, later = trained(tmp_path, training)
     assert same(resumed, unbroken)
-    assert told(later) == told(rows)
+    assert without_speed(later) == without_speed(rows)
     assert [row["epoch"] for row in later] == [1, 2, 3, 4]
 
 
@@ -126,10 +126,10 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first, rows = trained(tmp_path, UPDATES[0])
     again, same_rows = trained(tmp_path, UPDATES[0], stop_at=0)
     assert same(first, again)
-    assert told(same_rows) == told(rows)
+    assert without_speed(same_rows) == without_speed(rows)
 
 
-def test_training_can_be_told_from_another_stage_or_seed() -> None:
+def test_another_stage_or_seed_trains_another_network() -> None:
     one, _ = trained(None, UPDATES[0])
     assert not same(one, trained(None, UPDATES[0], stage="other")[0])
     assert not same(one, trained(None, UPDATES[0], seed=1)[0])
@@ -238,7 +238,7 @@ def test_a_full_cosine_only_falls_and_a_truncated_one_hardly_moves() -> None:
     assert 0.097 < truncated[-1] < 0.098
 
 
-def test_rows_tell_the_last_rate_of_their_epoch() -> None:
+def test_rows_have_the_last_rate_of_their_epoch() -> None:
     _, rows = trained(None, TrainingConfig(epochs=2, batch_size=SIZE, lr=0.1, schedule="cosine"))
     expected = [0.1 * schedule_factor("cosine", (e * STEPS - 1) / (2 * STEPS)) for e in (1, 2)]
     assert [row["lr"] for row in rows] == pytest.approx(expected)

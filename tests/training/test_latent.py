@@ -191,7 +191,7 @@ def test_small_steps_of_generalized_em_lower_the_loss_of_real_images(form: str, 
     assert all(after < before for before, after in pairwise(found))
 
 
-def test_the_tie_is_zero_when_the_gate_says_what_the_teacher_says_and_only_then() -> None:
+def test_the_tie_is_zero_when_gate_and_teacher_agree_and_only_then() -> None:
     loose, tied = latent(tie=0.0), latent(tie=3.0)
     images, labels, logits, features = batch()
     log_gate_BZ, _ = terms(tied)
@@ -205,7 +205,7 @@ def test_the_tie_is_zero_when_the_gate_says_what_the_teacher_says_and_only_then(
     assert more - one == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
-def test_the_tie_teaches_the_gate_what_the_teacher_says() -> None:
+def test_the_tie_draws_the_gate_to_the_teacher() -> None:
     """Its gradient is that of the divergence, for what makes the gate and for nothing else."""
     loose, tied = latent(tie=0.0), latent(tie=3.0)
     names = [name for name, _ in tied.named_parameters()]
@@ -327,7 +327,7 @@ def test_the_folded_head_gives_the_distribution_that_was_trained(form: str) -> N
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("form", FORMS)
-def test_the_deployed_student_says_what_was_validated(form: str, gate: str) -> None:
+def test_the_deployed_student_is_the_validated_one(form: str, gate: str) -> None:
     net = latent(form, gate)
     state, deployed = net.deployed()
     assert deployed == (form if gate == "student" else None)
@@ -361,7 +361,7 @@ def test_a_student_whose_gate_is_the_teacher_is_deployed_as_its_experts_alone() 
 @pytest.mark.parametrize("form", FORMS)
 @laws
 @given(seed=seeds)
-def test_a_head_is_the_mixture_that_it_is_said_to_be(form: str, seed: int) -> None:
+def test_a_head_is_the_mixture_of_its_definition(form: str, seed: int) -> None:
     found, x = head(form, seed).double(), drawn(seed, 7, 6)
     gate = found.gate(x).softmax(1)
     logits = found.experts(x).view(7, -1, C)
@@ -435,7 +435,7 @@ def test_levels_hold_the_teachers_last_layer() -> None:
     torch.testing.assert_close(said, teacher_BC, rtol=1e-2, atol=1e-2)
 
 
-def test_the_deeper_the_level_the_more_it_says_of_the_class() -> None:
+def test_a_deeper_level_predicts_the_class_better() -> None:
     tables_MCC = levels().tables_MCC
     assert tables_MCC.shape == (M, C, C) and (tables_MCC > 0).all()
     torch.testing.assert_close(tables_MCC.sum(2), torch.ones(M, C))
@@ -443,7 +443,7 @@ def test_the_deeper_the_level_the_more_it_says_of_the_class() -> None:
     assert right_M[0] > 0.3 and right_M[2] > right_M[0]
 
 
-def test_a_table_counts_classes_by_what_was_said_and_is_even_where_nothing_was() -> None:
+def test_a_table_counts_classes_by_prediction_and_is_even_where_there_was_none() -> None:
     said, labels = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 2])
     third = 1 / 3
     expected = [
@@ -454,7 +454,7 @@ def test_a_table_counts_classes_by_what_was_said_and_is_even_where_nothing_was()
     torch.testing.assert_close(table(said, labels, 3), torch.tensor(expected))
 
 
-def test_a_probe_tells_apart_what_a_line_does_and_no_more() -> None:
+def test_a_probe_separates_what_a_line_does_and_no_more() -> None:
     x, labels = drawn(0, 60, 2).float(), torch.arange(60) % 2
     apart = x + 30 * labels[:, None]
     constant = torch.cat([apart * 1000, torch.ones(60, 1)], 1)

@@ -131,7 +131,7 @@ def test_equal_teachers_average_to_what_one_of_them_teaches(seed: int, temperatu
 
 @laws
 @given(seeds, temperatures)
-def test_weighted_by_the_teachers_doubt_of_the_target_dkd_is_kd(
+def test_weighted_by_the_teachers_uncertainty_of_the_target_dkd_is_kd(
     seed: int, temperature: float
 ) -> None:
     student, teacher, labels = pairs(seed)
@@ -203,7 +203,7 @@ def test_dist_forgives_a_student_that_is_less_sure_by_one_measure_for_all(
     assert kd(student, teacher, 1.0) > 1e-3
 
 
-def test_dist_forgives_a_measure_of_doubt_an_image_only_within_images() -> None:
+def test_dist_forgives_an_uncertainty_of_each_image_only_within_images() -> None:
     _, teacher, _ = pairs(0)
     doubt = torch.linspace(0, 0.9, 7)[:, None]
     student = ((1 - doubt) * teacher.softmax(1) + doubt / 4).log()
