@@ -25,7 +25,7 @@ COLUMNS, LINES, SETTLE = 150, 40, 4.0
 
 
 def screen_of(folder: str, command: list[str], keys: list[str]) -> pyte.Screen:
-    """What a command draws on a terminal of COLUMNS x LINES, keys typed one after another."""
+    """Return what a command draws on a terminal of COLUMNS x LINES, with keys typed in turn."""
     screen = pyte.Screen(COLUMNS, LINES)
     stream = pyte.ByteStream(screen)
     pid, terminal = pty.fork()
@@ -58,7 +58,7 @@ def colour(name: str) -> str | None:
 
 
 def line_of(cells: dict[int, pyte.screens.Char]) -> Text:
-    """A line as rich's text: neighbours of one look are one piece."""
+    """Convert a line to rich's text: neighbours of one style are one piece."""
     text = Text()
     looks = groupby((cells[column] for column in range(COLUMNS)), key=look)
     for style, alike in looks:

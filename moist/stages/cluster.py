@@ -94,7 +94,7 @@ def partition(
 
 
 def relabelled(labels: Sequence[int]) -> tuple[int, ...]:
-    """Number the clusters by their smallest class, so that equal partitions are equal."""
+    """Renumber the clusters by their smallest class, so that equal partitions are equal."""
     names = {label: number for number, label in enumerate(dict.fromkeys(labels))}
     return tuple(names[label] for label in labels)
 

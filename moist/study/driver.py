@@ -164,7 +164,12 @@ class Driver:
             self._complete(number, "reused", run.report, found, reason=reason, command=run.command)
         else:
             command = command_for(config)
-            self.schedule.add(Entry(number, params, config, command, estimate, list(attempts)))
+            self.schedule.add(
+                Entry(
+                    number, params, config, command=command, estimate=estimate,
+                    attempts=list(attempts),
+                )
+            )  # fmt: skip
 
     def _reason(self, number: int, error: Exception) -> str:
         """Describe why a trial failed in this process. Raises StageError if its device failed."""
@@ -183,7 +188,9 @@ class Driver:
     def _start(self, entry: Entry, blocking: bool = False) -> None:
         stop = partial(self.stop_requests.__setitem__, entry.number)
         self.notify(
-            events.TrialStarted(entry.number, entry.params, entry.config, entry.command, stop)
+            events.TrialStarted(
+                entry.number, entry.params, entry.config, command=entry.command, stop=stop
+            )
         )
         self.pool.start(Task(entry.number, entry.config, entry.command, blocking))
 
@@ -208,7 +215,7 @@ class Driver:
                 self.schedule.drop(entry.number)
                 found = quantities(event.report)
                 self._complete(
-                    entry.number, "trained", event.report, found, entry, curves=event.curves
+                    entry.number, "trained", event.report, found, entry=entry, curves=event.curves
                 )
             case events.Failed(out_of_memory=False):
                 self.schedule.drop(entry.number)

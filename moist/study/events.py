@@ -181,7 +181,7 @@ class EventProgress:
         self.send(StageStarted(self.number, stage, key))
 
     def advanced(self, stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        self.send(EpochDone(self.number, stage, done, total, dict(metrics)))
+        self.send(EpochDone(self.number, stage, done, total=total, metrics=dict(metrics)))
 
     def finished(self, stage: str, key: str, seconds: float) -> None:
         self.send(StageFinished(self.number, stage, key, seconds, reused=False))

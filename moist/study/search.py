@@ -76,7 +76,9 @@ def search(
             notify(Noted(crowded))
         store = Store(ref.home, replace(env, progress=EventProgress(notify)))
         estimate = CostEstimator(store, settings.reuse, pool.paused)
-        stats = Driver(ref, ledger, sweep, pool, estimate, settings, notify).run()
+        stats = Driver(
+            ref, ledger, sweep, pool, estimate=estimate, settings=settings, notify=notify
+        ).run()
         stats.add({call.key: call.seconds or 0.0 for call in store.calls if not call.reused})
         return SearchResult(ledger.trials(), stats)
 

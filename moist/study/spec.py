@@ -98,7 +98,9 @@ def sweep_of(spec: StudySpec, name: str) -> Sweep:
         for one in spec.facts.parameters
     )
     fixed = {**spec.facts.fixed, **spec.where}
-    return Sweep(name, Path(name), spec.method, spec.objectives, fixed, parameters)
+    return Sweep(
+        name, Path(name), spec.method, spec.objectives, fixed=fixed, parameters=parameters
+    )
 
 
 def continued(ref: StudyRef, study: Study, spec: StudySpec) -> StudySpec:

@@ -26,7 +26,7 @@ def catalog() -> list[CatalogEntry]:
     found = []
     for name, path in packaged().items():
         question, cost, expect = comment(path).values()
-        found.append(CatalogEntry(name, question, cost, expect, str(path)))
+        found.append(CatalogEntry(name, question, cost, expect=expect, path=str(path)))
     return found
 
 
