@@ -48,10 +48,15 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 def install(tmp: Path, path: Path) -> None:
     """Rename a finished file or folder, so that after a power failure it is whole or not there."""
-    for part in (*tmp.iterdir(), tmp) if tmp.is_dir() else (tmp,):
-        _fsync(part)
+    flush(tmp)
     os.rename(tmp, path)
     _fsync(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder with its files, has reached the disk."""
+    for part in (*path.iterdir(), path) if path.is_dir() else (path,):
+        _fsync(part)
 
 
 def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
@@ -65,7 +70,6 @@ def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
 
 
 def _fsync(path: Path) -> None:
-    """Wait until a file or a folder has reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

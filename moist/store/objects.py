@@ -164,6 +164,7 @@ class ObjectStore:
 
     def _install(self, tmp: Path, key: str) -> None:
         self.folder(key).parent.mkdir(parents=True, exist_ok=True)
+        disk.flush(tmp)  # before the older object is gone: a disk that fails here keeps it
         if key in self:
             self.discard(key)
         try:

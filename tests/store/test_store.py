@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -343,6 +344,19 @@ def test_without_reuse_a_stored_output_is_computed_again_and_replaced(tmp_path):
     assert [entry.created for entry in after] > [entry.created for entry in before]
     assert torch.equal(first.value.train_VNC, again.value.train_VNC)
     assert not files_under(tmp_path / "home", "tmp", "quarantine")
+
+
+def test_an_output_stays_stored_if_the_disk_fails_before_it_is_replaced(tmp_path, monkeypatch):
+    ref = Store(tmp_path, env()).call(logits, seed=0)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken, pytest.raises(StoreError, match="Input/output error"):
+        broken.setattr(os, "fsync", fail)
+        Store(tmp_path, env(), reuse=False).call(logits, seed=0)
+    assert Store(tmp_path, env()).load(ref.key).train_VNC.equal(ref.value.train_VNC)
+    assert not files_under(tmp_path, "tmp", "quarantine")
 
 
 def test_a_value_deleted_by_another_process_is_computed_again_when_needed(tmp_path):
