@@ -53,7 +53,9 @@ class Env:
     `began` is the clock reading (s) at which the stage began, less the time of killed attempts.
     """
 
-    device: torch.device = field(default_factory=lambda: default_device())
+    device: torch.device = field(
+        default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
     progress: Progress = field(default_factory=Silent)
     stage: str = ""
     checkpoints: Path | None = None
@@ -134,10 +136,6 @@ def cores() -> list[int]:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return a context for `precision`: bf16 where it is safe, or float32 throughout."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _processor() -> str:

@@ -151,14 +151,20 @@ def _folder(root: Path, source: Source, on_progress: OnProgress) -> tuple[Split,
     def read(path: Path) -> Pixels:
         pixels = _read(path, source.image_size)
         if pixels.shape != shape:
-            raise _sizes_differ(first, shape, path, pixels.shape)
+            raise DataError(
+                f"the images differ in size: `{first}` is {shape[1]}x{shape[0]},"
+                f" `{path}` is {pixels.shape[1]}x{pixels.shape[0]}",
+                "set `data.image_size=32` (pixels a side) to resize them all",
+            )
         return pixels
 
     def load(paths: list[Path], labels_N: Labels, done: int) -> Split:
-        def tick(count: int) -> None:
-            on_progress(done + count, total)
-
-        images_NHWC = _gather(len(paths), lambda i: read(paths[i]), tick, threads)
+        images_NHWC = _gather(
+            len(paths),
+            lambda i: read(paths[i]),
+            lambda count: on_progress(done + count, total),
+            threads,
+        )
         return _split(images_NHWC, labels_N)
 
     return load(*train, 0), load(*test, len(train[0]))
@@ -241,13 +247,3 @@ def _resized(image: Image, size: tuple[int, int] | None) -> Pixels:
     if size is not None and image.size != size:
         image = image.resize(size, Resampling.BICUBIC)
     return np.asarray(image)
-
-
-def _sizes_differ(
-    first: Path, shape: tuple[int, ...], path: Path, other: tuple[int, ...]
-) -> DataError:
-    return DataError(
-        f"the images differ in size: `{first}` is {shape[1]}x{shape[0]},"
-        f" `{path}` is {other[1]}x{other[0]}",
-        "set `data.image_size=32` (pixels a side) to resize them all",
-    )

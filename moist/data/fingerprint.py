@@ -19,11 +19,6 @@ class File:
     name: str
     stat: tuple[int, int, int]
 
-    @classmethod
-    def of(cls, name: str, stat: os.stat_result) -> File:
-        # The change time also sees a file replaced under its old modification time.
-        return cls(name, (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-
 
 def fingerprint(root: Path, files: list[File], signature: str, home: Path) -> str:
     """Return a digest of names and contents; read files only if their `signature` has changed."""
@@ -31,7 +26,10 @@ def fingerprint(root: Path, files: list[File], signature: str, home: Path) -> st
     cache = home / "data" / "fingerprints" / f"{folder}.json"
     content = _cached(cache, signature)
     if content is None:
-        content = _digest_files(root, files)
+        total = hashlib.sha256()
+        for name in sorted(file.name for file in files):
+            total.update(os.fsencode(f"{name}\n{digest(read(root / name))}\n"))
+        content = total.hexdigest()
         _store(cache, signature, content)
     return content
 
@@ -40,13 +38,6 @@ def signature_of(files: list[File]) -> str:
     """Return a digest of names, sizes and times, which changes when a file is touched."""
     lines = sorted(f"{file.name} {file.stat}" for file in files)
     return digest("\n".join(lines).encode(errors="surrogateescape"))
-
-
-def _digest_files(root: Path, files: list[File]) -> str:
-    total = hashlib.sha256()
-    for name in sorted(file.name for file in files):
-        total.update(os.fsencode(f"{name}\n{digest(read(root / name))}\n"))
-    return total.hexdigest()
 
 
 def _cached(cache: Path, signature: str) -> str | None:
@@ -82,6 +73,8 @@ def digest(content: bytes) -> str:
 def stat(name: str, entry: os.DirEntry[str] | Path) -> File:
     """Describe a raw file. Raises DataError."""
     try:
-        return File.of(name, entry.stat())
+        found = entry.stat()
     except OSError as error:
         raise DataError(f"can't read `{os.fspath(entry)}`: {error.strerror}") from None
+    # The change time also sees a file replaced under its old modification time.
+    return File(name, (found.st_size, found.st_mtime_ns, found.st_ctime_ns))

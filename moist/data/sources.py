@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,9 +80,16 @@ def check_untouched(source: Source) -> None:
 
 
 def _root_of(data: config.DataConfig, home: Path) -> Path:
-    if data.name == "folder":
-        return _given_root(data)
-    return _expanded(data.root or home / "data" / "downloads" / data.name)
+    if data.name != "folder":
+        return _expanded(data.root or home / "data" / "downloads" / data.name)
+    if data.root is None:
+        raise DataError("`data.name=folder` needs `data.root`", f"`data.root=ROOT`; {LAYOUT}")
+    root = _expanded(data.root)
+    if not root.exists():
+        raise DataError(f"`data.root={root}` does not exist", LAYOUT)
+    if not root.is_dir():
+        raise DataError(f"`data.root={root}` is a file, not a folder", LAYOUT)
+    return root
 
 
 def _found(name: str, root: Path, fetch: bool) -> tuple[tuple[str, ...], list[File]]:
@@ -128,17 +134,6 @@ def stratified_split(
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _given_root(data: config.DataConfig) -> Path:
-    if data.root is None:
-        raise DataError("`data.name=folder` needs `data.root`", f"`data.root=ROOT`; {LAYOUT}")
-    root = _expanded(data.root)
-    if not root.exists():
-        raise DataError(f"`data.root={root}` does not exist", LAYOUT)
-    if not root.is_dir():
-        raise DataError(f"`data.root={root}` is a file, not a folder", LAYOUT)
-    return root
-
-
 def _expanded(root: Path) -> Path:
     """Expand `~`, as shells do not in `data.root=~/x`. Raises DataError if access is denied."""
     try:
@@ -161,7 +156,12 @@ def _survey(root: Path) -> tuple[tuple[str, ...], list[File]]:
         for name in classes:
             images = images_in(root / split / name)
             if not images:
-                _no_images(root / split / name)
+                folder = root / split / name
+                listed = _named(entry.name for entry in _scan(folder))
+                raise DataError(
+                    f"`{folder}` contains no image; found {listed}",
+                    f"images are files named {' '.join(f'*{one}' for one in EXTENSIONS)}",
+                )
             files += [stat(f"{split}/{name}/{entry.name}", entry) for entry in images]
     return classes, files
 
@@ -176,17 +176,9 @@ def _same_classes(root: Path) -> tuple[str, ...]:
         )
     if len(train) < 2:
         raise DataError(
-            f"`{root / 'train'}` needs 2 or more class folders; found {_named(train)}",
-            LAYOUT,
+            f"`{root / 'train'}` needs 2 or more class folders; found {_named(train)}", LAYOUT
         )
     return tuple(train)
-
-
-def _no_images(folder: Path) -> NoReturn:
-    raise DataError(
-        f"`{folder}` contains no image; found {_named(entry.name for entry in _scan(folder))}",
-        f"images are files named {' '.join('*' + extension for extension in EXTENSIONS)}",
-    )
 
 
 def _folders(root: Path) -> list[str]:

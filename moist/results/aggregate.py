@@ -49,7 +49,12 @@ def averaged(
     _check_known("quantity", measures, known)
     names = _names([trial.params for trial in complete])
     _check_known("parameter", over, [*names, "seed"])
-    differs = [name for name in names if name not in over and _varies(name, complete)]
+    first = complete[0].params
+    differs = [
+        name
+        for name in names
+        if name not in over and any(one.params.get(name) != first.get(name) for one in complete)
+    ]
     groups: dict[tuple[Any, ...], dict[str | None, Trial]] = {}
     for trial in complete:
         setting = tuple(trial.params.get(name) for name in differs)
@@ -77,10 +82,6 @@ def _numbers(trial: Trial) -> dict[str, float]:
 
 def _names(found: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for one in found for name in one))
-
-
-def _varies(name: str, trials: Sequence[Trial]) -> bool:
-    return any(trial.params.get(name) != trials[0].params.get(name) for trial in trials)
 
 
 def _check_known(kind: str, requested: Sequence[str], known: Sequence[str]) -> None:

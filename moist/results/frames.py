@@ -30,7 +30,7 @@ def trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
         {
             "trial": trial.number,
             **trial.quantities,
-            **_on_test(trial.reported),
+            **{f"test_{name}": value for name, value in trial.reported.items()},
             **trial.params,
             "key": trial.key,
             "state": trial.state,
@@ -80,10 +80,6 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(
         {name: pd.Series(values, dtype=_dtype(values)) for name, values in columns.items()}
     )
-
-
-def _on_test(reported: Mapping[str, float]) -> dict[str, float]:
-    return {f"test_{name}": value for name, value in reported.items()}
 
 
 def _dtype(values: Sequence[Any]) -> str:

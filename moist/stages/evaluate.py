@@ -60,6 +60,9 @@ def evaluate(
         test_NC, val_NC = test.at_threshold(model.threshold), val.at_threshold(model.threshold)
     labels_N = data.test.labels_N
     hit_N = test_NC.argmax(1) == labels_N
+    first, routed = model.first if isinstance(model, Cascade) else model, None
+    if isinstance(first, Mixture) and test.gate_NE is not None:
+        routed = routing(data, first.clusters, test.gate_NE, hit_N)
     return Evaluation(
         accuracy=accuracy(test_NC, labels_N),
         val_accuracy=None if val_NC is None else accuracy(val_NC, data.val.labels_N),
@@ -71,7 +74,7 @@ def evaluate(
         n=len(data.test),
         n_val=len(data.val),
         cost=cost(net, data.image_shape, deferral.chosen.deferral_rate if deferral else 0.0),
-        routing=routing_of(model, data, test.gate_NE, hit_N),
+        routing=routed,
         deferral=deferral,
     )
 
@@ -108,19 +111,6 @@ def with_oracle(mixture: Mixture) -> Mixture:
     spec = mixture.router.spec
     oracle = Router(Spec("oracle", spec.image_shape, spec.outputs, {}), {}, ())
     return replace(mixture, router=oracle)
-
-
-def routing_of(
-    model: Network | Mixture | Ensemble | Cascade,
-    data: Dataset,
-    gate_NE: torch.Tensor | None,
-    hit_N: torch.Tensor,
-) -> Routing | None:
-    """Describe how a mixture routes the test images; None for a model without a router."""
-    first = model.first if isinstance(model, Cascade) else model
-    if not isinstance(first, Mixture) or gate_NE is None:
-        return None
-    return routing(data, first.clusters, gate_NE, hit_N)
 
 
 def routing(

@@ -62,16 +62,12 @@ def load(folder: Path | None, warn: Callable[[str], None]) -> tuple[int, Any] | 
     for match in sorted(found, key=lambda match: int(match[1]), reverse=True):
         path = folder / match[0]
         if disk.sha256(path)[:16] == match[2]:
-            return int(match[1]), _read(path)
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                return int(match[1]), unpack(json.loads(file.metadata()["tree"]), tensors, {})
         warn(f"checkpoint `{path}` is damaged; continuing without it")
         path.unlink()
     return None
-
-
-def _read(path: Path) -> Any:
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-        return unpack(json.loads(file.metadata()["tree"]), tensors, {})
 
 
 def write_tensors(

@@ -33,7 +33,9 @@ class Store(Backend):
         """Reuse or compute the output, once no other process computes it."""
         if call := self.find(request):
             return call
-        with self.objects.locked(request.key, lambda: self._warn_of_waiting(request)):
+        output = f"`{request.name}` {request.key[:8]}"
+        waiting = f"waiting for another process to finish {output}"
+        with self.objects.locked(request.key, lambda: self.env.progress.warned(waiting)):
             return self.compute(request)
 
     def value(self, request: StageCall) -> Any:
@@ -125,19 +127,12 @@ class Store(Backend):
 
         Newer ones belong to a process that computes it again. Needs the key's lock.
         """
-        checkpoints, folder = (
-            self.objects.checkpoints(request.key),
-            self.objects.folder(request.key),
-        )
+        checkpoints = self.objects.checkpoints(request.key)
+        folder = self.objects.folder(request.key)
         if checkpoints.is_dir() and folder.is_dir():
             newest = max((path.stat().st_mtime for path in checkpoints.iterdir()), default=0.0)
             if newest <= folder.stat().st_mtime:
                 shutil.rmtree(checkpoints, ignore_errors=True)
-
-    def _warn_of_waiting(self, request: StageCall) -> None:
-        self.env.progress.warned(
-            f"waiting for another process to finish `{request.name}` {request.key[:8]}"
-        )
 
     def _quarantine(self, request: StageCall, reason: str) -> None:
         moved = self.objects.quarantine(request.key, reason)

@@ -77,9 +77,8 @@ def base_url() -> str:
     """Return the URL of the server that wandb is configured for."""
     import wandb
 
-    url: str = wandb.setup(
-        wandb.Settings(silent=True)
-    ).settings.base_url  # moist reports its errors
+    settings = wandb.Settings(silent=True)  # moist reports its errors
+    url: str = wandb.setup(settings).settings.base_url
     return url
 
 

@@ -19,6 +19,7 @@ from moist.results.trials import State, Trial
 from moist.tracking.files import LoggedRun, Warn, logs, read
 from moist.tracking.files import State as RunState
 from moist.tracking.journal import LIMIT, OFFLINE, STUDY, TRIAL
+from moist.tracking.mode import why_unreachable
 
 if TYPE_CHECKING:
     import wandb
@@ -49,17 +50,13 @@ def load(
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        runs, searched = _from_files(folder, warn), list[str]()
+        if not logs(folder):
+            raise ConfigError(f"there are no runs of W&B in `{folder}`", "they are in HOME/wandb")
+        runs, searched = read(folder, warn), list[str]()
     else:
         runs, searched = _from_server(source)
     name, chosen = _selected(runs, group, source)
     return name, trials_of(chosen, objectives, searched)
-
-
-def _from_files(folder: Path, warn: Warn) -> list[LoggedRun]:
-    if not logs(folder):
-        raise ConfigError(f"there are no runs of W&B in `{folder}`", "they are in HOME/wandb")
-    return read(folder, warn)
 
 
 def _from_server(source: str) -> tuple[list[LoggedRun], list[str]]:
@@ -68,23 +65,20 @@ def _from_server(source: str) -> tuple[list[LoggedRun], list[str]]:
     import wandb
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-    from moist.tracking.mode import why_unreachable
-
     entity, project, sweep = _path(source)
     if problem := why_unreachable():
         raise ConfigError(
             f"can't read `{source}` from W&B: {problem}", "a folder of runs needs no server"
         )
     filters = {"sweep": sweep} if sweep else None
-    api = wandb.Api()
+    api: Any = wandb.Api()
     try:
         found = api.runs(f"{entity}/{project}", filters=filters, lazy=False, per_page=200)
         runs = [_logged(run) for run in found]
-        searched = _searched(_sweep(api, source)) if sweep else []
+        searched = _searched(api.sweep(source).config) if sweep else []
     except (wandb.Error, WandbApiFailedError, ValueError, requests.RequestException) as error:
-        reason = first_line(error)
         raise ConfigError(
-            f"W&B has no `{source}`: {reason}", "check its spelling and your access"
+            f"W&B has no `{source}`: {first_line(error)}", "check its spelling and your access"
         ) from None
     return sorted(runs, key=lambda run: (run.started, run.id)), searched
 
@@ -108,11 +102,6 @@ def _logged(run: wandb.apis.public.Run) -> LoggedRun:
         summary=dict(run.summary_metrics), state=SERVER.get(run.state, "failed"), exit_code=None,
         started=run.created_at, paths=(),
     )  # fmt: skip
-
-
-def _sweep(api: Any, path: str) -> dict[str, Any]:
-    config: dict[str, Any] = api.sweep(path).config
-    return config
 
 
 def _searched(config: Mapping[str, Any]) -> list[str]:

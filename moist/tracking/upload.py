@@ -195,7 +195,11 @@ class Outbox:
 
     def _upload(self, runs: Sequence[LoggedRun], to: Destination, lock: int) -> dict[str, str]:
         """Upload a batch of runs; return why each failed, by id, empty if it did not."""
-        logs = {path: _present(path, to) for run in runs for path in run.paths}
+        logs = {
+            path: Sent(bytes=path.stat().st_size, sha256=sha256(path), at=now(), to=str(to))
+            for run in runs
+            for path in run.paths
+        }
         reasons: dict[str, str] = {}
         for run in runs:
             if is_online(run.paths[0]) and run.job_type != STUDY:
@@ -246,10 +250,6 @@ def _unmark(runs: Iterable[LoggedRun]) -> None:
         marker(path).unlink(missing_ok=True)
 
 
-def _present(path: Path, to: Destination) -> Sent:
-    return Sent(bytes=path.stat().st_size, sha256=sha256(path), at=now(), to=str(to))
-
-
 def _wandb_sync(paths: Sequence[Path], to: Destination, output: Path, lock: int) -> str:
     """Run `wandb sync` on logs, those of one run in order; return its output.
 
@@ -273,17 +273,17 @@ def _failure(output: str, run: LoggedRun) -> str:
     return "" if marked and not errors_of(output, run) else reason_for(output, run)
 
 
+def reason_for(output: str, run: LoggedRun) -> str:
+    """Return the first error about a run, else the first error, else the first line."""
+    lines = errors_of(output, run) or _errors(output) or output.split("\n")
+    return without_key(lines[0]) or "wandb gave no reason"
+
+
 def errors_of(output: str, run: LoggedRun) -> list[str]:
     """Find the errors that name a run, by its id or by the folder of a log."""
     names = [f"(?<![\\w-]){re.escape(run.id)}", *(re.escape(p.parent.name) for p in run.paths)]
     named = re.compile(f"({'|'.join(names)})(?![\\w-])")
     return [line for line in _errors(output) if named.search(line)]
-
-
-def reason_for(output: str, run: LoggedRun) -> str:
-    """Return the first error about a run, else the first error, else the first line."""
-    lines = errors_of(output, run) or _errors(output) or output.split("\n")
-    return without_key(lines[0]) or "wandb gave no reason"
 
 
 def _errors(output: str) -> list[str]:
