@@ -37,7 +37,8 @@ def locate(name: str, beside: Path | None = None) -> Path:
     if Path(name).is_absolute():
         return Path(name)
     folders = [Path(), *([beside.parent, beside.parent.parent] if beside else [])]
-    found = [path for path in (folder / name for folder in folders) if _is_readable(path)]
+    places = [folder / name for folder in folders]
+    found = [path for path in places if path.exists() and not path.is_dir()]  # a pipe, too
     if len({path.resolve() for path in found}) > 1 and len({p.read_bytes() for p in found}) > 1:
         listed = " and ".join(f"`{path.resolve()}`" for path in found)
         raise ConfigError(
@@ -46,9 +47,9 @@ def locate(name: str, beside: Path | None = None) -> Path:
     if own := found[0] if found else _packaged(name):
         return own
     names = [*packaged()] if _is_bare(name) else [f"{FOLDER}/{one}.yaml" for one in packaged()]
-    places = ", ".join(dict.fromkeys(f"`{folder.resolve()}`" for folder in folders))
+    listed = ", ".join(dict.fromkeys(f"`{folder.resolve()}`" for folder in folders))
     raise ConfigError(
-        f"can't find `{name}` in {places}, nor among the files that come with moist",
+        f"can't find `{name}` in {listed}, nor among the files that come with moist",
         did_you_mean(name, names, f"`moist sweep list` shows them: {', '.join(packaged())}"),
     )
 
@@ -64,11 +65,6 @@ def _packaged(name: str) -> Path | None:
 
 def _is_bare(name: str) -> bool:
     return name == Path(name).stem
-
-
-def _is_readable(path: Path) -> bool:
-    """Return whether a path can be a file; a pipe can."""
-    return path.exists() and not path.is_dir()
 
 
 class Word(str):

@@ -36,8 +36,7 @@ class System:
 
     @property
     def model_stage(self) -> str:
-        """Return the stage whose validation accuracy, epoch by epoch, is that of the model so
-        far."""
+        """Return the stage whose validation accuracy in each epoch is that of the model so far."""
         return list(self.trains)[-1]
 
     @property

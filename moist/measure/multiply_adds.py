@@ -33,8 +33,7 @@ NOT_MACS = {"batch_norm", "layer_norm", "adaptive_avg_pool2d"}
 
 
 def count_flops(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Count the operations on one image of a shape with fvcore, by operator; a multiply-add is
-    one.
+    """Count an image's operations with fvcore, by operator; a multiply-add is one.
 
     Raises StageError when the module has an operator whose cost fvcore does not know: an
     inexact count is worse than none.

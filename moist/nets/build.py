@@ -176,8 +176,7 @@ def _network(kind: type[Network], spec: Spec) -> nn.Module:
 
 
 def module(model: Model, device: torch.device | str = "cpu") -> nn.Module:
-    """Build the module that an artifact describes, with its weights, ready to train or
-    evaluate."""
+    """Build the module that an artifact describes, with its weights, on a device."""
     placed: nn.Module = _built(model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed
 

@@ -14,8 +14,7 @@ from moist.nets.peers import PEERS, stem
 
 
 def resnet18(image_shape: Shape, outputs: int) -> nn.Module:
-    """Build torchvision's ResNet-18 for small images: 3x3 stride-1 stem, no max-pool (He et al.
-    2016).
+    """Build torchvision's ResNet-18 (He et al. 2016) with a 3x3 stride-1 stem, no max-pool.
 
     State-dict names are torchvision's, so its weights and those trained from it load as they are.
     """

@@ -66,16 +66,14 @@ class MoIST(nn.Module):
         return self
 
     def route(self, x_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
-        """Return router logits (B, E), float32, of the trunk's output; an oracle needs the
-        labels."""
+        """Return router logits (B, E), float32, of the trunk's output; an oracle needs labels."""
         if isinstance(self.router, OracleRouter) and labels_B is not None:
             return self.router.logits_of(self.cluster_C[labels_B])
         gate_BE: torch.Tensor = self.router(x_BCHW).float()
         return gate_BE
 
     def expert(self, j: int, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return student j's class logits (B, C) in float32, restricted to its classes if
-        masked."""
+        """Return student j's logits (B, C), float32, restricted to its classes if masked."""
         logits_BC: torch.Tensor = self.students[j](x_BCHW).float()
         if self.masked:
             logits_BC = logits_BC.masked_fill(~self.member_EC[j], IMPOSSIBLE)

@@ -86,8 +86,7 @@ class TransformerRouter(nn.Module):
 
 
 class OracleRouter(nn.Module):
-    """A router that reads the label: an upper bound on every router, not a system. It costs
-    nothing."""
+    """A router that reads the label, at no cost: an upper bound on every router, not a system."""
 
     def __init__(self, image_shape: Shape, outputs: int) -> None:
         super().__init__()

@@ -149,8 +149,7 @@ def quotas(units: int, experts: int) -> list[int]:
 
 
 def suppliers(score_EU: torch.Tensor) -> torch.Tensor:
-    """Choose the expert that supplies each unit (U,): highest scores first, until a quota is
-    full."""
+    """Choose each unit's expert (U,): highest scores first, until an expert's quota is full."""
     experts, units = score_EU.shape
     open_slots, supplier = quotas(units, experts), [-1] * units
     for flat in score_EU.flatten().argsort(descending=True, stable=True).tolist():
@@ -162,8 +161,7 @@ def suppliers(score_EU: torch.Tensor) -> torch.Tensor:
 
 
 def aligned(experts: Sequence[State], scores_EU: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Keep every unit in its place, each from one expert; the last layer is the experts' mean
-    (ours).
+    """Keep every unit in its place, each from one expert; average the last layer (ours).
 
     Rests on the common ancestor: unit j means about the same in every expert. A unit's supplier
     sets its row, so weights between two units follow the one that reads. The last layer's rows

@@ -61,8 +61,7 @@ def setting_frame(rows: Iterable[Averaged]) -> pd.DataFrame:
 
 
 def curve_frame(points: Sequence[OperatingPoint]) -> pd.DataFrame:
-    """Return one row a deferral threshold, from the least to the most deferred; columns are the
-    fields of `OperatingPoint`."""
+    """Return one row a threshold, by rising deferral; columns are `OperatingPoint`'s fields."""
     return frame(point.model_dump() for point in points)
 
 

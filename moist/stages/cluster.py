@@ -100,8 +100,7 @@ def relabelled(labels: Sequence[int]) -> tuple[int, ...]:
 
 
 def silhouette(mean_CC: Matrix, of_class: tuple[int, ...]) -> float:
-    """Return the mean silhouette of the class means; 0 where undefined: 1 cluster, or 1 a
-    class."""
+    """Return the class means' mean silhouette; 0 where undefined: 1 cluster, or 1 a class."""
     from sklearn.metrics import silhouette_score
 
     if not 1 < max(of_class) + 1 < len(of_class):

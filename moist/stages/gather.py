@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,6 +19,7 @@ from moist.stages import stage
 from moist.store.artifacts import Dataset, Mixture, Student
 from moist.training.job import BATCH, Job
 
+M = TypeVar("M", bound=nn.Module)
 CALIBRATION = 512
 """Images on which activations are measured."""
 
@@ -68,8 +71,7 @@ def gather_students(
 
 
 def _activity(env: Env, student: Student, data: Dataset) -> dict[str, torch.Tensor]:
-    """Measure the mean activation (H,) of each hidden layer's units, after ReLU, on training
-    images."""
+    """Measure each hidden layer's mean activations (H,), after ReLU, on training images."""
     net = module(student, env.device).eval()
     conv1, conv2 = _of_type(net, nn.ReLU)
     parts = {"conv1": conv1, "conv2": conv2, "fc1": net.get_submodule("fc1")}
@@ -90,13 +92,13 @@ def _activity(env: Env, student: Student, data: Dataset) -> dict[str, torch.Tens
     return found
 
 
-def _of_type(net: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+def _of_type(net: nn.Module, kind: type[M]) -> list[M]:
     return [part for part in net.modules() if isinstance(part, kind)]
 
 
 def _renew_statistics(job: Job, net: nn.Module) -> None:
     """Measure batch norm's running mean and variance again, over all training images."""
-    norms = [part for part in _of_type(net, nn.BatchNorm2d) if isinstance(part, nn.BatchNorm2d)]
+    norms = _of_type(net, nn.BatchNorm2d)
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

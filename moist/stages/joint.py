@@ -132,8 +132,7 @@ def students_only(
 def em(
     net: MoIST, batch: Batch, joint: JointConfig, prior: Prior
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mixture's likelihood by EM, with the router tied to the teacher's cluster
-    prior."""
+    """Return EM's bound of the mixture, with the router tied to the teacher's cluster prior."""
     x_BCHW, prior_BE = net.trunk(batch.images_BCHW), prior(batch)
     gate_BE = net.route(x_BCHW)
     bound = free_energy(
@@ -154,8 +153,7 @@ def switch(
 def noisy_topk(
     net: MoIST, batch: Batch, joint: JointConfig, prior: Prior
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss of noisy top-k gates over students' probabilities, and their balance
-    (Shazeer 2017).
+    """Return the loss of noisy top-k gates over students' probabilities (Shazeer 2017).
 
     Ours: the noise's deviation is learnt for each expert, theirs from each image; probabilities
     are mixed, not logits. A trained model runs one student, without noise.
@@ -172,8 +170,7 @@ def noisy_topk(
 
 
 def shares(net: MoIST, joint: JointConfig) -> torch.Tensor:
-    """Return each student's intended share of the images (E,); `weighted`: its share of
-    classes."""
+    """Return each student's intended share of the images (E,): equal, or that of its classes."""
     share_E = net.member_EC.float().mean(1)
     return share_E if joint.balance_form == "weighted" else share_E.mean().expand_as(share_E)
 

@@ -36,8 +36,9 @@ def measure_latency(
     precision: str,
     machine: Machine,
 ) -> Latencies:
-    """Measure milliseconds a call on real images, router included; the only stage keyed on the
-    machine.
+    """Measure milliseconds a call on real images, router included.
+
+    The only stage keyed on the machine.
 
     Untrained networks are timed: the same operators on tensors of the same shapes as after
     training, so that all runs of one architecture share one measurement and a sweep has it

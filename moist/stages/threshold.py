@@ -21,8 +21,7 @@ def choose_threshold(
     share: float,
     precision: str,
 ) -> Cascade:
-    """Choose the threshold at which `share` of the validation images, the least certain, are
-    deferred.
+    """Choose the threshold that defers the least certain `share` of the validation images.
 
     Without a `fallback`, the mixture's two best experts classify deferred images together.
     """

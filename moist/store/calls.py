@@ -113,10 +113,10 @@ class Backend(ABC):
         return self.objects.home
 
     def call(self, stage: Callable[..., T], **inputs: Any) -> Ref[T]:
-        """Return the output of `stage(env, **inputs)`; a `Ref` among the inputs arrives as its
-        value.
+        """Return the output of `stage(env, **inputs)`.
 
-        Raises what the stage raises, and then stores nothing.
+        A `Ref` among the inputs arrives as its value. Raises what the stage raises, and stores
+        nothing then.
         """
         request = StageCall(stage, inputs)
         self.calls.append(self.resolve(request))

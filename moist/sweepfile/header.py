@@ -26,17 +26,16 @@ ARGUMENTS = "${args_no_hyphens}"
 def check_header(content: Mapping[str, Any]) -> None:
     """Raise ConfigError, a line a mistake, for a file that W&B or moist can't run."""
     with raised_together() as mistakes:
-        mistakes += [*_unknown_keys(content), *_run_mistakes(content), *_search_mistakes(content)]
+        mistakes += [
+            f"unknown key `{word}`; {did_you_mean(word, WORDS)}"
+            for word in content
+            if word not in WORDS
+        ]
+        mistakes += [*_run_mistakes(content), *_search_mistakes(content)]
         for word in ("metric", "metrics"):
             if word in content:
                 with noted(mistakes):
                     read_objectives(content, word)
-
-
-def _unknown_keys(content: Mapping[str, Any]) -> Iterator[str]:
-    for word in content:
-        if word not in WORDS:
-            yield f"unknown key `{word}`; {did_you_mean(word, WORDS)}"
 
 
 def _run_mistakes(content: Mapping[str, Any]) -> Iterator[str]:

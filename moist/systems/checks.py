@@ -22,14 +22,10 @@ def check(config: Config, source: Source) -> None:
         )
     if clusters and config.k == "auto" and classes < 3:
         raise ConfigError(f"`k=auto` needs 3 or more classes, found {classes}", "set k=1 or k=2")
-    if source.pixels is not None:
-        _check_size(config, source.pixels, clusters)
-
-
-def _check_size(config: Config, pixels: tuple[int, int], clusters: bool) -> None:
-    """Raise ConfigError for what can not be done with images of this height and width."""
-    short, long = sorted(pixels)
-    images, arch = f"{pixels[1]}x{pixels[0]} images", config.student.arch
+    if source.pixels is None:
+        return
+    short, long = sorted(source.pixels)
+    images, arch = f"{source.pixels[1]}x{source.pixels[0]} images", config.student.arch
     if short < SMALLEST:
         raise ConfigError(
             f"two poolings leave nothing of {images}", f"set `data.image_size={SMALLEST}` or more"

@@ -12,8 +12,7 @@ from moist.systems.outputs import Models
 
 
 def sizes(config: Config) -> dict[str, Any]:
-    """Return a student's choices that enter keys; those of a network without sizes are
-    defaults."""
+    """Return a student's keyed choices: defaults for a network that has no sizes to choose."""
     if STUDENTS[config.student.arch].options(config.student, config.hidden_width):
         return {"student": config.student, "hidden_width": config.hidden_width}
     return {"student": StudentConfig(arch=config.student.arch), "hidden_width": 1}

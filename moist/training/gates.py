@@ -63,8 +63,7 @@ def _log_fit(experts_BEC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
 
 
 def z_loss(gate_BE: torch.Tensor) -> torch.Tensor:
-    """Return the squared log-partition of the logits, which keeps them small (ST-MoE, Zoph et
-    al. 2022)."""
+    """Return the squared log-partition, which keeps logits small (ST-MoE, Zoph et al. 2022)."""
     return gate_BE.logsumexp(1).square().mean()
 
 
@@ -120,8 +119,7 @@ def importance(gate_prob_BE: torch.Tensor) -> torch.Tensor:
 def load(
     gate_BE: torch.Tensor, deviation_BE: torch.Tensor, noisy_BE: torch.Tensor, top: int
 ) -> torch.Tensor:
-    """Return the probability that each expert (B, E) is in the top k if its noise alone is
-    redrawn.
+    """Return each expert's probability (B, E) to be in the top k if its noise alone is redrawn.
 
     What the gates' sum can't see: how many images an expert gets, however small their gates. The
     bar is the k-th largest noisy logit of the other experts (appendix A). Sum over images.

@@ -33,8 +33,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Job:
-    """The work of a stage on a data set: where it runs, and what decides its views and
-    arithmetic."""
+    """The work of a stage on a data set: where it runs, and what decides views and arithmetic."""
 
     env: Env
     data: Dataset

@@ -22,8 +22,7 @@ Affine = tuple[torch.Tensor, torch.Tensor]
 
 
 def em_bound(log_gate_BZ: torch.Tensor, log_fit_BZ: torch.Tensor) -> torch.Tensor:
-    """Return -sum_z r_z [log gate_z + log fit_z], averaged over images; r is the detached
-    posterior.
+    """Return the mean of -sum_z r_z [log gate_z + log fit_z]; r is the detached posterior.
 
     An upper bound of the negative log-likelihood, with its gradient: a step on it is a step of
     generalized EM. `fit` is p(y|x,z) of the label y. A gate that is not trained adds a constant.
@@ -113,8 +112,7 @@ class Heads(nn.Module):
         return torch.logsumexp(own_BM[:, None] + self.mix_ZM.log_softmax(1), 2)
 
     def regression(self, features_BD: torch.Tensor, levels_BD: torch.Tensor) -> torch.Tensor:
-        """Return the share of the levels' variance that the projectors miss, averaged over
-        levels."""
+        """Return the share of a level's variance that its projector misses, averaged."""
         wanted = torch.split((levels_BD - self.mean_D) / self.scale_D, list(self.widths), 1)
         pairs = zip(self.projectors, wanted, strict=True)
         return torch.stack([F.mse_loss(p(features_BD), level_BD) for p, level_BD in pairs]).mean()
@@ -236,7 +234,6 @@ class Latent(nn.Module):
             return head
 
     def deployed(self) -> tuple[dict[str, torch.Tensor], str | None]:
-        """Return the student's state, and the form of the `LatentHead` that is its last layer;
-        None if that is linear."""
+        """Return the student's state, and the form of its `LatentHead`, None if it has none."""
         last = self.folded().state_dict(prefix=f"{self.last}.")
         return {**self.net.state_dict(), **last}, None if self.phi is None else self.form
