@@ -18,6 +18,7 @@ from moist.cli.options import (
     print_json,
 )
 from moist.config.overrides import parse
+from moist.sweepfile import read_sweep
 
 
 def _trials(default: int, least: int = 1) -> Decorator:
@@ -127,7 +128,6 @@ def bench_sweep(
     moist bench sweep sweeps/quickstart.yaml
     """
     from moist.bench.sweep import sharing
-    from moist.sweepfile import read_sweep
 
     sweep = read_sweep(file, overrides)
     found = sharing(sweep, trials=trials, workers=workers, threads=threads)
@@ -157,7 +157,6 @@ def overhead(file: Path, overrides: tuple[str, ...], trials: int, as_json: bool)
     moist bench overhead sweeps/quickstart.yaml
     """
     from moist.bench.sweep import overhead as measure
-    from moist.sweepfile import read_sweep
 
     found = measure(read_sweep(file, overrides), trials=trials)
     if as_json:

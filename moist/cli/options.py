@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from moist.errors import ConfigError
 from moist.reporting import terminal
+from moist.study.ref import StudyRef, url_of
 from moist.tracking.mode import FLAGS
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from moist.env import Env, Progress
     from moist.store.store import Store
-    from moist.study.ref import StudyRef
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -123,8 +123,6 @@ def of_study(command: Command) -> Command:
 
 def study_ref(name: str, storage: str | None, home: Path) -> StudyRef:
     """Refer to a study as the running command's options say. Raises ConfigError."""
-    from moist.study.ref import StudyRef, url_of
-
     given = {} if click.get_current_context(silent=True) is None else _given()
     values = {"--home": str(home), "--storage": storage or ""}
     options = {option: value for option, value in values.items() if option in given}

@@ -29,9 +29,10 @@ from moist.results import queries
 from moist.results.frames import trial_frame
 from moist.results.objectives import DEFAULT, Objective, known, parse_values
 from moist.results.trials import Trial
+from moist.study.ref import StudyRef
+from moist.study.storage import load
 
 if TYPE_CHECKING:
-    from moist.study.ref import StudyRef
     from moist.study.reseed import Member
 
 APART = (
@@ -177,8 +178,6 @@ def _check_count(found: int, expected: int) -> None:
 
 
 def _from_database(ref: StudyRef) -> Results:
-    from moist.study.storage import load
-
     spec, trials = load(ref)
     return Results(ref.name, spec.objectives, trials)
 
@@ -192,11 +191,11 @@ def _from_wandb(sources: Sequence[str], groups: Sequence[str]) -> list[Results]:
         )
     if not sources:
         return []
-    from moist.tracking.results import load
+    from moist.tracking import results
 
     warned = terminal.TerminalProgress().warned
     pairs = zip(sources, groups or [""] * len(sources), strict=True)
-    loaded = [load(source, group or None, DEFAULT, warned) for source, group in pairs]
+    loaded = [results.load(source, group or None, DEFAULT, warned) for source, group in pairs]
     return [Results(name, DEFAULT, trials) for name, trials in loaded]
 
 

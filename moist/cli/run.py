@@ -10,6 +10,9 @@ from moist.cli.options import JSON, OVERRIDES, WANDB, Compute, computing, output
 from moist.config import flat, schema
 from moist.config.overrides import parse
 from moist.reporting import run_tables, terminal
+from moist.results.objectives import quantities, reported
+from moist.store.runs import RunRecords, command_for
+from moist.tracking.client import run_info
 
 
 @click.command()
@@ -29,10 +32,7 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
     """
     config = parse(overrides)
     from moist.pipeline import run as run_pipeline
-    from moist.results.objectives import quantities, reported
-    from moist.store.runs import RunRecords, command_for
     from moist.store.store import Store
-    from moist.tracking.client import run_info
     from moist.tracking.journal import summary_of
     from moist.tracking.progress import WandbProgress
     from moist.tracking.tracker import open_tracker

@@ -11,6 +11,7 @@ from moist.errors import ConfigError
 from moist.reporting import run_tables
 from moist.reporting.terminal import SHORT
 from moist.results.frames import curve_frame
+from moist.store.runs import RunRecords, frame
 
 
 @click.command()
@@ -25,8 +26,6 @@ def runs(as_csv: bool, as_json: bool, home: Path) -> None:
     moist runs --csv > runs.csv
     """
     check_together(apart=[("--csv", "--json")])
-    from moist.store.runs import RunRecords, frame
-
     found = RunRecords(home).all()
     if as_csv:
         print_csv(frame(found))
@@ -45,8 +44,6 @@ def show(run: str, as_json: bool, home: Path) -> None:
     \b
     moist show last
     """
-    from moist.store.runs import RunRecords
-
     found = RunRecords(home).find(run)
     report, config, command = found.report, found.config, found.command
     output(as_json, [found.record()], lambda: run_tables.print_report(report, config, command))
@@ -67,8 +64,6 @@ def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
     moist curve last
     moist curve last --csv > curve.csv
     """
-    from moist.store.runs import RunRecords
-
     found = RunRecords(home).find(run)
     deferral = found.report.deferral
     if deferral is None:
@@ -96,7 +91,6 @@ def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> No
     moist predict last photo.jpg
     """
     from moist.serving.predict import predict_images
-    from moist.store.runs import RunRecords
 
     with Compute(home, quiet=True).store() as store:
         predictions = predict_images(store, RunRecords(home).find(run), images)

@@ -10,6 +10,8 @@ from moist.cli.options import HOME, JSON, OVERRIDES, QUIET, Compute, print_json
 from moist.config.overrides import parse
 from moist.errors import ConfigError
 from moist.reporting import terminal
+from moist.store import maintenance
+from moist.store.objects import ObjectStore
 
 
 @click.group()
@@ -74,9 +76,6 @@ def list_entries(as_json: bool, home: Path) -> None:
     \b
     moist cache ls --json
     """
-    from moist.store import maintenance
-    from moist.store.objects import ObjectStore
-
     found = sorted(
         maintenance.entries(ObjectStore(home)), key=lambda entry: entry.last_used, reverse=True
     )
@@ -109,9 +108,6 @@ def verify(as_json: bool, home: Path) -> None:
     \b
     moist cache verify
     """
-    from moist.store import maintenance
-    from moist.store.objects import ObjectStore
-
     objects = ObjectStore(home)
     problems = maintenance.verify(objects)
     if as_json:
@@ -135,9 +131,6 @@ def gc(max_bytes: str, home: Path) -> None:
     \b
     moist cache gc --max-bytes 500MB
     """
-    from moist.store import maintenance
-    from moist.store.objects import ObjectStore
-
     freed = maintenance.gc(ObjectStore(home), terminal.parse_size(max_bytes))
     click.echo(f"freed {terminal.size(freed)}")
 
@@ -154,9 +147,6 @@ def clear(stage: str | None, home: Path) -> None:
     \b
     moist cache clear --stage teacher_logits --yes
     """
-    from moist.store import maintenance
-    from moist.store.objects import ObjectStore
-
     stages = sorted({entry.stage for entry in maintenance.entries(ObjectStore(home))})
     if stage is not None and stage not in stages:
         raise ConfigError(

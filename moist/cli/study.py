@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
 
 import click
 
@@ -15,9 +14,8 @@ from moist.results import queries
 from moist.results.aggregate import averaged
 from moist.results.frames import trial_frame
 from moist.results.objectives import TEST, Objective, known, parse_limits
-
-if TYPE_CHECKING:
-    from moist.study.ref import StudyRef
+from moist.study.ref import StudyRef
+from moist.study.storage import find, load
 
 
 @click.command()
@@ -54,8 +52,6 @@ def best(
     moist best quickstart --knee
     """
     check_together(apart=[("--knee", "--by")])
-    from moist.study.storage import load
-
     spec, trials = load(ref)
     limits = parse_limits(at_most, at_least)
     objective = Objective(by, known(by).better) if by else spec.objectives[0]
@@ -112,8 +108,6 @@ def table(
     moist table ones_ablation --show test/gathered --over seed --over merge.teacher
     """
     check_together(apart=[("--csv", "--json"), ("--csv", "--across"), ("--csv", "--show")])
-    from moist.study.storage import load
-
     spec, trials = load(ref)
     complete = [trial for trial in trials if trial.state == "complete"]
     if as_csv:
@@ -154,7 +148,6 @@ def dashboard(ref: StudyRef, port: int) -> None:
     moist dashboard quickstart
     """
     from moist.study.ledger import artifact_store
-    from moist.study.storage import find
 
     found = find(ref)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +10,11 @@ from moist.cli.options import FILE, JSON, of_study, output, print_json
 from moist.cli.sweep_optuna import optuna
 from moist.cli.sweep_wandb import wandb
 from moist.reporting import study_tables, terminal
-
-if TYPE_CHECKING:
-    from moist.study.ref import StudyRef
+from moist.study.doctor import examine
+from moist.study.leases import driver_of
+from moist.study.ref import StudyRef
+from moist.study.storage import load
+from moist.sweepfile import catalog, problems, read_sweep, size
 
 
 @click.group()
@@ -43,8 +44,6 @@ def check(file: Path, as_json: bool) -> None:
     \b
     moist sweep check sweeps/pareto.yaml
     """
-    from moist.sweepfile import problems, read_sweep, size
-
     found = problems(file)
     if as_json:
         print_json([{"problem": problem} for problem in found])
@@ -71,9 +70,6 @@ def status(ref: StudyRef, as_json: bool) -> None:
     \b
     moist sweep status quickstart
     """
-    from moist.study.leases import driver_of
-    from moist.study.storage import load
-
     spec, trials = load(ref)
     driver = driver_of(ref)
     data = {**spec.model_dump(mode="json"), "driver": driver, "trials": trials}
@@ -92,7 +88,6 @@ def retry(ref: StudyRef, reason: str) -> None:
     moist sweep retry quickstart --reason "out of memory"
     """
     from moist.study.ledger import opened
-    from moist.study.storage import load
 
     spec, _ = load(ref)
     with opened(ref, spec) as ledger:
@@ -114,9 +109,7 @@ def doctor(ref: StudyRef, fix: bool, as_json: bool) -> None:
     \b
     moist sweep doctor quickstart --fix
     """
-    from moist.study.doctor import examine
     from moist.study.ledger import opened
-    from moist.study.storage import load
 
     spec, trials = load(ref)
     if fix:
@@ -147,8 +140,6 @@ def list_files(as_json: bool) -> None:
     moist sweep optuna quickstart
     moist run @short data.name=folder data.root=IMAGES teacher.weights=FILE
     """
-    from moist.sweepfile import catalog
-
     found = catalog()
     rows = [[entry.name, entry.question, entry.cost, entry.expect] for entry in found]
     heads = ["name", "question", "cost", "expected"]

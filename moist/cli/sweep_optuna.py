@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,86 +19,17 @@ from moist.cli.options import (
     WANDB,
     WORKERS,
     check_together,
+    output,
     print_json,
     study_ref,
 )
-from moist.reporting import run_tables, study_tables, terminal
+from moist.reporting import study_tables, terminal
 from moist.results.objectives import DEFAULT, parse_limits, parse_objectives, parse_values
-from moist.study.settings import BEST, SAMPLERS
-
-if TYPE_CHECKING:
-    from moist.study.ref import StudyRef
-    from moist.study.settings import Settings
-    from moist.study.spec import StudySpec
-    from moist.study.workers import Slot
-    from moist.sweepfile import Sweep
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """The command line of `moist sweep optuna`."""
-
-    trials: int | None
-    workers: int
-    study: str | None
-    storage: str | None
-    sampler: str
-    objectives: tuple[str, ...]
-    at_most: tuple[str, ...]
-    best: tuple[str, ...]
-    timeout: float | None
-    seed: int
-    retries: int
-    prune: bool
-    prune_audit: bool
-    no_reuse: bool
-    devices: str | None
-    threads: int | None
-    dry_run: bool
-    plot: Path | None
-    wandb: str
-    as_json: bool
-    quiet: bool
-    home: Path
-
-    def ref(self, sweep: Sweep) -> StudyRef:
-        """Refer to the study to make or to continue."""
-        return study_ref(self.study or sweep.name, self.storage, self.home)
-
-    def slots(self) -> list[Slot]:
-        """Return the device and threads of each worker. Raises ConfigError."""
-        from moist.study.workers import make_slots
-
-        return make_slots(self.devices, self.workers, self.threads)
-
-    def describe(self, sweep: Sweep, slots: Sequence[Slot]) -> StudySpec:
-        """Describe the study, with the command that continues it, passwords masked."""
-        from moist.study.ref import masked
-        from moist.study.spec import study_spec
-        from moist.study.workers import machine_of
-
-        given = parse_objectives(self.objectives) if self.objectives else sweep.objectives
-        objectives = given or DEFAULT
-        command = shlex.join(["moist", *map(masked, sys.argv[1:])])
-        machine = machine_of(slots, objectives)
-        return study_spec(sweep, objectives, self.seed, command, machine=machine)
-
-    def settings(self, sweep: Sweep) -> Settings:
-        """Return how far to search, and which trials to skip. Raises ConfigError."""
-        from moist.study.search import requested_trials
-        from moist.study.settings import Settings
-
-        return Settings(
-            trials=requested_trials(sweep, self.trials),
-            sampler=self.sampler,
-            retries=self.retries,
-            timeout=self.timeout,
-            limits=parse_limits(self.at_most),
-            best=BEST | parse_values(self.best, "--best"),
-            prune=self.prune,
-            audit=self.prune_audit,
-            reuse=not self.no_reuse,
-        )
+from moist.results.queries import members
+from moist.study.ref import masked
+from moist.study.settings import BEST, SAMPLERS, Settings
+from moist.study.spec import study_spec
+from moist.sweepfile import Sweep, read_sweep
 
 
 @click.command("optuna")
@@ -178,7 +106,32 @@ class SearchOptions:
 @JSON
 @QUIET
 @HOME
-def optuna(file: Path, overrides: tuple[str, ...], **options: Any) -> None:
+def optuna(
+    file: Path,
+    overrides: tuple[str, ...],
+    trials: int | None,
+    workers: int,
+    study: str | None,
+    storage: str | None,
+    sampler: str,
+    objectives: tuple[str, ...],
+    at_most: tuple[str, ...],
+    best: tuple[str, ...],
+    timeout: float | None,
+    seed: int,
+    retries: int,
+    prune: bool,
+    prune_audit: bool,
+    no_reuse: bool,
+    devices: str | None,
+    threads: int | None,
+    dry_run: bool,
+    plot: Path | None,
+    wandb: str,
+    as_json: bool,
+    quiet: bool,
+    home: Path,
+) -> None:
     """Search with Optuna on this machine.
 
     Runs trials until enough are complete, then prints the Pareto frontier. Killed or
@@ -193,15 +146,56 @@ def optuna(file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     moist sweep optuna sweeps/pareto.yaml --workers 2 --max mflops=15 --prune
     """
     check_together(apart=[("--prune", "--prune-audit")])
-    from moist.sweepfile import read_sweep
+    sweep = read_sweep(file, overrides)
+    if not quiet:
+        _print_ignored(sweep, bool(objectives))
+    from moist.reporting.plots import check_plot_path, plot_study
+    from moist.reporting.progress import SearchProgress
+    from moist.reporting.wandb_summary import log_summary
+    from moist.study.events import Observer
+    from moist.study.search import plan_search, requested_trials, search
+    from moist.study.tracking import WandbObserver
+    from moist.study.workers import machine_of, make_slots
+    from moist.tracking.tracker import open_tracker
 
-    sweep, asked = read_sweep(file, overrides), SearchOptions(**options)
-    if not asked.quiet:
-        _print_ignored(sweep, bool(asked.objectives))
-    if asked.dry_run:
-        _plan_search(sweep, asked)
-    else:
-        _search(sweep, asked)
+    if not dry_run:
+        check_plot_path(plot)
+    slots = make_slots(devices, workers, threads)
+    ref = study_ref(study or sweep.name, storage, home)
+    goals = parse_objectives(objectives) if objectives else sweep.objectives or DEFAULT
+    command = shlex.join(["moist", *map(masked, sys.argv[1:])])
+    spec = study_spec(sweep, goals, seed, command, machine=machine_of(slots, goals))
+    settings = Settings(
+        trials=requested_trials(sweep, trials),
+        sampler=sampler,
+        retries=retries,
+        timeout=timeout,
+        limits=parse_limits(at_most),
+        best=BEST | parse_values(best, "--best"),
+        prune=prune,
+        audit=prune_audit,
+        reuse=not no_reuse,
+    )
+    if dry_run:
+        found = plan_search(ref, sweep, spec, settings, slots=slots)
+        output(as_json, found.record(), lambda: study_tables.print_search_plan(found, workers))
+        return
+    page = plot or home / "plots" / f"{ref.name}.html"
+    progress = terminal.TerminalProgress(quiet)
+    with open_tracker(wandb, home, progress.noted, progress.warned) as tracker:
+        with SearchProgress(quiet) as shown:
+            observers: list[Observer] = [shown]
+            observers += [] if tracker.off else [WandbObserver(tracker)]
+            result = search(ref, sweep, spec, settings, slots=slots, observers=observers)
+        if front := members(result.trials, goals):
+            page.parent.mkdir(parents=True, exist_ok=True)
+            plot_study(page, ref)
+            if result.stats.outcomes and not tracker.off:
+                log_summary(tracker, ref, page)
+        if as_json:
+            print_json(result.record(front))
+        else:
+            study_tables.print_result(ref, result, front, objectives=goals, plot=page)
 
 
 def _print_ignored(sweep: Sweep, has_objectives: bool) -> None:
@@ -213,52 +207,3 @@ def _print_ignored(sweep: Sweep, has_objectives: bool) -> None:
     ]
     if ignored:
         click.echo(f"{sweep.path}: ignored, for W&B only: {', '.join(ignored)}", err=True)
-
-
-def _search(sweep: Sweep, options: SearchOptions) -> None:
-    from moist.reporting.plots import check_plot_path, plot_study
-    from moist.reporting.progress import SearchProgress
-    from moist.reporting.wandb_summary import log_summary
-    from moist.results.queries import members
-    from moist.study.events import Observer
-    from moist.study.search import search
-    from moist.study.tracking import WandbObserver
-    from moist.tracking.tracker import open_tracker
-
-    check_plot_path(options.plot)
-    slots, ref = options.slots(), options.ref(sweep)
-    spec, settings = options.describe(sweep, slots), options.settings(sweep)
-    plot = options.plot or ref.home / "plots" / f"{ref.name}.html"
-    progress = terminal.TerminalProgress(options.quiet)
-    with open_tracker(options.wandb, ref.home, progress.noted, progress.warned) as tracked:
-        with SearchProgress(options.quiet) as shown:
-            observers: list[Observer] = [shown]
-            observers += [] if tracked.off else [WandbObserver(tracked)]
-            result = search(ref, sweep, spec, settings, slots=slots, observers=observers)
-        if front := members(result.trials, spec.objectives):
-            plot.parent.mkdir(parents=True, exist_ok=True)
-            plot_study(plot, ref)
-            if result.stats.outcomes and not tracked.off:
-                log_summary(tracked, ref, plot)
-        if options.as_json:
-            print_json(result.record(front))
-        else:
-            study_tables.print_result(ref, result, front, objectives=spec.objectives, plot=plot)
-
-
-def _plan_search(sweep: Sweep, options: SearchOptions) -> None:
-    from moist.study.search import plan_search
-
-    slots, ref = options.slots(), options.ref(sweep)
-    spec, settings = options.describe(sweep, slots), options.settings(sweep)
-    found = plan_search(ref, sweep, spec, settings, slots=slots)
-    if options.as_json:
-        print_json(found.record())
-        return
-    click.echo(
-        f"{found.trials} trials to run, {found.complete} already complete\n"
-        f"{found.called} stages called, {found.distinct} distinct, {len(found.missing)} to compute"
-    )
-    if found.missing:
-        estimate = run_tables.estimated_time(found.missing, options.workers)
-        click.echo(f"{estimate}, with --workers {options.workers}")

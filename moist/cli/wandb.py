@@ -16,6 +16,8 @@ from moist.errors import ConfigError, StoreError
 from moist.reporting import terminal
 from moist.results import queries
 from moist.results.objectives import DEFAULT
+from moist.store.runs import pick
+from moist.tracking.mode import host, why_unreachable
 
 if TYPE_CHECKING:
     from moist.tracking.files import LoggedRun
@@ -77,8 +79,6 @@ def _selected(found: Sequence[LoggedRun], runs: Sequence[str], home: Path) -> li
 
 def _host(count: int) -> str:
     """Return the server's name. Raises ConfigError if it can't be reached."""
-    from moist.tracking.mode import host, why_unreachable
-
     if why := why_unreachable():
         raise ConfigError(
             f"can't upload {count} run{'s'[: count > 1]} to W&B's server: {why}",
@@ -137,8 +137,6 @@ def browse(run: str | None, home: Path) -> None:
 
 def _find(home: Path, prefix: str) -> str:
     """Return the id of the logged run that starts with `prefix`. Raises ConfigError."""
-    from moist.store.runs import pick
-
     found = _logs(home)
     if not found:
         raise _no_runs(home)

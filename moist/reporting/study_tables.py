@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moist.reporting.run_tables import estimated_time
 from moist.reporting.terminal import SHORT, duration, print_table
 from moist.results.objectives import TEST, Limit, Objective
 from moist.results.queries import allowing
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from moist.results.queries import Comparison
     from moist.study.ref import StudyRef
     from moist.study.reseed import Member
+    from moist.study.search import SearchPlan
     from moist.study.settings import SearchResult
     from moist.study.spec import StudySpec
 
@@ -117,6 +119,18 @@ def print_result(
         middle = front[len(front) // 2].quantities[cost]
         limit = allowing(Limit(cost, "max", middle), middle)
         print(f"best trial under a limit:\n  {ref.command('best', *limit.split())}")
+
+
+def print_search_plan(plan: SearchPlan, workers: int) -> None:
+    """Print how many trials and stages a search would run, and about how long they take."""
+    counts = plan.record()
+    print(
+        f"{plan.trials} trials to run, {plan.complete} already complete\n"
+        f"{counts['stages_called']} stages called, {counts['stages_distinct']} distinct,"
+        f" {counts['stages_to_compute']} to compute"
+    )
+    if plan.missing:
+        print(f"{estimated_time(plan.missing, workers)}, with --workers {workers}")
 
 
 def print_comparison(studies: Sequence[str], found: Comparison) -> None:

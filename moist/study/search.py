@@ -92,33 +92,21 @@ class SearchPlan:
     calls: Sequence[Call]
 
     @property
-    def called(self) -> int:
-        return len(self.calls)
-
-    @property
-    def distinct(self) -> int:
-        return len({call.key for call in self.calls})
-
-    @property
     def missing(self) -> list[Call]:
         """Return the stages to compute, each once."""
         return [call for call in {c.key: c for c in self.calls}.values() if not call.reused]
 
-    @property
-    def seconds(self) -> float:
-        """Return what computing them took before, where it is known."""
-        return sum(call.seconds for call in self.missing if call.seconds is not None)
-
     def record(self) -> dict[str, Any]:
-        """Return it as JSON values, for `--json`."""
+        """Return it as JSON values; `seconds` are those that stages took before, where known."""
+        missing = self.missing
         return {
             "trials": self.trials,
             "complete": self.complete,
-            "stages_called": self.called,
-            "stages_distinct": self.distinct,
-            "stages_to_compute": len(self.missing),
-            "seconds": self.seconds,
-            "stages_never_timed": sum(call.seconds is None for call in self.missing),
+            "stages_called": len(self.calls),
+            "stages_distinct": len({call.key for call in self.calls}),
+            "stages_to_compute": len(missing),
+            "seconds": sum(call.seconds or 0.0 for call in missing),
+            "stages_never_timed": sum(call.seconds is None for call in missing),
         }
 
 

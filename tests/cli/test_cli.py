@@ -317,7 +317,7 @@ def test_a_file_that_is_not_an_image_is_rejected_by_name(home, capsys, tmp_path)
 def test_an_oracle_can_not_classify_and_the_error_says_why(home, capsys, picture):
     key = Said(capsys, "run", *TINY, "router=oracle", "--json", "--home", home).json["key"]
     found = Said(capsys, "predict", key, picture, "--home", home)
-    assert found.code == 1 and "router=oracle routes by the label" in found.err
+    assert found.code == 1 and "`router=oracle` routes by the label" in found.err
     shown = Said(capsys, "show", key, "--home", home).out
     assert "oracle router (routed by the true class)" in shown
 
