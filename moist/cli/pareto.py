@@ -127,7 +127,7 @@ def pareto(
 
     \b
     moist pareto quickstart
-    moist pareto quickstart --x latency_ms --plot queries.svg
+    moist pareto quickstart --x latency_ms --plot frontier.svg
     moist pareto quickstart --hypervolume --reference accuracy=0.5 --reference mflops=20
     moist pareto quickstart --reseed 3
     moist pareto quickstart other --compare

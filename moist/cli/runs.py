@@ -64,6 +64,7 @@ def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
     moist curve last
     moist curve last --csv > curve.csv
     """
+    check_together(apart=[("--csv", "--json")])
     found = RunRecords(home).find(run)
     deferral = found.report.deferral
     if deferral is None:

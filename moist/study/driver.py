@@ -21,7 +21,7 @@ from moist.study.ledger import Ledger
 from moist.study.ref import StudyRef
 from moist.study.samplers import Untried, chosen, seed_of, suggest
 from moist.study.schedule import Entry, Schedule
-from moist.study.screening import Screening
+from moist.study.screening import Screening, excesses
 from moist.study.settings import Settings, Stats
 from moist.study.stopping import EQUAL_FAILURES, Stopping, deferred_interrupts
 from moist.study.workers import SLOT_LOSSES, Pool, Task, failure, is_device_error
@@ -182,7 +182,7 @@ class Driver:
 
     def _store_excesses(self, number: int, known: Mapping[str, float]) -> None:
         """Store how far a trial exceeds each limit on quantities that are known of it."""
-        for name, excess in self.screening.excesses(known).items():
+        for name, excess in excesses(known, self.settings.limits).items():
             self.ledger.limit(number, name, excess)
 
     def _start(self, entry: Entry, blocking: bool = False) -> None:

@@ -81,13 +81,10 @@ class Screening:
         if "accuracy" in trial.quantities:
             self.gains.learn(trial.curves, trial.quantities["accuracy"])
 
-    def excesses(self, quantities: Mapping[str, float]) -> dict[str, float]:
-        """Return how far a trial exceeds each limit on these quantities (at most 0: kept)."""
-        return excesses(quantities, self.settings.limits)
-
     def reject(self, quantities: Mapping[str, float]) -> str | None:
         """Return why a trial is not worth training, given what is known before; else None."""
-        if broken := [name for name, excess in self.excesses(quantities).items() if excess > 0]:
+        excess = excesses(quantities, self.settings.limits)
+        if broken := [limit for limit, value in excess.items() if value > 0]:
             return f"it can't keep {' and '.join(broken)}"
         if rival := self._rival({**quantities, **self.settings.best}):
             best = " and ".join(f"{name} {value:g}" for name, value in self.settings.best.items())
