@@ -95,7 +95,7 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
 
 @contextmanager
 def locked_if_free(path: Path, timeout: float = 0.0) -> Iterator[bool]:
-    """Hold the lock of a file unless another process has it for `timeout` seconds (-1: for ever).
+    """Hold the lock of a file unless another process has it for `timeout` seconds (-1: forever).
 
     Yields whether it is held. Raises StoreError where the file can't be created.
     """

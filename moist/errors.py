@@ -42,7 +42,7 @@ def unknown(kind: str, name: str, known: Iterable[str], otherwise: str = "") -> 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """Return a hint that gives the known names nearest to a misspelled one.
 
-    Near are names that are alike in their last part, as in `distill.alpha` and `objective/mflops`,
+    A name is near if it is similar in its last part, as in `distill.alpha` and `objective/mflops`,
     or as a whole; of equally near ones those with the nearest section. If none is near, the hint
     is `otherwise`, by default a list of all known names.
     """

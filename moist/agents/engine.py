@@ -26,7 +26,7 @@ FINISHED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
 
 
 def environment(sweep: Registration) -> dict[str, str]:
-    """Return the environment variables that tell a scheduler's process what to search."""
+    """Return the environment variables that give a scheduler's process its search."""
     return {
         FILE: str(sweep.path.resolve()),
         OVERRIDES: "\n".join(sweep.overrides),
@@ -48,7 +48,7 @@ class Fresh(Untried):
 
 
 def make_study(sweep: SweepInfo) -> tuple[optuna.Study, Callable[[optuna.Study], bool]]:
-    """Return an empty study in memory, and a function that says when it has enough trials."""
+    """Return an empty study in memory, and a function that says whether it is complete."""
     metrics = sweep.config.get("metrics") or [sweep.config["metric"]]
     study = optuna.create_study(
         directions=[metric.get("goal", "minimize") for metric in metrics],

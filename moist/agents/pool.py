@@ -157,7 +157,7 @@ class Process:
 
 
 def terminate(processes: Sequence[Process]) -> None:
-    """Send SIGINT, so that runs end in order; after GRACE_SECONDS kill what is left of them."""
+    """Send SIGINT, so that runs end cleanly; after GRACE_SECONDS kill those that remain."""
     for process in processes:
         if process.is_running:
             process.popen.send_signal(signal.SIGINT)

@@ -23,7 +23,7 @@ def tracking_cost(config: Config, store: Store, *, trials: int) -> dict[str, Any
     """Measure the time of logging a whole trial, also as a share of its training time.
 
     Each trial opens a run and logs a row for every epoch of `config`, its stages and its end. Once
-    a process, wandb is imported and starts its own process: `seconds_to_start`. The training is
+    per process, wandb is imported and starts its own process: `seconds_to_start`. The training is
     run first, unless it is stored.
     """
     report = pipeline.run(config, store)

@@ -55,7 +55,7 @@ def distill(
 ) -> None:
     """Time distillation against training on labels.
 
-    Prints how many times longer an epoch of the same student takes.
+    Prints the ratio of the times that an epoch of the same student takes.
 
     \b
     moist bench distill @sweeps/paper.yaml data.name=folder data.root=IMAGES
@@ -101,7 +101,7 @@ def tracking(overrides: tuple[str, ...], trials: int, as_json: bool, compute: Co
         f"{found['ms_a_trial']:.1f} ms a trial of {found['rows_a_trial']} rows, offline"
         f" (n={found['trials']}): {found['share_of_training']:.2%} of the"
         f" {found['training_seconds']:.0f} s of its training;"
-        f" {found['seconds_to_start']:.1f} s once a process"
+        f" {found['seconds_to_start']:.1f} s once per process"
     )
 
 
@@ -151,7 +151,7 @@ def bench_sweep(
 def overhead(file: Path, overrides: tuple[str, ...], trials: int, as_json: bool) -> None:
     """Time the overhead of a trial in a TPE study.
 
-    The trials' pipeline does nothing.
+    The trials train nothing: what remains is the time that moist and Optuna take.
 
     \b
     moist bench overhead sweeps/quickstart.yaml

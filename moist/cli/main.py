@@ -82,7 +82,7 @@ def _print_how_to_continue(event: str) -> None:
 def _terminate(number: int, _frame: object) -> None:
     """End after a signal of a batch system, or of a W&B agent whose sweep stops this run.
 
-    The latter is no failure: an agent gives up after a few failed runs.
+    The latter is not a failure: an agent gives up after a few failed runs.
     """
     if agent_sweep():
         sys.exit(0)
@@ -91,7 +91,7 @@ def _terminate(number: int, _frame: object) -> None:
 
 
 def flag_hint(option: str, argv: list[str]) -> str:
-    """Return the hint for `--k 3`, which is no flag: results are changed by KEY=VALUE."""
+    """Return the hint for `--k 3`, which is not a flag: results are changed by KEY=VALUE."""
     key = option.lstrip("-").replace("-", "_")
     if key not in configs.flat(configs.Config()):
         return ""

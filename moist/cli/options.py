@@ -139,7 +139,7 @@ def check_together(
     given = _given()
     for group in apart:
         if len(both := [option for option in group if option in given]) > 1:
-            raise ConfigError(f"{_named(both, 'and')} don't go together", "give one of them")
+            raise ConfigError(f"{_named(both, 'and')} can't be combined", "give one of them")
     for option, others in (needed or {}).items():
         if option in given and not given.intersection(others):
             raise ConfigError(

@@ -122,7 +122,7 @@ def pareto(
 ) -> None:
     """Print a study's Pareto frontier.
 
-    These are the trials that no other trial dominates. Trials are selected by validation
+    The frontier is the trials that no other trial dominates. Trials are selected by validation
     accuracy; test accuracy is only reported.
 
     \b

@@ -32,6 +32,8 @@ def runs(as_csv: bool, as_json: bool, home: Path) -> None:
     else:
         records = [run.record() for run in found]
         output(as_json, records, lambda: run_tables.print_runs(found))
+        if not found and not as_json:
+            click.echo(f"no runs in `{home}` yet; `moist run` makes one", err=True)
 
 
 @click.command()

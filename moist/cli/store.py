@@ -151,6 +151,6 @@ def clear(stage: str | None, home: Path) -> None:
     if stage is not None and stage not in stages:
         raise ConfigError(
             f"no output of a stage `{stage}` is stored",
-            f"stored are outputs of: {', '.join(stages) or 'none'}",
+            f"stages with stored outputs: {', '.join(stages) or 'none'}",
         )
     click.echo(f"freed {terminal.size(maintenance.clear(ObjectStore(home), stage))}")

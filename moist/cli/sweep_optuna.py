@@ -36,7 +36,7 @@ from moist.sweepfile import Sweep, read_sweep
 @FILE
 @OVERRIDES
 @click.option(
-    "--trials", type=click.IntRange(1), help="Complete trials of the study to end with, in all."
+    "--trials", type=click.IntRange(1), help="Number of complete trials at which the study ends."
 )
 @WORKERS
 @click.option("--study", help="Name of the study; default: the file's.")
@@ -67,8 +67,8 @@ from moist.sweepfile import Sweep, read_sweep
     "--best",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Value that no trial exceeds; default: accuracy=1. A trial that could not reach the"
-    " frontier even with it is not trained.",
+    help="Best value that a trial could have; default: accuracy=1. A trial that could not reach"
+    " the frontier even with it is not trained.",
 )
 @click.option(
     "--timeout",
@@ -77,7 +77,7 @@ from moist.sweepfile import Sweep, read_sweep
     help="Stop after this time; the same command continues.",
 )
 @click.option(
-    "--seed", default=0, show_default=True, help="Seed of the sampler; a run's is `seed=N`."
+    "--seed", default=0, show_default=True, help="Seed of the sampler; `seed=N` is the runs' seed."
 )
 @click.option(
     "--retries",

@@ -24,7 +24,9 @@ AGENT_OPTIONS = ("--count", "--workers", "--devices", "--threads")
     "--workers", default=1, show_default=True, type=click.IntRange(1), help="Agents to start."
 )
 @click.option("--sweep", "joined", metavar="ENTITY/PROJECT/ID", help="Join a registered sweep.")
-@click.option("--register-only", is_flag=True, help="Start no agents; print how to.")
+@click.option(
+    "--register-only", is_flag=True, help="Start no agents; print the command that does."
+)
 @click.option("--entity", help="Owner of the project; default: your default entity.")
 @click.option("--project", help="W&B project; default: the file's, or moist.")
 @click.option("--devices", metavar="DEVICE,...", help="Devices of the agents: cuda:0,cuda:1")

@@ -117,7 +117,7 @@ class DistillConfig(TrainingConfig):
     )
     experts: Literal["offsets", "heads"] = Field(
         "offsets",
-        description="moe_kd: one head with an offset for each teacher level, or one head a level",
+        description="moe_kd: one head with an offset per teacher level, or one head per level",
         json_schema_extra=only(loss="moe_kd"),
     )
     tie: Weight = Field(
@@ -281,7 +281,7 @@ class DataConfig(Section):
         None, description="side in pixels to resize images to; none: keep their size"
     )
     val_fraction: float = Field(
-        0.1, ge=0, le=0.5, description="share of the training images held out to select with"
+        0.1, ge=0, le=0.5, description="share of the training images held out for selection"
     )
 
 
@@ -312,7 +312,7 @@ class ClusterConfig(Section):
 
     method: Literal["kmeans", "spectral", "random"] = Field(
         "kmeans",
-        description="kmeans: on the teacher's mean logits of a class; spectral: on its confusion;"
+        description="kmeans: on the teacher's mean logits per class; spectral: on its confusions;"
         " random: a control",
     )
 
@@ -321,7 +321,8 @@ class EnsembleConfig(Section):
     """How the k students of `system=ensemble` differ."""
 
     views: Literal["same", "filtered"] = Field(
-        "same", description="same: by their seed alone; filtered: each has its own image filter"
+        "same",
+        description="same: students differ by seed alone; filtered: each has its own image filter",
     )
 
 

@@ -1,4 +1,4 @@
-"""Choices of different sections that can not be combined, found before anything is computed."""
+"""Choices of different sections that cannot be combined, found before anything is computed."""
 
 from __future__ import annotations
 

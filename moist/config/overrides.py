@@ -66,7 +66,7 @@ def read_values(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
         if not (isinstance(spec, dict) and set(spec) == {"value"}):
             raise ConfigError(
                 f"`{path}` describes many runs: `{name}` has no single `value`",
-                "a run needs one value a key: `KEY: {value: VALUE}`",
+                "a run needs one value per key: `KEY: {value: VALUE}`",
             )
     own = {name: spec["value"] for name, spec in parameters.items()}
     return given(included(content), inside) | own

@@ -26,7 +26,7 @@ class System:
     title: Callable[[Flat, int], str]
     """Name the model for people, from its config and its number of students."""
     conflicts: Callable[[Choices], Iterator[str]]
-    """Yield an error message for each choice that this system can not combine with another."""
+    """Yield an error message for each choice that this system cannot combine with another."""
     clusters: bool = False
     """It groups the classes into `k` clusters, a student each."""
     routes: bool = False
@@ -51,7 +51,7 @@ def _title_of_moist(c: Flat, k: int) -> str:
 
 
 def _routing(c: Choices) -> Iterator[str]:
-    """Yield what a router of a mixture can not do."""
+    """Yield what a router of a mixture cannot do."""
     if c.router == "oracle":
         if c.joint.objective in {"em", "switch", "noisy_topk"}:
             yield (

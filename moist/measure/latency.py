@@ -18,7 +18,7 @@ def time_interleaved(
     seconds: float,
     warm_up: int = 20,
 ) -> dict[str, Timing]:
-    """Time each call in turn, round by round, so that a drifting machine slows all alike.
+    """Time each call in turn, round by round, so that a drifting machine slows all equally.
 
     `repeats` rounds after `warm_up` untimed ones; past `seconds` it stops early, with at least
     10 rounds and 2 of warm-up. A call's time runs until the device has finished.

@@ -1,4 +1,4 @@
-"""Measure the cost of an image: fvcore's counts of a model's parts, a multiply-add is one."""
+"""Count operations per image with fvcore, part by part; a multiply-add is one."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class LatentHead(nn.Module):
 
     `offsets`: p(y|x,z) ~ softmax(u)_y table_zy, where table = exp(B); one product with the table
     normalizes it for each z, another sums over z. `heads`: sum_m table_zm softmax(h_m)_y, where
-    each row of the table sums to 1. The table is fixed, and no parameter.
+    each row of the table sums to 1. The table is fixed, not a parameter.
     """
 
     table_ZK: torch.Tensor

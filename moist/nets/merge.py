@@ -2,8 +2,8 @@
 
 Only the abstract and second-hand summaries of OneS are known to us. It gathers the feed-forward
 layers of transformers; here every layer has experts, so every layer is gathered, a convolution as
-a matrix with one row a channel (ours). The sums are made in float64: the mean of equal weights is
-that weight. E experts, C classes.
+a matrix with one row per channel (ours). Sums are float64: the mean of equal weights is that
+weight. E experts, C classes.
 """
 
 from __future__ import annotations

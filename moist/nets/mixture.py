@@ -84,7 +84,7 @@ class MoIST(nn.Module):
         return torch.stack([self.expert(j, x_BCHW) for j in range(len(self.students))], 1)
 
     def dispatch(self, x_BCHW: torch.Tensor, expert_B: torch.Tensor) -> torch.Tensor:
-        """Return the logits (B, C) of each image's expert, with one forward pass an expert."""
+        """Return the logits (B, C) of each image's expert, with one forward pass per expert."""
         used = torch.unique(expert_B).tolist()
         if len(used) == 1:
             return self.expert(used[0], x_BCHW)

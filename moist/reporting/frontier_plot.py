@@ -1,4 +1,4 @@
-"""What a frontier plot shows: trials in printed units, and the frontier's line.
+"""The contents of a frontier plot: trials in printed units, and the frontier's line.
 
 Nothing is drawn here, so that a page, a PNG and an SVG show the same.
 """
@@ -42,8 +42,8 @@ class Quantity(NamedTuple):
 
 PRINTED = {
     "accuracy": Quantity("accuracy on validation, %", "", 100),
-    "mflops": Quantity("MFLOPs an image", "a multiply-add is one", 1),
-    "mmacs": Quantity("MMACs an image", "convolutions and linear layers", 1),
+    "mflops": Quantity("MFLOPs per image", "a multiply-add is one", 1),
+    "mmacs": Quantity("MMACs per image", "convolutions and linear layers", 1),
     "params": Quantity("weights, millions", "", 1e-6),
     "bytes": Quantity("size of the weights, MB", "", 1e-6),
     "latency_ms": Quantity("latency, ms", "batch 1", 1),
@@ -112,7 +112,7 @@ def frontier_plot(
     y: Objective,
     errors: Errors | None = None,
 ) -> FrontierPlot:
-    """Return what to draw. Raises ConfigError when there is nothing."""
+    """Select what to draw. Raises ConfigError when there is nothing."""
     numbers = {trial.number for trial in frontier}
     others = _marks((trial for trial in trials if trial.number not in numbers), x, y)
     members = sorted(_marks(frontier, x, y), key=lambda mark: (x.loss(mark.x), y.loss(mark.y)))

@@ -118,7 +118,7 @@ def _hover(trial: Trial) -> str:
 
 
 def parallel_coordinates(plot: FrontierPlot) -> Figure | None:
-    """Draw one line a trial through its parameters to `y`, darker where better.
+    """Draw one line per trial through its parameters to `y`, darker where better.
 
     Parameters that are the same in all trials are left out; None when that leaves nothing.
     """

@@ -87,7 +87,8 @@ def print_report(report: Report, config: Mapping[str, Any], command: str) -> Non
         print("the teacher was supplied: it may have been trained on the validation images")
     stages = ", ".join(f"{name} {duration(s)}" for name, s in report.stage_seconds.items())
     print(f"{duration(report.seconds)} to compute: {stages}")
-    print(f"{machine.device}; {machine.threads} threads, torch {machine.torch}")
+    threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
+    print(f"{machine.device}; {threads}, torch {machine.torch}")
     print(f"run {report.key[:SHORT]}; reproduce it with\n  {command}")
 
 
@@ -155,7 +156,7 @@ def models(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
 
 
 def print_models(report: Report, config: Mapping[str, Any]) -> None:
-    """Print the accuracy of each model, and its cost an image."""
+    """Print the accuracy of each model, and its cost per image."""
     heads = [
         config["data.name"], "test %", "val %", "loss", "ECE %",
         "MFLOPs", "MMACs", "params M", "MB",
@@ -174,11 +175,11 @@ def print_models(report: Report, config: Mapping[str, Any]) -> None:
         ]
         for name, row in models(report, config).items()
     ]
-    print_table("accuracy, and cost an image (a multiply-add is one)", heads, rows)
+    print_table("accuracy, and cost per image (a multiply-add is one)", heads, rows)
 
 
 def print_times(report: Report, config: Mapping[str, Any]) -> None:
-    """Print milliseconds a call, and how many times faster than the teacher in the same call."""
+    """Print milliseconds per call, and how many times faster than the teacher in the same call."""
     teacher = report.baselines.teacher.latency_ms or {}
     rows = []
     for name, row in models(report, config).items():
@@ -194,7 +195,7 @@ def print_times(report: Report, config: Mapping[str, Any]) -> None:
     heads = [
         f"{head}{size}" for size in (1, 256) for head in ("batch ", "p95 ", "x teacher ", "n ")
     ]
-    print_table("milliseconds a call (median), beside the teacher", ["", *heads], rows)
+    print_table("milliseconds per call (median), beside the teacher", ["", *heads], rows)
 
 
 def print_students(report: Report) -> None:

@@ -52,7 +52,7 @@ def format_params(params: Mapping[str, Any]) -> str:
 
 
 def print_trials(title: str, trials: Sequence[Trial], objectives: Sequence[Objective]) -> None:
-    """Print one row a trial: what it was selected by, and its accuracy on the test split."""
+    """Print one row per trial: what it was selected by, and its accuracy on the test split."""
     names = [o.name for o in objectives]
     names += [name for name in ("mflops", "latency_ms") if name not in names]
     rows = [
@@ -215,7 +215,7 @@ def print_status(
 
 
 def print_averages(study: str, rows: Sequence[Averaged], across: str | None = None) -> None:
-    """Print one row a setting, mean ± sd; the values of the parameter `across` get columns."""
+    """Print one row per setting, mean ± sd; the values of the parameter `across` get columns."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     groups = list(dict.fromkeys(_group(row, across) for row in rows))
     lines: dict[str, dict[Any, Averaged]] = {}

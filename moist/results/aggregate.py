@@ -1,4 +1,4 @@
-"""Averages of a study's trials over parameters such as the seed: one row a setting."""
+"""Averages of a study's trials over parameters such as the seed: one row per setting."""
 
 from __future__ import annotations
 

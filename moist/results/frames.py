@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
-    """Return one row a trial of a study.
+    """Return one row per trial of a study.
 
     Columns: `trial` (its number); the quantities (`accuracy` on validation images, `mflops`, ...);
     accuracies on the test split as `test_NAME`; the parameters; `key` of the run; `state`;
@@ -43,7 +43,7 @@ def trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
 
 
 def setting_frame(rows: Iterable[Averaged]) -> pd.DataFrame:
-    """Return one row a setting of `averaged`.
+    """Return one row per setting of `averaged`.
 
     Columns: the parameters in which settings differ, then mean, standard deviation and number of
     runs of each measure, as `accuracy_mean`, `accuracy_sd` and `accuracy_n`. Accuracies on the
@@ -61,7 +61,7 @@ def setting_frame(rows: Iterable[Averaged]) -> pd.DataFrame:
 
 
 def curve_frame(points: Sequence[OperatingPoint]) -> pd.DataFrame:
-    """Return one row a threshold, by rising deferral; columns are `OperatingPoint`'s fields."""
+    """Return one row per threshold, by rising deferral; columns are `OperatingPoint`'s fields."""
     return frame(point.model_dump() for point in points)
 
 

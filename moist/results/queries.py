@@ -97,7 +97,7 @@ def hypervolume(
 ) -> float:
     """Return the volume between frontier and reference, in the product of the objectives' units.
 
-    `reference` has one value an objective, in its own unit and direction. Raises ConfigError
+    `reference` has one value per objective, in its own unit and direction. Raises ConfigError
     for a name that is missing or unknown.
     """
     corner = _corner(reference, objectives)

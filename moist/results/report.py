@@ -2,7 +2,7 @@
 
 Accuracies are fractions in [0, 1]. `mflops` are fvcore's flops (a multiply-add counts as one) in
 millions an image; `mmacs` is the part of convolution and linear layers, which remains once batch
-norm is folded into the convolutions. Latencies are milliseconds a call, at the batch size named.
+norm is folded into the convolutions. Latencies are milliseconds per call, at the batch size named.
 
 A field that was renamed has its earlier name as a validation alias: stored records are read.
 """

@@ -36,13 +36,13 @@ def measure_latency(
     precision: str,
     machine: Machine,
 ) -> Latencies:
-    """Measure milliseconds a call on real images, router included.
+    """Measure milliseconds per call on real images, router included.
 
     The only stage keyed on the machine.
 
     Untrained networks are timed: the same operators on tensors of the same shapes as after
     training, so that all runs of one architecture share one measurement and a sweep has it
-    before it trains. Weights would decide two things more. Which student an image is sent to:
+    before it trains. Weights would affect two more things. Which student an image is sent to:
     see `in_turn`. And, on a processor, how many numbers are subnormal, on which it is slow; a
     network that weight decay has driven there is slower than measured here. The share of
     deferred images is not known yet: a cascade is timed when it defers none and all.

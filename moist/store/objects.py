@@ -1,4 +1,4 @@
-"""Stage outputs on disk: one folder a key, whole or not there, and verified when it is read.
+"""Stage outputs on disk: one folder per key, whole or not there, and verified when it is read.
 
     HOME/objects/ab/ab12../   artifact.json, tensors.safetensors, manifest.json
          locks/KEY.lock       locked while KEY is computed; never deleted, as that splits waiters
@@ -53,7 +53,7 @@ class ChecksummedRecord(Record):
 
     def to_bytes(self) -> bytes:
         """Return the only valid text of this record; fields that were not set stay out."""
-        return _signed(self.model_dump(mode="json", exclude_unset=True, by_alias=True))
+        return _checksummed(self.model_dump(mode="json", exclude_unset=True, by_alias=True))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -61,7 +61,7 @@ class ChecksummedRecord(Record):
         try:
             body = json.loads(data)
             del body["checksum"]
-            intact = data == _signed(body)
+            intact = data == _checksummed(body)
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError("not readable") from None
         if not intact:
@@ -69,10 +69,10 @@ class ChecksummedRecord(Record):
         return cls.model_validate(body)
 
 
-def _signed(body: dict[str, Any]) -> bytes:
+def _checksummed(body: dict[str, Any]) -> bytes:
     checksum = hashlib.sha256(canonical(body)).hexdigest()
-    signed = {**body, "checksum": checksum}
-    return json.dumps(signed, sort_keys=True, allow_nan=False, indent=1).encode()
+    complete = {**body, "checksum": checksum}
+    return json.dumps(complete, sort_keys=True, allow_nan=False, indent=1).encode()
 
 
 class Manifest(ChecksummedRecord):
@@ -130,7 +130,7 @@ class ObjectStore:
     def locked(
         self, key: str, waiting: Callable[[], None] = lambda: None
     ) -> AbstractContextManager[None]:
-        """Hold a key's lock, which whoever writes its object must; see `disk.locked`."""
+        """Hold a key's lock, as writing its object requires; see `disk.locked`."""
         return disk.locked(self._lock(key), waiting)
 
     def locked_if_free(self, key: str) -> AbstractContextManager[bool]:

@@ -1,4 +1,4 @@
-"""One JSON record a run, and all of them as a table. No torch here: `moist runs` is instant."""
+"""One JSON record per run, and all of them as a table. No torch here: `moist runs` is instant."""
 
 from __future__ import annotations
 
@@ -121,15 +121,18 @@ def pick(prefix: str, keys: Iterable[str], what: str) -> str:
     found = [key for key in known if key.startswith(prefix)]
     if len(found) == 1:
         return found[0]
-    listed = ", ".join(f"`{key}`" for key in (found or known)[:8]) or "none"
+    listed = ", ".join(f"`{key}`" for key in (found or known)[:8])
     if found:
         message = f"the keys of {len(found)} {what} start with `{prefix}`"
         raise ConfigError(f"{message}: {listed}", "give more of the key")
-    raise ConfigError(f"no {what} have a key that starts with `{prefix}`", f"there are: {listed}")
+    message = f"no {what} have a key that starts with `{prefix}`"
+    if not known:
+        raise ConfigError(f"{message}: there are no {what} yet", "`moist run` makes one")
+    raise ConfigError(message, f"there are: {listed}")
 
 
 def frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return one row a run as a data frame.
+    """Return one row per run as a data frame.
 
     Columns: `key`, `created`, `command` and the version of `moist`; the config's keys; the
     report's numbers by dotted names, as `latency_ms.batch_1`; `clusters_k`, the number of clusters

@@ -58,7 +58,7 @@ class CostEstimate:
 class CostEstimator:
     """Estimates configs over one home; `paused` stops all workers while a latency is measured.
 
-    So that no latency is measured beside a training: an architecture's is measured once, before
+    No latency is measured beside a training: an architecture's is measured once, before
     its first trial starts, and not at all if its counts are reason enough to reject it. Two are
     measured by the trial: that of `k=auto`, whose architecture isn't known yet, and with
     `reuse=False`, where every trial computes all its stages.
@@ -130,7 +130,7 @@ _seen: dict[str, tuple[Shape, int]] = {}
 
 
 def _images(data: Ref[Dataset]) -> tuple[Shape, int]:
-    """Return image shape (C, H, W) and number of classes; loads a data set once a process."""
+    """Return image shape (C, H, W) and number of classes; loads a data set once per process."""
     if data.key not in _seen:
         loaded = data.value
         _seen[data.key] = (loaded.image_shape, len(loaded.classes))
@@ -144,7 +144,7 @@ def _cost(image_shape: Shape, classes: int, arch: Architecture, k: int) -> Cost:
 
 
 def time_together(configs: Sequence[Config], store: Backend) -> list[Timing]:
-    """Measure each config's model in turn, in milliseconds a call with one image.
+    """Measure each config's model in turn, in milliseconds per call with one image.
 
     For comparing them on an otherwise idle machine: measured anew, never stored.
     """

@@ -1,6 +1,6 @@
 """The driver: the one process that owns a study, draws trials, starts workers, stores results.
 
-All policy meets here: what is not worth training (`screening.py`), what a record answers, what is
+All policy is here: what is not worth training (`screening.py`), what a record answers, what is
 retried, when to stop (`stopping.py`).
 """
 

@@ -99,7 +99,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Lost:
-    """The end of an attempt that no fault of the trial ended: its worker or device is gone."""
+    """The end of an attempt whose worker or device is gone, through no fault of the trial."""
 
     number: int
     reason: str

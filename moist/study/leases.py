@@ -37,7 +37,7 @@ def this_process() -> str:
 
 @contextmanager
 def lease(ref: StudyRef) -> Iterator[None]:
-    """Be the only driver of a study. Raises AlreadyDriven, naming the driver."""
+    """Hold the lock of a study's only driver. Raises AlreadyDriven, naming the driver."""
     with _advisory(ref) if ref.is_postgres else _locked(ref):
         yield
 

@@ -116,7 +116,7 @@ class Ledger:
         self._read(self.storage.get_trial(self._ids[number]))
 
     def prune(self, number: int, reason: str, **run: Any) -> None:
-        """End a trial that is not worth its training."""
+        """End a trial that is not worth training."""
         self._finish(number, "PRUNED", reason, run)
 
     def fail(self, number: int, reason: str, **run: Any) -> None:

@@ -56,7 +56,7 @@ def reseed(
     threads: int | None,
     observers: Sequence[Observer] = (),
 ) -> list[Member]:
-    """Train each member of a study's frontier under `times` new seeds; say how sure each is.
+    """Train each member of a study's frontier under `times` new seeds; estimate its certainty.
 
     The new trials are a study of their own, `STUDY.reseed`, kept and resumed like any other.
     Raises ConfigError without members, StageError when a training failed.

@@ -1,6 +1,6 @@
 """Which point to try next: Optuna's samplers, reseeded for each trial; no point is drawn twice.
 
-A sampler that is made anew for each trial, from the study's seed and the number of draws so far,
+A sampler is created for each trial, from the study's seed and the number of draws so far, and so
 depends on the study's trials alone: an interrupted study continues like an unbroken one.
 """
 

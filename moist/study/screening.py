@@ -68,7 +68,7 @@ class Gains:
 
 
 class Screening:
-    """Says why a trial need not be trained, or trained on, given the complete trials."""
+    """Rejects and prunes trials, with a reason, by what the complete trials reached."""
 
     def __init__(self, objectives: Sequence[Objective], settings: Settings) -> None:
         self.objectives, self.settings = objectives, settings
@@ -100,7 +100,7 @@ class Screening:
         total: int,
         accuracy: float | None,
     ) -> str | None:
-        """Return why a trial is not worth training on after an epoch of a stage; else None.
+        """Return why a trial is not worth more training after an epoch of a stage; else None.
 
         `accuracy` is the validation accuracy after it. None also where too little is known.
         """

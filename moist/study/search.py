@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -12,7 +11,7 @@ from typing import Any
 
 from moist.config import DataConfig
 from moist.config.overrides import build
-from moist.errors import ConfigError
+from moist.errors import ConfigError, DataError
 from moist.results.objectives import check_honest, check_measured
 from moist.results.trials import Trial
 from moist.store.calls import Call
@@ -139,7 +138,7 @@ def plan_search(
 
     First come trials that were begun or requeued. Values that conflict are skipped: the search
     fails such a trial at once and draws another. Raises ConfigError when the study was made for
-    another search.
+    another search, and DataError for data that are missing: no trial can be planned then.
     """
     from moist.env import Silent, make_env
     from moist.store.plan import Plan
@@ -156,8 +155,12 @@ def plan_search(
     fresh = _draws(sweep, spec, settings, before)
     points = chain(begun, islice(fresh, wanted + USELESS_DRAWS))
     while len(found) < wanted and (params := next(points, None)) is not None:
-        with suppress(ConfigError):
+        try:
             found.append(estimator.plan(config_of(sweep, params)).calls)
+        except DataError:
+            raise
+        except ConfigError:  # these values conflict
+            continue
     return SearchPlan(len(found), complete, [call for calls in found for call in calls])
 
 

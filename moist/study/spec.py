@@ -169,4 +169,14 @@ def _format_difference(before: Any, after: Any) -> str:
             [one for one in some if one not in others]
             for some, others in ((before, after), (after, before))
         )
-    return f"was {before}, is {after}"
+    return f"was {_format_items(before)}, is {_format_items(after)}"
+
+
+def _format_items(value: Any) -> str:
+    """Format a value of a search, a list by its items, and a parameter by its name and domain."""
+    if isinstance(value, list):
+        return ", ".join(map(_format_items, value)) or "none"
+    if isinstance(value, Mapping):
+        domain = value["choices"] or f"{value['low']} to {value['high']}"
+        return f"`{value['name']}` in {domain}"
+    return str(value)

@@ -31,7 +31,7 @@ class Stopping:
         self.draws += 1
 
     def ended(self, outcome: str) -> None:
-        """Start to count anew after a trial with results."""
+        """Reset the counts after a trial with results."""
         if outcome in {"trained", "reused"}:
             self.draws = 0
 
@@ -44,26 +44,26 @@ class Stopping:
 
     @property
     def timed_out(self) -> str:
-        """Return that the time is over; empty before."""
+        """Return a message once the time limit is reached; empty before."""
         late = time.monotonic() > self.deadline
         return f"the time limit of {self.timeout:g} seconds is reached" if late else ""
 
     @property
     def draws_are_useless(self) -> str:
-        """Return that further draws make no sense; empty while they do."""
+        """Return a message once further draws make no sense; empty before."""
         many = self.draws >= USELESS_DRAWS
         return f"the last {USELESS_DRAWS} draws were not worth training" if many else ""
 
     @property
     def failures_are_equal(self) -> bool:
-        """Return whether the last trials failed of one cause, which more trials won't cure."""
+        """Return whether the last trials failed with one class of error."""
         last = self.failures[-EQUAL_FAILURES:]
         return len(last) == EQUAL_FAILURES and len(set(last)) == 1
 
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Note the first Ctrl-C or SIGTERM, for the caller to ask for, so that no write is torn.
+    """Record the first Ctrl-C or SIGTERM for the caller to check, so that no write is torn.
 
     A second one raises KeyboardInterrupt at once.
     """

@@ -19,7 +19,7 @@ from moist.systems.outputs import Outputs, report_of
 
 @dataclass(frozen=True)
 class Trainer:
-    """Runs trials with the stages of one home folder; `reuse=False` computes all anew."""
+    """Runs trials with the stages of one home folder; `reuse=False` recomputes them all."""
 
     home: Path
     reuse: bool = True

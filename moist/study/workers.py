@@ -315,7 +315,7 @@ def failure(number: int, error: Exception) -> events.Failed:
 
 
 def is_device_error(error: Exception) -> bool:
-    """Return whether a GPU does not go on: it is busy, or an earlier kernel has broken it.
+    """Return whether a GPU can't continue: it is busy, or an earlier kernel has broken it.
 
     Whatever the cause, this process can't compute on it any more. PyTorch's message starts with
     "CUDA error: "; memory that its own allocator doesn't get is an `OutOfMemoryError`.

@@ -12,7 +12,7 @@ WORDS = ("Question", "Cost", "Expect")
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """A sweep file with what it asks, what it costs and which answer to expect."""
+    """A sweep file with its question, cost and expected answer."""
 
     name: str
     question: str

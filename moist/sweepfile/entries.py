@@ -62,7 +62,7 @@ INSTEAD = {
 def read_entries(entries: Mapping[str, Any], grid: bool) -> dict[str, Parameter]:
     """Return the parameter of every entry, constants included; `grid` is W&B's `method: grid`.
 
-    Raises ConfigError, a line a mistake: what was requested, what was found, and what to write.
+    Raises ConfigError, one line per mistake: what was requested, what was found, what to write.
     """
     every: dict[str, Parameter] = {}
     with raised_together() as mistakes:
@@ -133,7 +133,7 @@ def _condition(name: str, other: Parameter, listed: Sequence[Any]) -> tuple[Any,
     key = other.name
     if other.kind == "float":
         raise ConfigError(
-            f"`{name}`: `when` names `{key}`, a range of reals, which hardly ever has a certain"
+            f"`{name}`: `when` names `{key}`, a range of reals, which hardly ever takes a given"
             " value; a condition needs `values`, or a range of whole numbers"
         )
     if not listed:

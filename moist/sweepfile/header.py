@@ -1,4 +1,4 @@
-"""A sweep file but for its parameters: what W&B allows there, and what moist needs."""
+"""A sweep file apart from its parameters: what W&B allows there, and what moist needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ARGUMENTS = "${args_no_hyphens}"
 
 
 def check_header(content: Mapping[str, Any]) -> None:
-    """Raise ConfigError, a line a mistake, for a file that W&B or moist can't run."""
+    """Raise ConfigError, one line per mistake, for a file that W&B or moist can't run."""
     with raised_together() as mistakes:
         mistakes += [
             f"unknown key `{word}`; {did_you_mean(word, WORDS)}"
@@ -99,7 +99,7 @@ def wandb_only(content: Mapping[str, Any]) -> dict[str, str]:
 def read_objectives(
     content: Mapping[str, Any], word: Literal["metric", "metrics"]
 ) -> tuple[Objective, ...]:
-    """Return the objectives of `metric` or `metrics`. Raises ConfigError, a line a mistake."""
+    """Return the objectives of `metric` or `metrics`. Raises ConfigError, one line per mistake."""
     entries = content[word] if word == "metrics" else [content[word]]
     if word == "metrics" and (not isinstance(entries, list) or len(entries) < 2):
         raise ConfigError(

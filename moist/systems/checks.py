@@ -13,7 +13,7 @@ SMALLEST = 4
 
 
 def check(config: Config, source: Source) -> None:
-    """Raise ConfigError for what can not work on these data, before anything is computed."""
+    """Raise ConfigError for what cannot work on these data, before anything is computed."""
     classes, clusters = len(source.classes), SYSTEMS[config.system].clusters
     if clusters and config.k != "auto" and config.k > classes:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What the stages of a run return, and the report made of it."""
+"""The outputs of a run's stages, and the report made from them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from moist.systems.outputs import Models, is_upper_bound
 def prepared(config: Config, store: Backend) -> tuple[Ref[Dataset], WeightsFile | None]:
     """Prepare the data, and find the teacher's weights if a file has them.
 
-    Raises ConfigError for a config that can not work on these data, or without that file.
+    Raises ConfigError for a config that cannot work on these data, or without that file.
     """
     c = config
     source = locate(c.data, store.home, fetch=store.writes)
@@ -35,7 +35,7 @@ def prepared(config: Config, store: Backend) -> tuple[Ref[Dataset], WeightsFile 
 def timed(
     call: Bound, config: Config, arch: Architecture, k: int | Ref[Clusters] | None
 ) -> Ref[Latencies]:
-    """Time the networks of a run. They need not be trained; `k` is their number, or decides it."""
+    """Time a run's networks, trained or not; `k` counts the students, or clusters decide it."""
     machine = call.store.env.machine()
     return call(measure_latency, arch=arch, k=k, latency=config.latency, machine=machine)
 

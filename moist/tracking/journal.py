@@ -1,6 +1,6 @@
-"""The log of one run in W&B: a row an epoch, the outcome of each stage, and the end state.
+"""The log of one run in W&B: a row per epoch, the outcome of each stage, and the end state.
 
-    train_jointly/loss, /lr, /images_per_second, /val_accuracy   a row an epoch, by /epoch
+    train_jointly/loss, /lr, /images_per_second, /val_accuracy   a row per epoch, by /epoch
     objective/accuracy, objective/mflops, ...                    used for selection
     test/accuracy, ...                                           only reported
     limit/mflops, ...                                            excess over a study's limit

@@ -1,7 +1,7 @@
 """Upload runs from files here to W&B's server: each once, whatever is killed meanwhile.
 
 `wandb sync` uploads them. It leaves `run-ID.wandb.synced` beside a log that it is done with, even
-when the server rejected the rows: then only an error in its output, which names the run, tells.
+when the server rejected the rows: then only an error in its output, which names the run, shows it.
 HOME/wandb/sent.json records what has arrived, so that it counts as uploaded without those marks;
 a log that has grown since is uploaded again.
 

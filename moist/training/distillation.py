@@ -1,4 +1,4 @@
-"""What a student learns from its teacher and the labels. B images, C classes, O = C-1 others.
+"""Losses of distillation, from teacher and labels. B images, C classes, O = C-1 others.
 
 All take float32 logits, teacher's and student's of the same images, and return a scalar mean.
 """

@@ -1,4 +1,4 @@
-"""What router and students minimize together. B images, C classes, E experts.
+"""The losses of joint training, of router and students together. B images, C classes, E experts.
 
 All take float32; `gate_BE` are the router's logits, `gate_prob_BE` probabilities made of them.
 The losses return a scalar mean over images.

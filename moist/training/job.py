@@ -1,6 +1,6 @@
-"""What stages do with training images: train a network on them, or run one over their views.
+"""Train a network on a data set's images, or run one over augmented views of them.
 
-Both are checkpointed, and a killed stage continues from there. V views, N images.
+Both write checkpoints, and a killed stage continues from there. V views, N images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from moist.store.artifacts import Dataset, Row
 
 Loss = Callable[[Batch], torch.Tensor]
 Answer = Callable[[torch.Tensor], torch.Tensor]
-"""Images (B, C, H, W) to one row an image."""
+"""Images (B, C, H, W) to one row per image."""
 
 BATCH = 256
 """Images that a network is run on at a time, where nothing is trained."""

@@ -77,7 +77,7 @@ class Offsets(nn.Module):
 
 
 class Heads(nn.Module):
-    """E2: a head a level, p(y|x,z) = sum_m a_zm softmax(h_m)_y, a_z on the simplex.
+    """E2: a head per level, p(y|x,z) = sum_m a_zm softmax(h_m)_y, a_z on the simplex.
 
     Head m reads what a linear projector makes of the student's features, and the projector
     learns the teacher's pooled level m as well: each channel from its mean, in units of the

@@ -125,8 +125,8 @@ def test_every_quantity_can_be_drawn():
     "name, direction, said",
     [
         ("accuracy", "max", "accuracy on validation, % (more is better)"),
-        ("mflops", "min", "MFLOPs an image (a multiply-add is one; less is better)"),
-        ("mflops", "max", "MFLOPs an image (a multiply-add is one; more is better)"),
+        ("mflops", "min", "MFLOPs per image (a multiply-add is one; less is better)"),
+        ("mflops", "max", "MFLOPs per image (a multiply-add is one; more is better)"),
         ("latency_ms", "min", "latency, ms (batch 1; less is better)"),
     ],
 )
@@ -227,7 +227,7 @@ def test_hovering_over_a_trial_shows_its_parameters_and_results(tmp_path):
         "k=2",
         "router=linear",
         "accuracy on validation, %: 96",
-        "MFLOPs an image: 4",
+        "MFLOPs per image: 4",
         "latency, ms: 1.25",
         "accuracy on test, %: 95.12",
     ]

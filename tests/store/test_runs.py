@@ -74,7 +74,7 @@ def test_a_run_is_found_by_the_start_of_its_key(tmp_path):
 
 
 def test_an_ambiguous_or_unknown_key_is_an_error_that_lists_candidates(tmp_path):
-    with pytest.raises(ConfigError, match="none"):
+    with pytest.raises(ConfigError, match="there are no runs yet"):
         RunRecords(tmp_path).find("last")
     for key in ("ab12", "ab34"):
         save(tmp_path, key)

@@ -292,7 +292,7 @@ def test_a_grid_takes_values_and_whole_numbers(read):
         ),
         (
             "{temperature: 2}",
-            "`when` names `temperature`, a range of reals, which hardly ever has a cert",
+            "`when` names `temperature`, a range of reals, which hardly ever takes a give",
         ),
         ("{router: []}", "`when` lists no value of `router`"),
         ("{router: [cnn, oracle]}", "`when` names `router=oracle`, and `router` has cnn, linear"),
