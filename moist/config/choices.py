@@ -42,8 +42,7 @@ class TrainingConfig(Section):
         "cosine", description="schedule of the learning rate"
     )
     horizon: OptionalEpochs = Field(
-        None,
-        description="length of the schedule in epochs, at least `epochs`; none: `epochs`",
+        None, description="length of the schedule in epochs, at least `epochs`; none: `epochs`"
     )
 
     @model_validator(mode="after")
@@ -331,8 +330,7 @@ class MixtureConfig(Section):
 
     top: int = Field(1, ge=1, le=2, description="2: a second expert where the router is uncertain")
     second: Fraction = Field(
-        0.2,
-        description="top=2: share of the validation images, by router margin, that get it",
+        0.2, description="top=2: share of the validation images, by router margin, that get it"
     )
 
 

@@ -3,8 +3,7 @@
 The random numbers of a view are drawn on the CPU, whatever the device, so that every machine
 trains on the same images, and the teacher's logits on a view can be stored and reused.
 
-Shapes: N images of a split, B of a batch, H rows, W columns, C channels, P random
-numbers per image.
+Shapes: N images of a split, B of a batch, H rows, W columns, C channels, P numbers an image.
 """
 
 from __future__ import annotations

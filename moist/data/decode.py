@@ -41,10 +41,10 @@ def decode(source: Source, on_progress: OnProgress) -> tuple[Split, Split]:
     Raises DataError for an image that can't be decoded, and for images of different sizes
     without an `image_size`.
     """
-    if source.root is not None and source.name == "folder":
-        return _folder(source.root, source, on_progress)
     if source.root is None:
         train, test = _digits()
+    elif source.name == "folder":
+        return _folder(source.root, source, on_progress)
     else:
         train, test = (_public(source.name, source.root, train=part) for part in (True, False))
     total = len(train[1]) + len(test[1])

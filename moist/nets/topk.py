@@ -116,10 +116,7 @@ def chain(state: State) -> tuple[Layer, ...]:
 
 
 def scored(
-    experts: Sequence[State],
-    ancestor: State,
-    score: str,
-    activity: Sequence[Activity] | None,
+    experts: Sequence[State], ancestor: State, score: str, activity: Sequence[Activity] | None
 ) -> list[torch.Tensor]:
     """Score the units of each hidden layer: (E, U) a layer."""
     layers = chain(ancestor)

@@ -87,11 +87,7 @@ def coverage(a_ND: ArrayLike, b_ND: ArrayLike) -> float:
 
 
 def membership(
-    mean_ND: ArrayLike,
-    error_ND: ArrayLike,
-    dof: ArrayLike,
-    draws: int = 10_000,
-    seed: int = 0,
+    mean_ND: ArrayLike, error_ND: ArrayLike, dof: ArrayLike, draws: int = 10_000, seed: int = 0
 ) -> Floats:
     """Estimate each point's probability to be on the front, given errors of the coordinates.
 

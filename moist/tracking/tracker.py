@@ -91,7 +91,9 @@ class Tracker:
         self.journals: list[Journal] = []
         """Those that may not have ended yet."""
         self._service: Any = None
-        self._background = BackgroundThread(self._stop)
+        self._background = BackgroundThread(
+            lambda error: warn(f"tracking stopped: {brief(error)}")
+        )
 
     def __enter__(self) -> Tracker:
         return self
@@ -161,9 +163,6 @@ class Tracker:
             return self.client.open(replace(info, id=f"{info.id}{OFFLINE}"))
         release_ids()
         return self.client.open(info)
-
-    def _stop(self, error: Exception) -> None:
-        self.warn(f"tracking stopped: {brief(error)}")
 
 
 def open_tracker(flag: str, home: Path, log: Callable[[str], None], warn: Warn) -> Tracker:
