@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and a lock has one holder."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def test_a_folder_is_installed_whole_and_never_over_another(tmp_path: Path) -> N
     with pytest.raises(OSError, match="not empty"):
         install(tmp_path / "two", tmp_path / "there")
     assert (tmp_path / "there" / "file").read_text() == "one"
+
+
+def test_a_file_that_does_not_reach_the_disk_is_not_installed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # the kernel has no disk to write it to, so flushing it fails
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)  # else opening it to read waits
+    try:
+        with pytest.raises(OSError, match="Invalid argument"):
+            install(tmp_path / "pipe", tmp_path / "there")
+    finally:
+        os.close(writer)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_a_scratch_file_is_gone_unless_it_was_renamed(tmp_path: Path) -> None:

@@ -148,6 +148,27 @@ def test_an_interrupted_run_exits_130_and_the_next_one_continues(trained, capsys
 
 
 @pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_run_that_is_stopped_exits_as_a_shell_expects_of_the_signal(
+    tmp_path, capsys, number, code, word
+):
+    words = [*TINY, "--home", str(tmp_path), "--threads", "1"]
+    key = Said(capsys, "plan", *words, "--json").json[0]["key"]
+    with (
+        ObjectStore(tmp_path).locked(key),  # so that the run waits for its first stage
+        Forked([*MOIST, "run", *words]) as process,
+    ):
+        process.until(lambda: "waiting for another process" in process.err)
+        process.signal(number)
+        assert process.wait() == code and process.out == ""
+    message, command = process.err.splitlines()[-2:]
+    assert message == f"error: {word}; finished work is kept, continue with"
+    assert shlex.split(command) == ["moist", "run", *words]
+
+
+@pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (["run", "--k", "3"], 2, "hint: write `k=3`"),

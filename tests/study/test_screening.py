@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moist.config.systems import CURVES
-from moist.results.objectives import Limit, Objective, parse_limits, parse_objectives
+from moist.results.objectives import DEFAULT, Limit, Objective, parse_limits, parse_objectives
 from moist.results.trials import State, Trial
-from moist.study.screening import ENOUGH, Gains, dominator, excesses
-from moist.study.settings import BEST
+from moist.study.screening import ENOUGH, Gains, Screening, dominator, excesses
+from moist.study.settings import BEST, Settings
 
 laws = settings(deadline=None, max_examples=150)
 NAMES = ("accuracy", "mflops", "params")
@@ -51,8 +51,11 @@ def test_limits_apply_to_the_quantities_that_are_known():
 
 
 def test_a_limit_that_is_just_kept_is_kept():
-    (excess,) = excesses({"mflops": 10.0}, [Limit("mflops", "max", 10)]).values()
-    assert excess == 0
+    limits = (Limit("mflops", "max", 10), Limit("params", "min", 5))
+    assert set(excesses({"mflops": 10.0, "params": 5.0}, limits).values()) == {0.0}
+    screening = Screening(DEFAULT, Settings(trials=1, limits=limits))
+    assert screening.reject({"mflops": 10.0, "params": 5.0}) is None
+    assert screening.reject({"mflops": 10.5, "params": 5.0}) == "it can't keep mflops <= 10"
 
 
 @given(st.permutations(parse_limits(["mflops=3", "params=5", "mmacs=2"], ["mflops=1"])))

@@ -24,6 +24,7 @@ from moist.tracking.files import OPEN, is_open, marked_open, read
 from moist.tracking.upload import (
     LOCK,
     MANIFEST,
+    SENDING,
     Destination,
     Outbox,
     UploadResult,
@@ -286,6 +287,25 @@ def test_several_processes_may_check_at_once_whether_a_run_is_being_written(tmp_
     with marked_open(tmp_path):
         assert is_open(tmp_path)
     assert not is_open(tmp_path) and not (tmp_path / OPEN).exists()
+
+
+def test_only_one_process_uploads_from_a_folder_at_a_time(tmp_path):
+    log(tmp_path, "one", epochs=range(0))
+    with (tmp_path / "wandb" / LOCK).open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)  # whatever holds it, another must not
+        with pytest.raises(StoreError, match="another process is uploading the runs"):
+            send(tmp_path)
+    assert due(tmp_path) == ["one"]
+
+
+def test_a_mark_does_not_count_beside_an_error_that_nobody_has_examined(tmp_path):
+    for id in ("one", "two"):
+        log(tmp_path, id, epochs=range(0))
+    for run in outbox(tmp_path).due():
+        marker(*run.paths).touch()
+    assert due(tmp_path) == []
+    (tmp_path / "wandb" / SENDING).write_text("wandb: ERROR run one was rejected\n")
+    assert due(tmp_path) == ["one"]
 
 
 def test_a_record_of_uploads_that_cannot_be_read_is_an_error(tmp_path):
