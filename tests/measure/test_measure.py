@@ -1,6 +1,7 @@
 """Numbers against a second derivation: accuracy, calibration, counting, timing."""
 
 import math
+from collections import Counter
 from contextlib import suppress
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from moist import config
 from moist.env import Env
@@ -348,3 +350,22 @@ def test_latency_is_that_of_all_models_at_two_batch_sizes(router, values, asked)
         for timings in latencies.models.values():
             assert list(timings) == ["batch_1", "batch_256"]
             assert all(t.n == 11 and t.p95 >= t.median > 0 for t in timings.values())
+
+
+def test_a_mixture_is_timed_with_its_router_and_as_it_answers_after_training() -> None:
+    ran: Counter[type[nn.Module]] = Counter()
+
+    def count(part: nn.Module, _args: object, _output: object) -> None:
+        assert not part.training
+        ran[type(part)] += 1
+
+    latency = config.LatencyConfig(repeats=10, seconds=60)
+    with register_module_forward_hook(count):
+        measure_latency(
+            ENV, data=dataset(), arch=arch(), k=3, latency=latency, precision="float32",
+            machine=ENV.machine(),
+        )  # fmt: skip
+    calls = ran[MoIST]
+    assert calls >= 20 and ran[type(unready().router)] == calls
+    # half of the calls are of one image, which runs one student; the others run all three
+    assert ran[CNN] == calls + (calls // 2) * (1 + 3)
