@@ -321,6 +321,13 @@ def test_an_image_costs_the_first_pass_and_the_deferred_share_of_the_second(kind
     assert found.cost.flops == pytest.approx(first.flops + asked * second.flops, rel=1e-9)
     assert found.cost.macs == pytest.approx(first.macs + asked * second.macs, rel=1e-9)
     assert found.deferral.chosen.mflops == pytest.approx(found.cost.mflops, rel=1e-9)
+    for point in found.deferral.curve:
+        for rate, mflops, mmacs in (
+            (point.deferral_rate, point.mflops, point.mmacs),
+            (point.val_deferral_rate, point.val_mflops, point.val_mmacs),
+        ):
+            assert mflops == pytest.approx(first.mflops + rate * second.mflops, rel=1e-9)
+            assert mmacs == pytest.approx(first.mmacs + rate * second.mmacs, rel=1e-9)
     more = 0 if model.fallback is None else second.params
     assert found.cost.params == first.params + more
 

@@ -17,7 +17,19 @@ from moist.results.objectives import (
     quantities,
     reported,
 )
-from moist.results.report import Baselines, Machine, Measures, Report
+from moist.results.report import (
+    Baselines,
+    Cost,
+    Deferral,
+    Evaluation,
+    Latencies,
+    Machine,
+    Measures,
+    OperatingPoint,
+    Report,
+    Timing,
+    timings_of,
+)
 
 names = st.sampled_from(sorted(QUANTITIES))
 directions = st.sampled_from(["max", "min"])
@@ -155,6 +167,32 @@ def test_a_report_has_every_quantity_under_the_name_that_queries_use():
         "latency_ms": 0.1,
     }  # fmt: skip
     assert quantities(report(0.5)).keys() == QUANTITIES.keys()
+
+
+POINT = OperatingPoint(
+    threshold=0.5, deferral_rate=0.75, val_deferral_rate=0.25, accuracy=0.25, val_accuracy=0.5,
+    mflops=8, mmacs=7, val_mflops=6, val_mmacs=5,
+)  # fmt: skip
+DEFERRAL = Deferral(chosen=POINT, curve=(POINT,))
+
+
+def test_a_model_that_defers_is_selected_by_its_cost_on_validation_images():
+    found = quantities(report(0.5).model_copy(update={"deferral": DEFERRAL}))
+    assert (found["mflops"], found["mmacs"]) == (6, 5)
+
+
+def test_a_model_that_defers_takes_the_time_of_validation_images():
+    evaluation = Evaluation(
+        accuracy=0.25, val_accuracy=0.5, loss=0.1, ece=0.2, per_class={}, n=4, n_val=4,
+        cost=Cost(flops=1, macs=1, params=1, bytes=4), deferral=DEFERRAL,
+    )  # fmt: skip
+    never, always = Timing(median=1, p95=2, n=10), Timing(median=5, p95=7, n=9)
+    timed = {"model": {"batch_1": never}, "asked": {"batch_1": always}}
+    latencies = Latencies(machine=report(0.5).machine, models=timed)
+    assert timings_of("model", evaluation, latencies) == {
+        "batch_1": Timing(median=1 + 0.25 * (5 - 1), p95=7, n=9)
+    }
+    assert timings_of("first", evaluation, latencies) == timed["model"]
 
 
 def test_without_validation_images_there_is_no_accuracy_to_select_by():
