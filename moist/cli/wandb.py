@@ -59,7 +59,8 @@ def sync(
 
     def report(result: UploadResult) -> None:
         results.append(result)
-        progress.noted(_line(result))
+        reason = f": {result.reason}" if result.reason else ""
+        progress.noted(f"{result.state:<8} {result.id}  {result.name}{reason}")
 
     for run in running:
         report(UploadResult.of(run, "running", "skipped for now"))
@@ -85,11 +86,6 @@ def _host(count: int) -> str:
             "they are kept here; run `moist sync` once the server can be reached",
         )
     return host()
-
-
-def _line(result: UploadResult) -> str:
-    reason = f": {result.reason}" if result.reason else ""
-    return f"{result.state:<8} {result.id}  {result.name}{reason}"
 
 
 def _print_results(results: Sequence[UploadResult], as_json: bool) -> None:
@@ -123,9 +119,13 @@ def browse(run: str | None, home: Path) -> None:
     moist browse
     moist browse last
     """
-    folder = _folder(home, _find(home, run)) if run else home / "wandb"
-    if not _logs(home):
+    found = _logs(home)
+    if not found:
         raise _no_runs(home)
+    folder = home / "wandb"
+    if run:
+        id = _find(home, run)
+        folder = [path for path in found if _id(path) == id][-1].parent
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError(
             "`moist browse` needs a terminal, and stdin or stdout is not one",
@@ -144,11 +144,6 @@ def _find(home: Path, prefix: str) -> str:
         return _id(found[-1])
     ids = dict.fromkeys(map(_id, found))
     return prefix if prefix in ids else pick(prefix, ids, "runs")
-
-
-def _folder(home: Path, run: str) -> Path:
-    """Return the folder of a run's last log."""
-    return [path for path in _logs(home) if _id(path) == run][-1].parent
 
 
 def _logs(home: Path) -> list[Path]:

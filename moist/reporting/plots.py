@@ -28,10 +28,7 @@ SUFFIXES = (".html", ".png", ".svg")
 
 
 def plot_study(
-    path: Path,
-    ref: StudyRef,
-    axes: Sequence[Objective] = (),
-    errors: Errors | None = None,
+    path: Path, ref: StudyRef, axes: Sequence[Objective] = (), errors: Errors | None = None
 ) -> None:
     """Write a study's frontier over the first two of `axes`, y first; default: its objectives.
 

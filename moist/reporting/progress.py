@@ -55,7 +55,8 @@ class SearchProgress:
             case events.EpochDone(number=int(number)):
                 self.at[number] = f"{event.stage}  {event.done} of {event.total}"
             case events.Warned():
-                self._warn(event)
+                where = "" if event.number is None else f"trial {event.number}: "
+                self.lines.warned(f"{where}{event.text}")
             case events.Deferred() | events.Lost():
                 self.at.pop(event.number, None)
             case events.TrialEnded():
@@ -78,10 +79,6 @@ class SearchProgress:
             self.fresh += 1
         if self.opened is not None:
             self.lines.noted(trial_line(trial, self.opened.spec.objectives))
-
-    def _warn(self, event: events.Warned) -> None:
-        where = "" if event.number is None else f"trial {event.number}: "
-        self.lines.warned(f"{where}{event.text}")
 
     def _display(self) -> RenderableType:
         """Render counts and time, and a line for each running trial."""

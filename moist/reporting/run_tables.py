@@ -132,14 +132,10 @@ def print_curve(deferral: Deferral) -> None:
     print_table("deferral: accuracy and cost at each threshold", heads, rows)
 
 
-def name_of(config: Mapping[str, Any], k: int) -> str:
-    """Return the printed name of a config's model, without its deferral."""
-    return system_of(config).title(config, k)
-
-
 def models(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
     """Return the rows of the tables, by name."""
-    name, beside = name_of(config, report.k), report.baselines
+    system, beside = system_of(config), report.baselines
+    name = system.title(config, report.k)
     deferral = ""
     if report.deferral is not None:
         second = config["cascade.fallback"]
@@ -149,7 +145,7 @@ def models(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
         **({name: beside.first} if beside.first else {}),
         "the mixture merged": beside.mixture,
         "merged, not refined": beside.gathered,
-        "single student": None if system_of(config).is_student else beside.student,
+        "single student": None if system.is_student else beside.student,
         f"teacher {config['teacher.arch']}": beside.teacher,
     }
     return {name: row for name, row in found.items() if row is not None}

@@ -14,12 +14,7 @@ from moist.config.systems import known_students
 from moist.env import autocast
 from moist.measure.latency import time_interleaved
 from moist.measure.multiply_adds import cost
-from moist.nets.build import (
-    Architecture,
-    blank,
-    module,
-    timed_models,
-)
+from moist.nets.build import Architecture, blank, module, timed_models
 from moist.nets.entry import Shape
 from moist.nets.mixture import MoIST
 from moist.pipeline import stages
@@ -161,10 +156,7 @@ def time_together(configs: Sequence[Config], store: Backend) -> list[Timing]:
             calls[f"{index}/{name}"] = partial(net, *given)
     with torch.inference_mode(), autocast(env.device, precision):
         timings = time_interleaved(
-            calls,
-            synchronizer(env),
-            repeats=latency.repeats,
-            seconds=latency.seconds * len(calls),
+            calls, synchronizer(env), repeats=latency.repeats, seconds=latency.seconds * len(calls)
         )
     return [_both(timings, index, config) for index, config in enumerate(configs)]
 

@@ -128,7 +128,11 @@ class TrialStarted:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """The end of a trial, whose `outcome` is one of OUTCOMES."""
+    """The end of a trial.
+
+    Its `outcome` is trained; reused, answered from the record of an earlier run; screened,
+    rejected before any training; pruned, stopped while it trained; or failed.
+    """
 
     trial: Trial
     outcome: str
@@ -149,10 +153,6 @@ Event = WorkerEvent | StudyOpened | TrialStarted | TrialEnded | Noted
 Send = Callable[[Event], None]
 FINAL = (Completed, Deferred, Failed, Lost)
 """After one of these a worker sends nothing more."""
-
-OUTCOMES = ("trained", "reused", "screened", "pruned", "failed")
-"""Outcomes of a trial: trained; answered from the record of an earlier run; rejected before any
-training; stopped while it trained; failed."""
 
 
 class Observer(Protocol):

@@ -132,11 +132,7 @@ class Untried(BaseSampler):
         self.base.before_trial(study, trial)
 
     def after_trial(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         self.base.after_trial(study, trial, state, values)
 

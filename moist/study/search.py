@@ -127,12 +127,7 @@ def _checked(ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings) -
 
 
 def plan_search(
-    ref: StudyRef,
-    sweep: Sweep,
-    spec: StudySpec,
-    settings: Settings,
-    *,
-    slots: Sequence[Slot],
+    ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings, *, slots: Sequence[Slot]
 ) -> SearchPlan:
     """Plan what `search` would run if trials had no results, which only some samplers ignore.
 

@@ -272,12 +272,7 @@ def machine_of(slots: Sequence[Slot], objectives: Sequence[Objective]) -> Machin
 
 
 def run_worker(
-    connection: Connection,
-    work: Work,
-    task: Task,
-    device: str | None,
-    threads: int,
-    log: Path,
+    connection: Connection, work: Work, task: Task, device: str | None, threads: int, log: Path
 ) -> None:
     """Run one task in this process, its output going to `log`; report how it failed."""
     _die_with_driver()

@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 
 from moist.config import Config, JointConfig, flat
 from moist.config.schema import choices
+from moist.config.systems import system_of
 from moist.data.augment import normalize
 from moist.env import Silent
 from moist.errors import ConfigError, StageError
 from moist.nets.build import module
 from moist.pipeline import run, stages
-from moist.reporting.run_tables import name_of, print_report
+from moist.reporting.run_tables import print_report
 from moist.results.report import Report
 from moist.serving.predict import predict_images
 from moist.store import maintenance
@@ -256,7 +257,8 @@ def test_a_systems_model_is_stored_printed_and_classifies_images(home, capsys, f
     assert all(("expert" in row) == ("system" not in overrides) for row in said)
     print_report(report, flat(config), "moist run ...")
     shown = capsys.readouterr().out
-    assert name_of(flat(config), report.k) in shown and "teacher resnet8" in shown
+    name = system_of(flat(config)).title(flat(config), report.k)
+    assert name in shown and "teacher resnet8" in shown
     assert ("\ndeferred " in shown) == (report.deferral is not None)
 
 
