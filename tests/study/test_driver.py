@@ -29,6 +29,7 @@ from moist.study.screening import ENOUGH
 from moist.study.settings import Settings, Stats
 from moist.study.spec import study_spec
 from moist.study.stopping import USELESS_DRAWS
+from moist.study.storage import ASKED
 from moist.study.workers import PRELOADED, Pool, Slot
 from moist.sweepfile import Parameter, Sweep
 
@@ -281,6 +282,19 @@ def test_trials_are_complete_ones_in_all_over_every_start(study):
     assert one.drive(3).outcomes == {}
     assert one.states == ["complete", "failed", "complete", "complete"]
     assert one.drive(4).ended == ""
+
+
+def test_a_study_that_is_continued_draws_what_an_unbroken_one_draws(study):
+    widths = [*range(8, 40)]
+    unbroken, broken = study(hidden_width=widths), study(hidden_width=widths)
+    unbroken.drive(4, sampler="random")
+    for trials in (1, 3, 4):
+        broken.drive(trials, sampler="random")
+    for one in (unbroken, broken):
+        asked = [trial.user_attrs[ASKED] for trial in one.ledger.study.get_trials()]
+        assert asked == [{"index": index, "sampler": "random"} for index in range(4)]
+    drawn = [[trial.params for trial in one.ledger.trials()] for one in (unbroken, broken)]
+    assert drawn[0] == drawn[1]
 
 
 def test_a_space_that_is_used_up_ends_a_study_with_its_reason(study):
