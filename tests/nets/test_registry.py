@@ -1,4 +1,4 @@
-"""What holds for every network of the registries, and that the config names exactly these."""
+"""The contract of every network of the registries; and that the config names exactly these."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ from toy import ref
 from moist.config import Config
 from moist.config.overrides import parse
 from moist.env import Env
-from moist.errors import ConfigError
+from moist.errors import ConfigError, DataError
 from moist.pipeline import run, stages
 from moist.results.objectives import DEFAULT, QUANTITIES, TRAINED, parse_objectives, quantities
 from moist.store import maintenance
@@ -385,3 +385,10 @@ def test_a_study_stores_its_machine_when_an_objective_is_a_latency_and_only_then
 def test_latencies_of_one_study_are_not_measured_on_workers_that_differ():
     with pytest.raises(ConfigError, match=r"1 threads.* and .*2 threads"):
         machine_of([Slot("cpu", 1), Slot("cpu", 2)], TIMED)
+
+
+def test_a_plan_reports_data_that_are_not_downloaded_yet(tmp_path):
+    grid(tmp_path)
+    sweep = read_sweep(tmp_path / "some.yaml", [*TINY, "data.name=cifar10"])
+    with pytest.raises(DataError, match="moist data prepare cifar10"):
+        Study(tmp_path, sweep).plan(1)

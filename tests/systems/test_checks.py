@@ -1,4 +1,4 @@
-"""What can not work on the data is reported before anything is computed."""
+"""A config that cannot work on the data is reported before anything is computed."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What holds for every system: its descriptor, its builder and its stages agree."""
+"""The contract of every system: its descriptor, its builder and its stages agree."""
 
 import importlib
 import inspect
