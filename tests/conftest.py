@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing import util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,8 @@ from shell import of_nobody  # noqa: E402
 from tiny import STUDY, TINY  # noqa: E402
 from wandb_standin import Server, checked  # noqa: E402
 
+# Studies that are driven in this process have their workers forked there, too.
+util.spawnv_passfds = forked.forks_for  # type: ignore[attr-defined]
 # Workers inherit it; a path of a socket is short.
 os.environ.setdefault(forked.SERVER, f"{tempfile.gettempdir()}/moist-tests-{os.getpid()}")
 
@@ -55,8 +58,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A busy machine is no defect: no test fails by the clock.
-    settings.register_profile("moist", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    # A busy machine is no defect: no test fails by the clock. Fewer examples are the same for all,
+    # so that a test which fails does so because of a change; all of them are drawn anew each time.
+    fewer = {} if config.getoption("--all") else {"max_examples": 25, "derandomize": True}
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("moist", deadline=None, suppress_health_check=slow, **fewer)
     settings.load_profile("moist")
     if config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(ClosingLine())

@@ -12,6 +12,7 @@ Only the standard library is imported here, so that such a script starts at once
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
 import importlib
 import json
@@ -56,6 +57,7 @@ PRELOAD = (
 SERVER = "MOIST_TESTS_SERVER"
 """The environment variable with the path of the server's socket."""
 PATIENCE = 240.0
+MOST_STREAMS = 16
 
 
 # the server
@@ -92,7 +94,7 @@ class Server:
                     self.abandon(key.fileobj)
 
     def accept(self, connection: socket.socket) -> None:
-        head, streams, _, _ = socket.recv_fds(connection, 4, 3)
+        head, streams, _, _ = socket.recv_fds(connection, 4, MOST_STREAMS)
         (size,) = struct.unpack("!i", head)
         self.selector.register(connection, selectors.EVENT_READ)
         if size:
@@ -102,12 +104,14 @@ class Server:
 
     def fork(
         self, connection: socket.socket, streams: list[int], words: list[str],
-        env: dict[str, str], cwd: str,
+        env: dict[str, str], cwd: str, numbers: list[int], blocked: list[int],
     ) -> None:  # fmt: skip
         pid = os.fork()
         if pid == 0:
             self.leave(connection)
-            become(words, env, cwd, streams)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            take_streams(streams, numbers)
+            become(words, env, cwd)
         for stream in streams:
             os.close(stream)
         self.children[pid] = connection
@@ -143,16 +147,23 @@ class Server:
                     connection.sendall(struct.pack("!i", os.waitstatus_to_exitcode(status)))
 
 
-def become(words: list[str], env: dict[str, str], cwd: str, streams: Sequence[int]) -> None:
-    """Be, in a fork, the interpreter that was started with these words; does not return."""
-    os.setsid()
-    for number, stream in enumerate(streams):
+def take_streams(streams: Sequence[int], numbers: Sequence[int]) -> None:
+    """Give the received streams the numbers that they had; the first three are standard."""
+    aside = [fcntl.fcntl(stream, fcntl.F_DUPFD, 200) for stream in streams]
+    for stream in streams:
+        os.close(stream)
+    for stream, number in zip(aside, numbers, strict=True):
         os.dup2(stream, number)
         os.close(stream)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         one = os.fdopen(number, "w" if number else "r", buffering=1, closefd=False)
-        name = ("stdin", "stdout", "stderr")[number]
         setattr(sys, name, one)
         setattr(sys, f"__{name}__", one)
+
+
+def become(words: list[str], env: dict[str, str], cwd: str) -> None:
+    """Be, in a fork, the interpreter that was started with these words; does not return."""
+    os.setsid()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -247,12 +258,17 @@ def number(connection: socket.socket) -> int:
 
 
 def request(
-    words: Sequence[str], env: Mapping[str, str], cwd: str, streams: Sequence[int]
-) -> socket.socket:
-    """Have a process forked: the connection first gives its number, and at the end its code."""
+    words: Sequence[str], env: Mapping[str, str], cwd: str, streams: Sequence[int],
+    numbers: Sequence[int] = (0, 1, 2),
+) -> socket.socket:  # fmt: skip
+    """Have a process forked, where these streams have these numbers.
+
+    The connection first gives the process's number, and at its end its exit code.
+    """
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(os.environ[SERVER])
-    message = json.dumps([list(words), dict(env), cwd]).encode()
+    blocked = [*signal.pthread_sigmask(signal.SIG_BLOCK, [])]
+    message = json.dumps([list(words), dict(env), cwd, list(numbers), blocked]).encode()
     socket.send_fds(connection, [struct.pack("!i", len(message))], streams)
     connection.sendall(message)
     return connection
@@ -372,9 +388,22 @@ def moist(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return run([*MOIST, *words], **options)
 
 
-def client() -> None:
+def forks_for(path: bytes, args: Sequence[Any], kept: Sequence[int]) -> int:
+    """Start an interpreter for multiprocessing in this process; the server forks what forks."""
+    if "forkserver" not in args[-1]:
+        return int(SPAWN(path, args, kept))
+    server()
+    streams = ",".join(map(str, kept))
+    script = [os.fsencode(word) for word in (path, __file__, streams, "-c", args[-1])]
+    return int(SPAWN(path, script, kept))
+
+
+def client(words: list[str], more: list[int]) -> None:
     """Be the process that is forked for these words, to whoever started this one."""
-    connection = request(sys.argv[1:], os.environ, os.getcwd(), (0, 1, 2))
+    streams = [0, 1, 2, *more]
+    connection = request(words, os.environ, os.getcwd(), streams, streams)
+    for stream in more:  # the forked process's alone
+        os.close(stream)
     pid = number(connection)
     for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(one, lambda received, _: os.kill(pid, received))
@@ -386,8 +415,11 @@ def client() -> None:
 
 
 def main() -> None:
-    if sys.argv[1].startswith("-"):
-        client()
+    first, *rest = sys.argv[1:]
+    if first.startswith("-"):
+        client([first, *rest], [])
+    if rest:
+        client(rest, [*map(int, first.split(","))])
     for name in PRELOAD:
         importlib.import_module(name)
     gc.collect()

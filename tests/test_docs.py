@@ -71,6 +71,12 @@ def test_the_readme_shows_commands():
     assert len(commands(blocks(README))) >= 5
 
 
+def test_a_clone_is_checked_with_commands_of_the_readme():
+    check = (ROOT / ".ci" / "run").read_text()
+    assert commands(check) and {*commands(check)} <= {*commands(blocks(README))}
+    assert "\nuv run pytest --all" in check and "\nuv run pytest --all " in blocks(README)
+
+
 @pytest.mark.parametrize("command", dict.fromkeys(commands(blocks(README))))
 def test_a_command_of_the_readme_is_understood(command):
     check_understood(command)

@@ -1,6 +1,7 @@
 """Imports only point downward; what must answer at once never imports torch."""
 
 import ast
+import json
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -82,16 +83,31 @@ def test_only_evaluation_reads_the_test_split():
         assert not reads or str(path.relative_to(ROOT)) in READS_TEST, path
 
 
+@pytest.fixture(scope="module")
+def imported() -> list[list[str]]:
+    """What is imported from outside, once a sweep can be read; the command line started; all."""
+    steps = [["sweepfile"], ["cli.main"], ANSWERS_AT_ONCE]
+    code = IMPORT.format([[f"moist.{name}" for name in names] for names in steps])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    return list(map(json.loads, done.stdout.splitlines()))
+
+
+IMPORT = """
+import importlib, json, sys
+for modules in {}:
+    for module in modules: importlib.import_module(module)
+    print(json.dumps(sorted(sys.modules)))
+"""
+
+
 @pytest.mark.parametrize("heavy", ["torch", "sklearn", "pandas", "wandb"])
-def test_what_answers_at_once_imports_nothing_heavy(heavy):
-    assert not imports_too(", ".join(f"moist.{name}" for name in ANSWERS_AT_ONCE), heavy)
+def test_what_answers_at_once_imports_nothing_heavy(imported, heavy):
+    assert heavy not in imported[-1]
 
 
-def test_the_command_line_starts_without_optuna():
-    assert not imports_too("moist.cli.main", "optuna")
+def test_the_command_line_starts_without_optuna(imported):
+    assert "optuna" not in imported[1]
 
 
-def imports_too(modules: str, heavy: str) -> bool:
-    """Whether importing these modules imports that one."""
-    code = f"import sys, {modules}; sys.exit('{heavy}' in sys.modules)"
-    return subprocess.run([sys.executable, "-c", code]).returncode != 0
+def test_a_sweep_file_is_read_without_optuna(imported):
+    assert "optuna" not in imported[0]

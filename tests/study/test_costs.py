@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import TINY
 
 from moist.config import Config
 from moist.config.overrides import parse
@@ -23,13 +24,6 @@ from moist.study import costs
 from moist.study.costs import time_together, untrained_quantities
 from moist.systems import architecture
 
-SWEEPS = Path(__file__).parents[2] / "sweeps"
-TINY = [
-    f"@{SWEEPS / 'tiny.yaml'}",
-    *(f"{section}.epochs=1" for section in ("teacher", "distill", "routing", "joint", "merge")),
-    "distill.views=1", "latency.repeats=10", "latency.seconds=0.01",
-]  # fmt: skip
-
 VARIANTS = [
     "router=linear",
     "router=linear routing.widths=",
@@ -41,15 +35,15 @@ VARIANTS = [
     "joint.mask_students=false joint.objective=switch",
     "student.batch_norm=true hidden_width=9",
     "student.channels=3,5",
-    "teacher.arch=resnet18",
+    pytest.param("teacher.arch=resnet18", marks=pytest.mark.slow),
     "precision=float32",
     "data.image_size=13",
     "k=1",
     "k=10",
     "router=shared",
     "router=shared student.batch_norm=true routing.hidden_width=5 k=3",
-    "system=student distill.epochs=2",
-    "system=student k=7 distill.epochs=3",
+    "system=student distill.epochs=3",
+    "system=student k=7 distill.epochs=4",
     "system=ones",
     "system=ensemble k=3",
     "system=ensemble ensemble.views=filtered",

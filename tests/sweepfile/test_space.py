@@ -1,7 +1,5 @@
 """The points of a search space: which parameters apply, how many points there are."""
 
-import subprocess
-import sys
 from itertools import product
 from typing import Any
 
@@ -190,9 +188,3 @@ def test_the_size_of_a_large_space_is_computed_without_enumerating_it(read):
     keys = ("teacher", "distill", "routing", "joint")
     entries = "\n".join(f"{key}.epochs: {{min: 1, max: 10000}}" for key in keys)
     assert size(read(entries)) == 10_000**4
-
-
-def test_reading_a_sweep_imports_nothing_heavy():
-    heavy = {"torch", "optuna", "wandb", "pandas"}
-    code = f"import sys, moist.sweepfile; sys.exit(len({heavy} & {{*sys.modules}}))"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
