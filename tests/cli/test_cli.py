@@ -62,7 +62,7 @@ def test_run_prints_the_report_as_one_json_object(home, capsys):
 def test_a_run_prints_progress_on_stderr_and_the_report_on_stdout(home, capsys):
     done = Said(capsys, "run", *TINY, "--home", home)
     assert done.code == 0
-    lines = done.err.splitlines()
+    lines = [line for line in done.err.splitlines() if "other work" not in line]  # on busy cores
     assert len(lines) == 12 and all(" reused, " in line and " saved" in line for line in lines)
     for word in ("MoIST k=2, linear router", "single student", "teacher resnet8", "p95", "n 256"):
         assert word in done.out
