@@ -42,7 +42,8 @@ def commands(text: str) -> list[str]:
 
 
 def blocks(text: str) -> str:
-    return "\n".join(re.findall(r"```(?:sh|bash|console|text)?\n(.*?)```", text, re.DOTALL))
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return "\n".join(block for language, block in fenced if language != "python")
 
 
 def in_help() -> list[str]:
