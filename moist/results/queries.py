@@ -67,7 +67,7 @@ def best(trials: Sequence[Trial], limits: Sequence[Limit], by: Objective) -> Tri
     for trial in pool:
         for name in (by.name, *(limit.name for limit in limits)):
             _quantity(trial, name)
-    kept = [t for t in pool if all(one.excess(t.quantities[one.name]) <= 0 for one in limits)]
+    kept = keeping(pool, limits)
     if not kept:
         raise _missed(trials, pool, limits)
     return min(kept, key=lambda trial: _rank(trial, by))
