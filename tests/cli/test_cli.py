@@ -302,7 +302,7 @@ def test_curve_prints_every_deferral_threshold(home, capsys):
     rows = [[float(cell) for cell in line.split(",")] for line in lines[1:]]
     assert rows == [list(point.values()) for point in points]
     both = Said(capsys, "curve", report["key"], "--home", home, "--csv", "--json")
-    assert both.code == 2 and "`--csv` and `--json` don't go together" in both.err
+    assert both.code == 2 and "`--csv` and `--json` can't be combined" in both.err
     table = Said(capsys, "curve", report["key"], "--home", home).out
     assert table.count("> ") == 1
     shown = Said(capsys, "show", report["key"], "--home", home).out
