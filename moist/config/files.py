@@ -46,11 +46,12 @@ def locate(name: str, beside: Path | None = None) -> Path:
         )
     if own := found[0] if found else _packaged(name):
         return own
-    names = [*packaged()] if _is_bare(name) else [f"{FOLDER}/{one}.yaml" for one in packaged()]
     listed = ", ".join(dict.fromkeys(f"`{folder.resolve()}`" for folder in folders))
     raise ConfigError(
         f"can't find `{name}` in {listed}, nor among the files that come with moist",
-        did_you_mean(name, names, f"`moist sweep list` shows them: {', '.join(packaged())}"),
+        did_you_mean(
+            Path(name).stem, packaged(), f"`moist sweep list` shows them: {', '.join(packaged())}"
+        ),
     )
 
 

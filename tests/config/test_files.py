@@ -82,7 +82,7 @@ def test_a_missing_file_is_reported_with_the_places_and_the_nearest_name(folders
         locate("sweeps/shrt.yaml", own)
     for folder in (work, own.parent, own.parent.parent):
         assert f"`{folder}`" in refused.value.args[0]
-    assert refused.value.hint == "did you mean `sweeps/short.yaml`?"
+    assert refused.value.hint == "did you mean `short`?"
     with pytest.raises(ConfigError) as refused:
         locate("papr")
     assert refused.value.hint == "did you mean `paper`?"
