@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import click
+import yaml
 
 from moist.cli.options import JSON, OVERRIDES, WANDB, Compute, computing, output, print_json
 from moist.config import flat, schema
@@ -108,5 +110,4 @@ def config(overrides: tuple[str, ...], keys: bool, as_json: bool) -> None:
     if as_json:
         print_json([values])
         return
-    for name, value in values.items():
-        click.echo(f"{name}: {'null' if value is None else value}")
+    click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=inf), nl=False)

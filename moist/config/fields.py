@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,10 +22,17 @@ def only(**choices: str | tuple[str, ...]) -> dict[str, Any]:
 
 
 def _numbers(value: object) -> object:
-    """Split `32,64` or `[32, 64]`; return other values as they are."""
-    if isinstance(value, str):
-        return [part for part in value.strip("[]() ").replace(" ", "").split(",") if part]
-    return value
+    """Split `32,64`, `[32, 64]` or `(32, 64)`; return other values as they are.
+
+    Text in another notation, such as `32 64` or `[32`, stays whole, so that it is rejected.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if brackets := re.fullmatch(r"\[(.*)\]|\((.*)\)", text, re.DOTALL):
+        text = (brackets[1] or brackets[2] or "").strip()
+    text = text.removesuffix(",")  # Python's tuple of one
+    return [part.strip() for part in text.split(",")] if text else []
 
 
 def _nothing(value: object) -> object:

@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -17,14 +18,17 @@ import click
 import forked
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from forked import MOIST, Forked
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 from shell import Said
 from tiny import TINY
 
 from moist.cli.main import cli
 from moist.config import Config, flat
-from moist.config.overrides import parse
+from moist.config.overrides import build, parse
 from moist.config.schema import keys
 from moist.results.report import Report
 from moist.store.objects import ObjectStore
@@ -254,6 +258,21 @@ def test_the_printed_config_can_be_read_back_as_a_file(tmp_path, capsys):
     (tmp_path / "f.yaml").write_text(Said(capsys, "config", *words).out)
     assert parse([f"@{tmp_path / 'f.yaml'}"]) == parse(words)
     assert Said(capsys, "config", *words, "--json").json == [flat(parse(words))]
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1))
+@example("/x/my set #2")
+@example("x: [y]\n- z")
+@example("'\"\\ \u2028\x85\x07")
+def test_any_path_is_read_back_from_the_printed_config(path):
+    config = build({"data.name": "folder", "data.root": path, "teacher.weights": path})
+    words = ("data.name=folder", f"data.root={path}", f"teacher.weights={path}")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "f.yaml"
+        file.write_text(CliRunner().invoke(cli, ["config", *words]).stdout)
+        assert parse([f"@{file}"]) == parse(words)
+        if path == path.strip():  # a command line's values are stripped
+            assert parse([f"@{file}"]) == config
 
 
 def test_the_keys_are_explained(capsys):

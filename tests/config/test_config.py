@@ -178,6 +178,26 @@ def test_values_are_read_as_a_shell_or_an_agent_prints_them(override, key, value
     assert found == value and type(found) is type(value)
 
 
+@given(st.lists(st.integers(1, 65536), max_size=4))
+def test_widths_are_read_in_every_notation_that_has_one_meaning(widths):
+    separated = (separator.join(map(str, widths)) for separator in (",", ", ", " ,"))
+    for text in (*separated, str(widths), str(tuple(widths)), f" {widths} "):
+        assert parse([f"routing.widths={text}"]).routing.widths == tuple(widths)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "128 64", "128;64", "128x64", "128\t64", "[128, 64", "128, 64)", "(128, 64]", "128,,64",
+        ",64", "[[128], [64]]", "[128 64]",
+    ],
+)  # fmt: skip
+def test_widths_in_another_notation_are_rejected_whole(text):
+    for value in (text, [text]):  # on a command line, and in a list of a file
+        with pytest.raises(ConfigError, match=r"`routing.widths=.*: expected 1 to 65536, comma"):
+            build({"routing.widths": value})
+
+
 def test_later_overrides_win_and_files_count_at_their_position(tmp_path):
     (tmp_path / "f.yaml").write_text("k: 4\nseed: 7\n")
     file = f"@{tmp_path / 'f.yaml'}"
