@@ -43,6 +43,13 @@ class Source:
     """Height and width, if known before decoding."""
     signature: str | None = None
     """A digest of names, sizes and times of the files below `root` when they were read."""
+    images: int | None = None
+    """How many there are, if known before decoding."""
+
+    def __str__(self) -> str:
+        """Describe the content, so that two data sets that differ read differently."""
+        images = "" if self.images is None else f", {self.images:,} images"
+        return f"`{self.name}` with {len(self.classes)} classes{images} (content {self.key[:12]})"
 
 
 def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
@@ -51,7 +58,7 @@ def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
     Raises DataError if they are missing (with `fetch=False`: not downloaded yet), unreadable or
     not laid out as classes.
     """
-    root, signature = None, None
+    root, signature, images = None, None, None
     pixels: tuple[int, int] | None
     if data.name == "digits":
         classes, pixels, content = DIGITS, (8, 8), digest(read(_digits_file()))
@@ -60,14 +67,16 @@ def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
         classes, files = _found(data.name, root, fetch)
         signature = signature_of(files)
         content = fingerprint(root, files, signature, home)
+        images = len(files) if data.name == "folder" else None
         side = PUBLIC[data.name].side if data.name in PUBLIC else None
         pixels = (side, side) if side else size_of(root / files[0].name)
     key = digest(json.dumps([data.name, content, data.image_size]).encode())
     if data.image_size is not None:
         pixels = (data.image_size, data.image_size)
     return Source(
-        data.name, root, data.image_size, classes, key=key, pixels=pixels, signature=signature
-    )
+        data.name, root, data.image_size, classes, key=key, pixels=pixels, signature=signature,
+        images=images,
+    )  # fmt: skip
 
 
 def check_untouched(source: Source) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from moist.config import DataConfig
 from moist.config.overrides import build
+from moist.disk import sha256
 from moist.errors import ConfigError, DataError
 from moist.results.objectives import check_honest, check_measured
 from moist.results.trials import Trial
@@ -21,7 +22,7 @@ from moist.study.ledger import in_memory, opened
 from moist.study.ref import StudyRef
 from moist.study.samplers import Untried, chosen, point, seed_of, suggest
 from moist.study.settings import SearchResult, Settings
-from moist.study.spec import StudySpec, continued
+from moist.study.spec import StudySpec, check_content, continued
 from moist.study.stopping import USELESS_DRAWS
 from moist.study.storage import NoStudy, existing, trials_of
 from moist.study.workers import Pool, Slot
@@ -54,14 +55,12 @@ def search(
     Raises AlreadyDriven when another process drives the study, ConfigError when it was made for
     another search, KeyboardInterrupt once the results at the time of Ctrl-C are written.
     """
-    from moist.data.sources import locate
     from moist.env import Silent, make_env
     from moist.store.store import Store
     from moist.study.costs import CostEstimator
     from moist.study.trainer import Trainer
 
-    data = _checked(ref, sweep, spec, settings)
-    locate(data, ref.home)
+    spec = with_content(ref, sweep, spec, _checked(ref, sweep, spec, settings))
     env = make_env(Silent(), slots[0].device, slots[0].threads)
     crowded = env.crowding(len(slots))  # before the workers' server starts to import
     notify = broadcast(observers)
@@ -126,6 +125,24 @@ def _checked(ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings) -
     return data
 
 
+def with_content(
+    ref: StudyRef, sweep: Sweep, spec: StudySpec, data: DataConfig, fetch: bool = True
+) -> StudySpec:
+    """Find the data and the weights of a search, and describe their content in its spec.
+
+    Raises DataError if the data are missing, and ConfigError if the spec has other content.
+    """
+    from moist.data.sources import locate
+
+    content = {"data": str(locate(data, ref.home, fetch))}
+    weights = build({k: v for k, v in sweep.fixed.items() if k == "teacher.weights"}).teacher
+    if weights.weights and (path := weights.weights.expanduser()).is_file():
+        content["teacher.weights"] = f"weights of content {sha256(path)[:12]}"
+    found = spec.model_copy(update={"content": content})
+    check_content(ref, spec, found)
+    return found
+
+
 def plan_search(
     ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings, *, slots: Sequence[Slot]
 ) -> SearchPlan:
@@ -139,7 +156,8 @@ def plan_search(
     from moist.store.plan import Plan
     from moist.study.costs import CostEstimator
 
-    _checked(ref, sweep, spec, settings)
+    data = _checked(ref, sweep, spec, settings)
+    spec = with_content(ref, sweep, spec, data, fetch=False)
     env = make_env(Silent(), slots[0].device, slots[0].threads)
     estimator = CostEstimator(Plan(ref.home, env), settings.reuse)
     before = earlier_trials(ref, spec)

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from moist.config import Config, flat
 from moist.config.schema import is_location
 from moist.errors import ConfigError
@@ -48,6 +50,8 @@ class StudySpec(Record):
     command: str
     created: str
     moist: str
+    content: dict[str, str] = Field(default_factory=dict)
+    """The data and the weights that `where` pointed at; studies of earlier versions have none."""
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -107,7 +111,8 @@ def continued(ref: StudyRef, study: Study, spec: StudySpec) -> StudySpec:
     """Return the spec to store once this search begins or continues a study.
 
     The command is the latest: it is the one to continue with. Raises ConfigError, naming what
-    differs, when the study was made for another search or timed on another machine.
+    differs, when the study was made for another search, from other data or weights, or timed on
+    another machine.
     """
     stored = study.user_attrs.get(FACTS)
     if stored is None:
@@ -119,10 +124,12 @@ def continued(ref: StudyRef, study: Study, spec: StudySpec) -> StudySpec:
     old = StudySpec.model_validate(stored)
     _check_search(ref, old, spec)
     _check_machine(ref, old.facts.machine, spec.facts.machine)
+    check_content(ref, old, spec)
     facts = old.facts
     if not facts.machine:
         facts = spec.facts.model_copy(update={"fixed": facts.fixed})
-    return spec.model_copy(update={"facts": facts, "created": old.created, "moist": old.moist})
+    kept = {"facts": facts, "created": old.created, "moist": old.moist}
+    return spec.model_copy(update=kept | {"content": spec.content or old.content})
 
 
 def _check_search(ref: StudyRef, old: StudySpec, new: StudySpec) -> None:
@@ -141,6 +148,19 @@ def _comparable(spec: StudySpec) -> dict[str, Any]:
     """Return what must not differ; a key fixed at its default is equal to one not fixed."""
     facts = spec.facts.model_dump(mode="json", exclude={"machine"})
     return facts | {"fixed": flat(Config()) | facts["fixed"]}
+
+
+def check_content(ref: StudyRef, old: StudySpec, new: StudySpec) -> None:
+    """Compare the data and weights of two specs, unless one of them does not know its own."""
+    if not (old.content and new.content):
+        return
+    for name in {**old.content, **new.content}:
+        before, after = (one.content.get(name, "none given") for one in (old, new))
+        if before != after:
+            raise ConfigError(
+                f"study `{ref.name}` was made from other {name}: {before}; now {after}",
+                f"restore what it was made from, or {NEW_NAME}",
+            )
 
 
 def _check_machine(ref: StudyRef, old: Machine | None, new: Machine | None) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from toy import ref
 
 from moist.config import Config
-from moist.config.overrides import parse
+from moist.config.overrides import build, parse
 from moist.env import Env
 from moist.errors import ConfigError, DataError
 from moist.pipeline import run, stages
@@ -26,7 +27,14 @@ from moist.store.store import Store
 from moist.study.costs import CostEstimator
 from moist.study.ledger import opened
 from moist.study.samplers import Untried, suggest
-from moist.study.search import TRIALS, SearchPlan, plan_search, requested_trials, search
+from moist.study.search import (
+    TRIALS,
+    SearchPlan,
+    plan_search,
+    requested_trials,
+    search,
+    with_content,
+)
 from moist.study.settings import SearchResult, Settings
 from moist.study.spec import study_spec, sweep_of
 from moist.study.workers import Slot, machine_of, make_slots
@@ -392,3 +400,46 @@ def test_a_plan_reports_data_that_are_not_downloaded_yet(tmp_path):
     sweep = read_sweep(tmp_path / "some.yaml", [*TINY, "data.name=cifar10"])
     with pytest.raises(DataError, match="moist data prepare cifar10"):
         Study(tmp_path, sweep).plan(1)
+
+
+def images(root: Path, classes: int, each: int = 4) -> Path:
+    """Write a folder data set of small images; return its root."""
+    for split in ("train", "test"):
+        for name in range(classes):
+            for number in range(each):
+                path = root / split / f"class{name}" / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), 10 * name + number).save(path)
+    return root
+
+
+def test_a_study_is_continued_only_on_the_data_and_the_weights_that_it_was_made_from(tmp_path):
+    here, weights = images(tmp_path / "here", 3), tmp_path / "teacher.pth"
+    weights.write_bytes(b"some weights")
+    path = tmp_path / "some.yaml"
+    path.write_text(GRID)
+
+    def study(root: Path, weights: Path = weights) -> Study:
+        words = ["data.name=folder", f"data.root={root}", f"teacher.weights={weights}"]
+        return Study(tmp_path, read_sweep(path, [*TINY, *words]))
+
+    made = study(here).arguments(1)
+    data = build({"data.name": "folder", "data.root": str(here)}).data
+    spec = with_content(made["ref"], made["sweep"], made["spec"], data)
+    with opened(made["ref"], spec):  # the study exists from here on
+        pass
+    assert study(here).plan(1).trials == 1
+    shutil.copytree(here, tmp_path / "copy")
+    (tmp_path / "more").mkdir()
+    shutil.copy(weights, tmp_path / "more" / "renamed.pth")
+    assert study(tmp_path / "copy", tmp_path / "more" / "renamed.pth").plan(1).trials == 1
+
+    there = images(tmp_path / "there", 5)
+    with pytest.raises(ConfigError, match=r"other data: .*3 classes, 24 im.*; now .*5 classes"):
+        study(there).plan(1)
+    (here / "train" / "class0" / "0.png").unlink()
+    with pytest.raises(ConfigError, match=r"24 images \(content \w+\); now .*23 images"):
+        study(here).plan(1)
+    weights.write_bytes(b"other weights")
+    with pytest.raises(ConfigError, match=r"other teacher.weights: weights of content \w+; now"):
+        study(tmp_path / "copy").plan(1)

@@ -88,3 +88,26 @@ def test_a_study_of_another_program_is_rejected_and_an_empty_one_of_a_lost_drive
     assert continued(REF, kept(None), mine) is mine
     with pytest.raises(ConfigError, match="`some` was not made by moist"):
         continued(REF, kept(None, "a trial"), spec())
+
+
+def test_a_study_is_not_continued_on_other_data_or_weights():
+    made = spec().model_copy(update={"content": {"data": "3 classes", "teacher.weights": "ab12"}})
+    study = kept(made.model_dump(mode="json"))
+    assert continued(REF, study, made) == made
+    assert continued(REF, study, spec()).content == made.content  # as `moist sweep retry` does
+    for name, value, now in (
+        ("data", "5 classes", "5 classes"),
+        ("teacher.weights", None, "none"),
+    ):
+        content = {key: one for key, one in {**made.content, name: value}.items() if one}
+        with pytest.raises(ConfigError) as refused:
+            continued(REF, study, made.model_copy(update={"content": content}))
+        message = str(refused.value)
+        assert f"other {name}: {made.content[name]}; now {now}" in message
+        assert "`--study NAME`" in message
+
+
+def test_a_study_of_an_earlier_version_takes_the_content_of_its_next_search():
+    stored = spec().model_dump(mode="json", exclude={"content"})
+    found = spec().model_copy(update={"content": {"data": "3 classes"}})
+    assert continued(REF, kept(stored), found).content == {"data": "3 classes"}
