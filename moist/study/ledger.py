@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.trial import TrialState
 
+from moist.errors import ConfigError
 from moist.results.trials import Trial
 from moist.study.leases import lease, turn
 from moist.study.ref import StudyRef
@@ -221,7 +222,7 @@ def opened(ref: StudyRef, spec: StudySpec) -> Iterator[Ledger]:
     """Open a study to be driven by this process alone, creating it if there is none.
 
     Raises AlreadyDriven when another process drives it, and ConfigError when it was made for
-    another search, or its latencies on another machine.
+    another search, from other data, with other directions, or timed on another machine.
     """
     import optuna
 
@@ -236,10 +237,22 @@ def opened(ref: StudyRef, spec: StudySpec) -> Iterator[Ledger]:
                 load_if_exists=True,
             )
         spec = continued(ref, study, spec)
+        _check_directions(study, spec)
         stored = spec.model_dump(mode="json")
         if stored != study.user_attrs.get(FACTS):
             study.set_user_attr(FACTS, stored)
         yield Ledger(study, storage, spec, artifact_store(ref.home))
+
+
+def _check_directions(study: optuna.Study, spec: StudySpec) -> None:
+    """Raise ConfigError for a study of other directions: Optuna would rank its trials by them."""
+    found = [direction.name.lower() for direction in study.directions]
+    if found != (wanted := _directions(spec)):
+        raise ConfigError(
+            f"study `{study.study_name}` exists with other directions: {', '.join(found)}; this"
+            f" search needs {', '.join(wanted)} for {', '.join(map(str, spec.objectives))}",
+            "choose another `--study`",
+        )
 
 
 def artifact_store(home: Path) -> ArtifactStore:

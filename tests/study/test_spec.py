@@ -11,6 +11,7 @@ import toy
 from moist.errors import ConfigError
 from moist.results.objectives import DEFAULT, parse_objectives
 from moist.results.report import Machine
+from moist.study.ledger import opened
 from moist.study.spec import FACTS, StudySpec, continued, study_spec
 from moist.sweepfile import Parameter, Sweep
 
@@ -111,3 +112,16 @@ def test_a_study_of_an_earlier_version_takes_the_content_of_its_next_search():
     stored = spec().model_dump(mode="json", exclude={"content"})
     found = spec().model_copy(update={"content": {"data": "3 classes"}})
     assert continued(REF, kept(stored), found).content == {"data": "3 classes"}
+
+
+def test_an_empty_study_made_elsewhere_is_adopted_only_with_the_directions_of_the_search(tmp_path):
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    optuna.create_study(storage=storage, study_name="one")  # Optuna's default is to minimize
+    optuna.create_study(storage=storage, study_name="two", directions=["maximize", "minimize"])
+    with (
+        pytest.raises(ConfigError, match="directions: minimize; this search needs maximize"),
+        opened(toy.ref(tmp_path, "one"), spec()),
+    ):
+        pass
+    with opened(toy.ref(tmp_path, "two"), spec()) as ledger:
+        assert ledger.trials() == []
