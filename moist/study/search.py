@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-from moist.config import DataConfig
+from moist.config import Config
 from moist.config.overrides import build
 from moist.disk import sha256
 from moist.errors import ConfigError, DataError
@@ -22,7 +22,7 @@ from moist.study.ledger import in_memory, opened
 from moist.study.ref import StudyRef
 from moist.study.samplers import Untried, chosen, point, seed_of, suggest
 from moist.study.settings import SearchResult, Settings
-from moist.study.spec import StudySpec, check_content, continued
+from moist.study.spec import Content, StudySpec, check_content, continued
 from moist.study.stopping import USELESS_DRAWS
 from moist.study.storage import NoStudy, existing, trials_of
 from moist.study.workers import Pool, Slot
@@ -60,7 +60,7 @@ def search(
     from moist.study.costs import CostEstimator
     from moist.study.trainer import Trainer
 
-    spec = with_content(ref, sweep, spec, _checked(ref, sweep, spec, settings))
+    spec = with_content(ref, spec, _checked(ref, sweep, spec, settings))
     env = make_env(Silent(), slots[0].device, slots[0].threads)
     crowded = env.crowding(len(slots))  # before the workers' server starts to import
     notify = broadcast(observers)
@@ -108,8 +108,11 @@ class SearchPlan:
         }
 
 
-def _checked(ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings) -> DataConfig:
-    """Return the data section of all trials. Raises ConfigError for what fails every trial."""
+def _checked(ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings) -> Config:
+    """Return the data and the teacher's weights of all trials, as a config of these keys alone.
+
+    Raises ConfigError for what fails every trial.
+    """
     if not re.fullmatch(r"\w[\w.+-]*", ref.name):
         raise ConfigError(
             f"`{ref.name}` can't be a study's name", "use letters, digits and any of `_ . + -`"
@@ -120,24 +123,26 @@ def _checked(ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings) -
             "write `values`, or `distribution: q_uniform` with `q`",
         )
     check_honest(str(sweep.fixed.get("router", "")))
-    data = build({k: v for k, v in sweep.fixed.items() if k.startswith("data.")}).data
-    check_measured(spec.objectives, data.val_fraction)
-    return data
+    names = [name for name in sweep.fixed if name.startswith("data.") or name == "teacher.weights"]
+    config = build({name: sweep.fixed[name] for name in names})
+    check_measured(spec.objectives, config.data.val_fraction)
+    return config
 
 
-def with_content(
-    ref: StudyRef, sweep: Sweep, spec: StudySpec, data: DataConfig, fetch: bool = True
-) -> StudySpec:
-    """Find the data and the weights of a search, and describe their content in its spec.
+def with_content(ref: StudyRef, spec: StudySpec, config: Config, fetch: bool = True) -> StudySpec:
+    """Describe the content of a config's data and of the teacher's weights in a search's spec.
 
-    Raises DataError if the data are missing, and ConfigError if the spec has other content.
+    Raises DataError if the data are missing, and ConfigError if the spec has other content. A
+    file of weights that is missing fails each trial, with its reason.
     """
     from moist.data.sources import locate
 
-    content = {"data": str(locate(data, ref.home, fetch))}
-    weights = build({k: v for k, v in sweep.fixed.items() if k == "teacher.weights"}).teacher
-    if weights.weights and (path := weights.weights.expanduser()).is_file():
-        content["teacher.weights"] = f"weights of content {sha256(path)[:12]}"
+    source = locate(config.data, ref.home, fetch)
+    content = {"data": Content(key=source.key, text=str(source))}
+    weights = config.teacher.weights and config.teacher.weights.expanduser()
+    if weights and weights.is_file():
+        key = sha256(weights)
+        content["teacher.weights"] = Content(key=key, text=f"weights of content {key[:12]}")
     found = spec.model_copy(update={"content": content})
     check_content(ref, spec, found)
     return found
@@ -156,8 +161,7 @@ def plan_search(
     from moist.store.plan import Plan
     from moist.study.costs import CostEstimator
 
-    data = _checked(ref, sweep, spec, settings)
-    spec = with_content(ref, sweep, spec, data, fetch=False)
+    spec = with_content(ref, spec, _checked(ref, sweep, spec, settings), fetch=False)
     env = make_env(Silent(), slots[0].device, slots[0].threads)
     estimator = CostEstimator(Plan(ref.home, env), settings.reuse)
     before = earlier_trials(ref, spec)

@@ -41,6 +41,16 @@ class SearchSpec(Record):
     machine: Machine | None = None
 
 
+class Content(Record):
+    """The content of files that a study is made from: compared by its digest, and described."""
+
+    key: str
+    text: str
+
+
+NO_CONTENT = Content(key="", text="none given")
+
+
 class StudySpec(Record):
     """What is searched, where its files are, and the command that continues it."""
 
@@ -50,7 +60,7 @@ class StudySpec(Record):
     command: str
     created: str
     moist: str
-    content: dict[str, str] = Field(default_factory=dict)
+    content: dict[str, Content] = Field(default_factory=dict)
     """The data and the weights that `where` pointed at; studies of earlier versions have none."""
 
     @property
@@ -155,10 +165,10 @@ def check_content(ref: StudyRef, old: StudySpec, new: StudySpec) -> None:
     if not (old.content and new.content):
         return
     for name in {**old.content, **new.content}:
-        before, after = (one.content.get(name, "none given") for one in (old, new))
-        if before != after:
+        before, after = (one.content.get(name, NO_CONTENT) for one in (old, new))
+        if before.key != after.key:
             raise ConfigError(
-                f"study `{ref.name}` was made from other {name}: {before}; now {after}",
+                f"study `{ref.name}` was made from other {name}: {before.text}; now {after.text}",
                 f"restore what it was made from, or {NEW_NAME}",
             )
 

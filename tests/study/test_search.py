@@ -14,7 +14,7 @@ from PIL import Image
 from toy import ref
 
 from moist.config import Config
-from moist.config.overrides import build, parse
+from moist.config.overrides import parse
 from moist.env import Env
 from moist.errors import ConfigError, DataError
 from moist.pipeline import run, stages
@@ -424,8 +424,7 @@ def test_a_study_is_continued_only_on_the_data_and_the_weights_that_it_was_made_
         return Study(tmp_path, read_sweep(path, [*TINY, *words]))
 
     made = study(here).arguments(1)
-    data = build({"data.name": "folder", "data.root": str(here)}).data
-    spec = with_content(made["ref"], made["sweep"], made["spec"], data)
+    spec = with_content(made["ref"], made["spec"], config_of(made["sweep"], POINTS[0]))
     with opened(made["ref"], spec):  # the study exists from here on
         pass
     assert study(here).plan(1).trials == 1

@@ -12,7 +12,7 @@ from moist.errors import ConfigError
 from moist.results.objectives import DEFAULT, parse_objectives
 from moist.results.report import Machine
 from moist.study.ledger import opened
-from moist.study.spec import FACTS, StudySpec, continued, study_spec
+from moist.study.spec import FACTS, Content, StudySpec, continued, study_spec
 from moist.sweepfile import Parameter, Sweep
 
 SWEEP = Sweep("some", Path("some.yaml"), "grid", None, {}, (Parameter("k", "int", low=2, high=9),))
@@ -28,6 +28,10 @@ def spec(machine: Machine | None = None, command: str = OWN) -> StudySpec:
     found = study_spec(SWEEP, TIMED if machine else DEFAULT, 0, command)
     facts = found.facts.model_copy(update={"machine": machine})
     return found.model_copy(update={"facts": facts})
+
+
+def content(text: str) -> Content:
+    return Content(key=f"digest of {text}", text=text)
 
 
 def kept(facts: dict[str, Any] | None, *trials: object) -> optuna.Study:
@@ -92,7 +96,9 @@ def test_a_study_of_another_program_is_rejected_and_an_empty_one_of_a_lost_drive
 
 
 def test_a_study_is_not_continued_on_other_data_or_weights():
-    made = spec().model_copy(update={"content": {"data": "3 classes", "teacher.weights": "ab12"}})
+    made = spec().model_copy(
+        update={"content": {"data": content("3 classes"), "teacher.weights": content("ab12")}}
+    )
     study = kept(made.model_dump(mode="json"))
     assert continued(REF, study, made) == made
     assert continued(REF, study, spec()).content == made.content  # as `moist sweep retry` does
@@ -100,18 +106,20 @@ def test_a_study_is_not_continued_on_other_data_or_weights():
         ("data", "5 classes", "5 classes"),
         ("teacher.weights", None, "none"),
     ):
-        content = {key: one for key, one in {**made.content, name: value}.items() if one}
+        others = (
+            {**made.content, name: content(value)} if value else {"data": made.content["data"]}
+        )
         with pytest.raises(ConfigError) as refused:
-            continued(REF, study, made.model_copy(update={"content": content}))
+            continued(REF, study, made.model_copy(update={"content": others}))
         message = str(refused.value)
-        assert f"other {name}: {made.content[name]}; now {now}" in message
+        assert f"other {name}: {made.content[name].text}; now {now}" in message
         assert "`--study NAME`" in message
 
 
 def test_a_study_of_an_earlier_version_takes_the_content_of_its_next_search():
     stored = spec().model_dump(mode="json", exclude={"content"})
-    found = spec().model_copy(update={"content": {"data": "3 classes"}})
-    assert continued(REF, kept(stored), found).content == {"data": "3 classes"}
+    found = spec().model_copy(update={"content": {"data": content("3 classes")}})
+    assert continued(REF, kept(stored), found).content == {"data": content("3 classes")}
 
 
 def test_an_empty_study_made_elsewhere_is_adopted_only_with_the_directions_of_the_search(tmp_path):
@@ -125,3 +133,9 @@ def test_an_empty_study_made_elsewhere_is_adopted_only_with_the_directions_of_th
         pass
     with opened(toy.ref(tmp_path, "two"), spec()) as ledger:
         assert ledger.trials() == []
+
+
+def test_content_is_compared_by_its_digest_however_it_was_described():
+    made = spec().model_copy(update={"content": {"data": Content(key="ab", text="3 classes")}})
+    now = spec().model_copy(update={"content": {"data": Content(key="ab", text="three classes")}})
+    assert continued(REF, kept(made.model_dump(mode="json")), now).content == now.content
