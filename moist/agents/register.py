@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from moist.config.files import included
+from moist.config.files import flattened, included
 from moist.config.overrides import given
 from moist.errors import ConfigError, StoreError
 from moist.study.search import requested_trials
@@ -51,10 +51,11 @@ def registration(
     path = search.path
     content: dict[str, Any] = yaml.safe_load(path.read_text())
     overridden = given(overrides)
-    parameters = content["parameters"] | {
+    own = flattened(content["parameters"])
+    parameters = own | {
         key: {"value": value}
         for key, value in search.fixed.items()
-        if key in overridden or key not in content["parameters"]
+        if key in overridden or key not in own
     }
     words = included(content)
     content["command"] = [word for word in content["command"] if word not in words]

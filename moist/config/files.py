@@ -74,22 +74,33 @@ class Word(str):
     seen: Any
 
 
-class _Words(yaml.BaseLoader):
-    """A loader that keeps scalars as text and rejects a key that is given twice."""
+class _Words(yaml.SafeLoader):
+    """A loader of what W&B reads, tags, anchors and merge keys included, with scalars as `Word`s.
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Word:
-        word = Word(super().construct_scalar(node))
-        word.seen = str(word) if node.style else yaml.safe_load(node.value)
-        return word
+    It rejects a key that is given twice in a mapping, of which W&B would use the last.
+    """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         names = [key.value for key, _ in node.value]
         for number, (key, _) in enumerate(node.value):
             if key.value in names[:number]:
                 raise yaml.MarkedYAMLError(
                     None, None, f"`{key.value}` is given twice", key.start_mark
                 )
-        return super().construct_mapping(node, deep)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if not isinstance(node, yaml.ScalarNode):
+            return super().construct_object(node, deep=True)  # rejects what holds itself
+        word = Word(node.value)
+        try:
+            word.seen = super().construct_object(node, deep)
+        except (AttributeError, KeyError, ValueError):
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            problem = f"`{node.value}` is no {tag}"
+            raise yaml.MarkedYAMLError(None, None, problem, node.start_mark) from None
+        return word
 
 
 def document(path: Path) -> Any:
@@ -98,12 +109,36 @@ def document(path: Path) -> Any:
     YAML would read `1e-4` as text and `no` as False. Raises ConfigError if it can't be read.
     """
     try:
-        return yaml.load(path.read_text(), Loader=_Words)
+        return words(path.read_text())
     except OSError as error:
         raise ConfigError(f"can't read `{path}`: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).replace('in "<unicode string>",', "in").split())
         raise ConfigError(f"`{path}` is not YAML: {reason}") from None
+    except RecursionError:
+        raise ConfigError(f"`{path}` is nested too deeply to be read") from None
+
+
+def words(text: str) -> Any:
+    """Return the content of a YAML text, its scalars as `Word`s. Raises YAMLError."""
+    return yaml.load(text, Loader=_Words)
+
+
+def flattened(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a sweep's entries by dotted name: W&B nests them as `distill: {parameters: ...}`.
+
+    Raises ConfigError for a name that is given both ways.
+    """
+    found: dict[str, Any] = {}
+    for name, entry in parameters.items():
+        nested = entry.get("parameters") if isinstance(entry, dict) and len(entry) == 1 else None
+        inner = {name: entry}
+        if isinstance(nested, dict) and nested:
+            inner = {f"{name}.{leaf}": one for leaf, one in flattened(nested).items()}
+        if twice := found.keys() & inner.keys():
+            raise ConfigError(f"`{min(twice)}` is given twice, nested and by its dotted name")
+        found |= inner
+    return found
 
 
 def included(content: Mapping[str, Any]) -> list[str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError, create_model
 
 from moist.config import Config, Section, sections
-from moist.config.files import document, included, locate
+from moist.config.files import document, flattened, included, locate, words
 from moist.config.schema import bounds, keys
 from moist.errors import ConfigError, unknown
 
@@ -36,12 +38,20 @@ def given(overrides: Iterable[str], inside: tuple[Path, ...] = ()) -> dict[str, 
             values |= read_values(locate(item[1:], inside[-1] if inside else None), inside)
         elif "=" in item:
             key, _, value = item.partition("=")
-            values[key.strip()] = value.strip()
+            values |= _leaves(key.strip(), value.strip())
         else:
             raise ConfigError(
                 f"expected KEY=VALUE or @FILE, found `{item}`", "for example: k=3 router=linear"
             )
     return values
+
+
+def _leaves(key: str, value: str) -> dict[str, Any]:
+    """Return a value by its key; W&B's agent writes nested ones as `distill={'lr': 0.1}`."""
+    if key in sections() and value.startswith("{"):
+        with suppress(yaml.YAMLError):
+            return {f"{key}.{leaf}": inner for leaf, inner in words(value).items()}
+    return {key: value}
 
 
 def read_values(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -62,6 +72,7 @@ def read_values(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
     parameters = content["parameters"]
     if not isinstance(parameters, dict):
         raise ConfigError(f"`{path}`: `parameters` has no `key: {{value: ...}}` lines")
+    parameters = flattened(parameters)
     for name, spec in parameters.items():
         if not (isinstance(spec, dict) and set(spec) == {"value"}):
             raise ConfigError(

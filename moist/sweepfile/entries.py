@@ -4,7 +4,7 @@
 |---|---|---|
 | one of some values | `values` | CategoricalDistribution |
 | a whole number | whole `min` and `max`, or `int_uniform` | IntDistribution |
-| a real number | `min` and `max` with a point, or `uniform` | FloatDistribution |
+| a real number | `min` or `max` with a point, or `uniform` | FloatDistribution |
 | a multiple of `q` | `q_uniform` | IntDistribution or FloatDistribution, with a step |
 | a whole number, by its logarithm | `q_log_uniform_values` | IntDistribution, log |
 | a real number, by its logarithm | `log_uniform_values` | FloatDistribution, log |
@@ -42,7 +42,6 @@ DRAWN = {
 }
 WHOLE = {"uniform": "int_uniform", "log_uniform_values": "q_log_uniform_values"}
 INSTEAD = {
-    "parameters": "each key by its dotted name, as in `teacher.epochs: {value: 3}`",
     "probabilities": "`values` alone",
     "categorical_w_probabilities": "`values` alone",
     "normal": "`distribution: uniform` with `min` and `max`",
@@ -217,11 +216,6 @@ def _range(name: str, entry: Mapping[str, Any]) -> Parameter:
     q = _number(name, entry, "q") if "q" in entry else 1
     drawn = str(entry.get("distribution", "int_uniform" if _whole(low, high) else "uniform"))
     with raised_together() as mistakes:
-        if "distribution" not in entry and _whole(low) != _whole(high):
-            mistakes.append(
-                f"`{name}`: W&B can't tell whether these are whole numbers, found `min: {low}` and"
-                f" `max: {high}`; write both with a decimal point, or neither"
-            )
         mistakes += [f"`{name}`: {mistake}" for mistake in _range_mistakes(drawn, low, high, q)]
     whole = drawn in WHOLE.values() or (drawn == "q_uniform" and _whole(low, high, q))
     number = int if whole else float
@@ -279,13 +273,20 @@ def _number(name: str, entry: Mapping[str, Any], word: str) -> float:
     if isinstance(number, int | float) and type(number) is not bool and math.isfinite(number):
         return number
     try:
-        meant = f"`{yaml.safe_dump(float(text)).split()[0]}`"
+        meant = f"`{yaml.safe_dump(_parsed(text)).split()[0]}`"
     except (TypeError, ValueError):
         meant = "a number"
+    what = "text, not a number," if isinstance(number, str) else "not a finite number"
     raise ConfigError(
-        f"`{name}`: `{word}: {text}` is not a finite number in YAML 1.1, which W&B reads;"
-        f" write {meant}"
+        f"`{name}`: `{word}: {text}` is {what} in YAML 1.1, which W&B reads; write {meant}"
     )
+
+
+def _parsed(text: Any) -> float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def _whole(*numbers: float) -> bool:

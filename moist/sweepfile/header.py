@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from moist.config.files import included
 from moist.errors import ConfigError, did_you_mean, unknown
 from moist.results.objectives import DEFAULT, PREFIX, QUANTITIES, Direction, Objective
 from moist.sweepfile.errors import noted, raised_together
@@ -43,10 +44,14 @@ def _run_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
     if content.get("program") != "moist":
         yield f"`program`: expected `moist`, found `{content.get('program', 'none')}`"
     command = content.get("command")
-    if not isinstance(command, list) or command[-1:] != [ARGUMENTS]:
+    if not isinstance(command, list) or not {"run", ARGUMENTS} <= set(map(str, command)):
         yield (
             f"`command`: expected a list that ends in `{ARGUMENTS}`, found `{command}`;"
             f' write ["${{env}}", moist, run, "{ARGUMENTS}"]'
+        )
+    elif late := included({"command": ["run", *command[command.index(ARGUMENTS) + 1 :]]}):
+        yield (
+            f"`command`: `{late[0]}` would win over the parameters; write it before `{ARGUMENTS}`"
         )
     cap = getattr(content.get("run_cap", None), "seen", None)
     if "run_cap" in content and not (type(cap) is int and cap > 0):
@@ -68,6 +73,16 @@ def _search_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
         yield f"`metrics` need `method: custom`, found `{method}`; write one `metric`, or custom"
     if "metrics" in content and "metric" in content:
         yield "`metric` and `metrics` are both given; write one of them"
+    stop = content.get("early_terminate", {})
+    if "early_terminate" in content and not (
+        isinstance(stop, dict)
+        and stop.get("type") == "hyperband"
+        and ("min_iter" in stop or {"max_iter", "s"} <= stop.keys())
+    ):
+        yield (
+            "`early_terminate`: expected `type: hyperband` with `min_iter`, or with `max_iter`"
+            f" and `s`, found `{stop}`"
+        )
     if "scheduler" in content and "early_terminate" in content:
         yield "`early_terminate` does not go with a `scheduler`, which W&B rejects; leave one out"
     engine = scheduler.get("engine") if isinstance(scheduler, dict) else None

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moist.config.files import document, included, locate
+from moist.config.files import document, flattened, included, locate
 from moist.config.overrides import given, read
 from moist.errors import ConfigError
 from moist.sweepfile.entries import read_entries
@@ -63,7 +63,7 @@ def _with_recipes(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     An entry of the file takes the place of a recipe's. Raises ConfigError.
     """
     own = content.get("parameters")
-    own = own if isinstance(own, dict) else {}
+    own = flattened(own) if isinstance(own, dict) else {}
     recipe: dict[str, Any] = {}
     with raised_together() as mistakes:
         for word in included(content):

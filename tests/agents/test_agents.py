@@ -227,6 +227,13 @@ def test_the_registered_sweep_is_the_file_with_overrides_and_without_conditions(
     assert fixed.budget == 2  # all that is left to try
 
 
+def test_nested_entries_are_registered_by_the_names_that_moist_run_reads(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(GRID + "  distill: {parameters: {alpha: {values: [0.5, 1]}}}\n")
+    found = registration(path).content["parameters"]
+    assert found == yaml.safe_load(GRID)["parameters"] | {"distill.alpha": {"values": [0.5, 1]}}
+
+
 def test_a_registered_sweep_holds_the_values_of_its_recipe_and_needs_no_file_of_this_machine(
     tmp_path,
 ):

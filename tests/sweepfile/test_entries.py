@@ -38,6 +38,9 @@ MAPPED = [
     "k: {distribution: int_uniform, min: 1, max: 6}",
     "temperature: {min: 1, max: 10}",
     "temperature: {min: 1.0, max: 10.0}",
+    "temperature: {min: 1, max: 10.0}",
+    "distill.lr: {min: !!float 1e-5, max: !!float 1}",
+    "k: {values: !!seq [!!int '2', !!int 3]}",
     "temperature: {distribution: uniform, min: 1, max: 10.5}",
     "teacher.lr: {distribution: log_uniform_values, min: 1.0e-4, max: 1}",
     "hidden_width: {distribution: q_uniform, min: 64, max: 256, q: 64}",
@@ -185,10 +188,17 @@ def test_the_arguments_of_a_wandb_agent_build_the_config_of_the_point(read):
         ("k: {min: 0, max: 3}", "`k=0`: expected 1 to 1000 | auto"),
         ("temperature: {min: 1.0, max: 100.5}", "`temperature=100.5`: expected above 0 to 100"),
         ("augment.flip: {min: 1, max: 2}", "`augment.flip=2`: expected true | false"),
-        ("temperature: {min: 1, max: 3.0}", "`temperature`: W&B can't tell whether these are wh"),
+        (
+            "k: {min: 1, max: 3.0}",
+            "`k`: ... but `uniform` draws fractions; write `distribution: i",
+        ),
         ("teacher.lr: {min: 1e-4, max: 0.1}", "`teacher.lr`: `min: 1e-4` is ...; write `0.0001`"),
         ("teacher.lr: {min: 1e-5, max: 0.1}", "`teacher.lr`: `min: 1e-5` is ...; write `1.0e-05`"),
         ("teacher.lr: {min: 0.1, max: .inf}", "`teacher.lr`: `max: .inf` is not a finite numb"),
+        (
+            "k: {min: '1', max: 3}",
+            "`k`: `min: 1` is text, not a number, in YAML 1.1, ...; write `1`",
+        ),
         (
             "k: {min: no, max: 3}",
             "`k`: `min: no` is not a finite number in YAML 1.1, which W&B reads; write a n",
@@ -231,7 +241,6 @@ def test_a_wrong_entry_is_rejected_with_what_to_write(refused, entry, line):
 @pytest.mark.parametrize(
     ("entry", "word", "instead"),
     [
-        ("{parameters: {epochs: {value: 3}}}", "parameters", "dotted name, as in `teacher.epochs"),
         ("{values: [1, 2], probabilities: [0.2, 0.8]}", "probabilities", "`values` alone"),
         ("{values: [1], distribution: W}", "categorical_w_probabilities", "`values` alone"),
         ("{distribution: W, mu: 1, sigma: 2}", "normal", "`distribution: uniform` with"),

@@ -43,6 +43,22 @@ def test_metrics_are_the_objectives_and_a_metric_is_not(read):
             "description: [",
             "`command`: expected a list that ... found `None`; write",
         ),
+        (
+            'hyphens}"',
+            'hyphens}", seed=3',
+            "`command`: `seed=3` would win over the parameters; write it before `${args_no_hyph",
+        ),
+        ("moist, run", "python, x.py", "`command`: expected a list that ends in `${args_n"),
+        (
+            "random",
+            "random\nearly_terminate: {type: hyperband, max_iter: 9}",
+            "`early_terminate`: expected `type: hyperband` with `min_iter`, or with `max_iter`",
+        ),
+        (
+            "random",
+            "random\nearly_terminate: null",
+            "`early_terminate`: expected `type: hyperband",
+        ),
         ("method: random", "", "`method`: expected grid | random | bayes | custom, found `none`"),
         ("random", "tpe", "`method`: expected grid | random | bayes | custom, found `tpe`"),
         ("random", "bayes", "`method: bayes` needs a `metric`; write {name: objective/accuracy,"),
@@ -63,7 +79,7 @@ def test_metrics_are_the_objectives_and_a_metric_is_not(read):
         ),
         (
             "random",
-            "random\nscheduler: {engine: wandb}\nearly_terminate: {type: hyperband}",
+            "random\nscheduler: {engine: wandb}\nearly_terminate: {type: hyperband, min_iter: 3}",
             "`early_terminate` does not go with a `scheduler`",
         ),
         (

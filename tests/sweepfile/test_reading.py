@@ -1,9 +1,13 @@
 """A sweep file as a whole: its mistakes, conflicting values and overrides."""
 
+import warnings
+
 import pytest
+import yaml
 from sweep_texts import HEAD, WIDTHS, written
 
-from moist.config.overrides import parse
+from moist.config.files import flattened
+from moist.config.overrides import given, parse
 from moist.errors import ConfigError
 from moist.sweepfile import (
     config_of,
@@ -12,6 +16,9 @@ from moist.sweepfile import (
     read_sweep,
     size,
 )
+
+with warnings.catch_warnings(action="ignore"):
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 
 def test_a_sweep_has_its_name_method_constants_and_parameters_in_order(read, tmp_path):
@@ -155,3 +162,84 @@ def test_a_wrong_override_is_rejected(read, override, message):
     with pytest.raises(ConfigError) as caught:
         read("k: {min: 1, max: 3}", override)
     assert str(caught.value).startswith(message)
+
+
+# the language of W&B's public examples
+
+LR = "distribution: log_uniform_values, min: 1.0e-5"
+
+
+@pytest.mark.parametrize(
+    ("form", "plain"),
+    [
+        (
+            "distill.lr: {min: !!float 1e-5, max: !!float '1'}",
+            "distill.lr: {min: 1.0e-5, max: 1.0}",
+        ),
+        ("k: {values: !!seq [!!int '2', !!str 3]}", "k: {values: [2, 3]}"),
+        (
+            f"distill.lr: &lr {{{LR}, max: 1.0}}\njoint.lr: *lr",
+            f"distill.lr: {{{LR}, max: 1.0}}\njoint.lr: {{{LR}, max: 1.0}}",
+        ),
+        (
+            f"distill.lr: &lr {{{LR}, max: 1.0}}\njoint.lr:\n  <<: *lr\n  max: 0.1",
+            f"distill.lr: {{{LR}, max: 1.0}}\njoint.lr: {{{LR}, max: 0.1}}",
+        ),
+        (
+            "distill:\n  parameters:\n    lr: {value: 1e-4}\n    views: {min: 1, max: 3}",
+            "distill.lr: {value: 0.0001}\ndistill.views: {min: 1, max: 3}",
+        ),
+        ("temperature: {min: 1, max: 2.5}", "temperature: {min: 1.0, max: 2.5}"),
+        ("k:\n  distribution: categorical\n  values:\n  - 2\n  - 3", "k: {values: [2, 3]}"),
+    ],
+)
+def test_every_form_that_yaml_has_for_an_entry_is_read_as_wandb_reads_it(tmp_path, form, plain):
+    found, expected = (read_sweep(written(tmp_path, text)) for text in (form, plain))
+    assert found == expected
+    entries = flattened(yaml.safe_load(form))
+    assert entries.keys() == {*expected.fixed, *(one.name for one in expected.parameters)}
+
+
+def test_settings_that_wandbs_public_examples_have_are_allowed(read):
+    head = (
+        "---\nname: one\ndescription: two\nproject: p\nentity: e\nprogram: moist\nmethod: bayes\n"
+        "metric:\n  goal: maximize\n  name: objective/accuracy\nrun_cap: !!int '5'\n"
+        "controller: {type: local}\n"
+        "early_terminate: {type: hyperband, s: 2, eta: 3, max_iter: 27}\n"
+        "command:\n- ${env}\n- moist\n- run\n- ${args_no_hyphens}\n- --quiet\n"
+    )
+    assert read("k: {min: 1, max: 3}", head=head).run_cap == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("k: {values: [!!bool maybe]}", "`maybe` is no !!bool"),
+        ("k: {values: !!python/tuple [2, 3]}", "could not determine a constructor for the tag"),
+        ("k: &k {values: [*k]}", "found unconstructable recursive node"),
+        (f"k: {'[' * 2000}", "is nested too deeply to be read"),
+    ],
+)
+def test_what_wandb_can_not_read_is_one_problem(refused, text, problem):
+    assert problem in refused(text)
+
+
+def test_a_nested_entry_names_its_key_by_dots(refused):
+    nested = "distill: {parameters: {PLACE: {value: 3}}}"
+    assert refused(nested.replace("PLACE", "lr2")).startswith("unknown key `distill.lr2`; did you")
+    twice = nested.replace("PLACE", "views") + "\ndistill.views: {value: 2}"
+    assert refused(twice) == "`distill.views` is given twice, nested and by its dotted name"
+    assert refused("distill: {parameters: {}}").startswith("unknown key `distill`; give one of")
+
+
+def test_what_an_agent_writes_for_a_nested_entry_is_read_by_moist_run(tmp_path):
+    entry = "distill: {parameters: {views: {value: 3}, lr: {value: 1e-4}, gate: {value: teacher}}}"
+    content = yaml.safe_load(entry)["distill"]["parameters"]
+    args = {"distill": {"value": {leaf: one["value"] for leaf, one in content.items()}}}
+    words = create_sweep_command_args({"args": args})["args_no_hyphens"]
+    assert given(words) == {"distill.views": "3", "distill.lr": "1e-4", "distill.gate": "teacher"}
+    assert parse(["distill={'views': 2, 'lr': 0.5}"]) == parse(
+        ["distill.views=2", "distill.lr=.5"]
+    )
+    (tmp_path / "recipe.yaml").write_text(f"parameters: {{{entry}}}")
+    assert given([f"@{tmp_path / 'recipe.yaml'}"]) == given(words)
