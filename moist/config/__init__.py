@@ -73,15 +73,18 @@ def keyed(section: Section) -> dict[str, Any]:
     """Return the JSON values of a section that enter a stage's key.
 
     Paths are left out. A value that is not used under the section's other values is replaced by
-    its default.
+    its default. A field marked `added` is left out while it has its default.
     """
     values: dict[str, Any] = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         extra: dict[str, Any] = dict(field.json_schema_extra or {})  # type: ignore[arg-type]
-        if extra.get("keyed") is False:
+        value, default = getattr(section, name), field.get_default()
+        used = all(getattr(section, by) in at for by, at in extra.get("only", {}).items())
+        unchanged = value == default or not used
+        if extra.get("keyed") is False or (extra.get("added") and unchanged):
             del values[name]
-        elif isinstance(inner := getattr(section, name), Section):
-            values[name] = keyed(inner)
-        elif not all(getattr(section, by) in at for by, at in extra.get("only", {}).items()):
-            values[name] = field.get_default()
+        elif isinstance(value, Section):
+            values[name] = keyed(value)
+        elif not used:
+            values[name] = default
     return values

@@ -21,6 +21,15 @@ def only(**choices: str | tuple[str, ...]) -> dict[str, Any]:
     return {"only": each}
 
 
+def added(**choices: str | tuple[str, ...]) -> dict[str, Any]:
+    """Mark a field that a section got after keys of it were stored; `choices` are those of `only`.
+
+    Its default must do what was done before the field existed, and never change: a key leaves it
+    out while it has its default, so what earlier versions stored keeps its key.
+    """
+    return {"added": True} | (only(**choices) if choices else {})
+
+
 def _numbers(value: object) -> object:
     """Split `32,64`, `[32, 64]` or `(32, 64)`; return other values as they are.
 

@@ -12,11 +12,16 @@ from typing import Any, TypeVar
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def stage(version: int) -> Callable[[F], F]:
-    """Mark a function as a stage; bump `version` whenever its maths changes."""
+def stage(version: int, added: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """Mark a function as a stage; bump `version` whenever its maths changes.
+
+    `added` names arguments that it got after keys of it were stored: as a config field marked
+    `added`, a key leaves one out while it has its default.
+    """
 
     def mark(function: F) -> F:
         function.version = version  # type: ignore[attr-defined]
+        function.added = added  # type: ignore[attr-defined]
         return function
 
     return mark

@@ -76,10 +76,18 @@ class StageCall:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """Return the inputs as JSON, with the stage's defaults: a changed default is a new key."""
-        bound = inspect.signature(self.stage).bind(None, **self.inputs)
+        """Return the inputs as JSON, with the stage's defaults: a changed default is a new key.
+
+        Arguments that the stage got later (`added`) are left out while they have their default.
+        """
+        signature = inspect.signature(self.stage)
+        bound = signature.bind(None, **self.inputs)
         bound.apply_defaults()
-        return {name: encoded(bound.arguments[name], name) for name in [*bound.arguments][1:]}
+        given = dict([*bound.arguments.items()][1:])
+        for name in getattr(self.stage, "added", ()):
+            if given[name] == signature.parameters[name].default:
+                del given[name]
+        return {name: encoded(value, name) for name, value in given.items()}
 
     @cached_property
     def key(self) -> str:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from moist.config import (
     Config,
@@ -24,7 +24,7 @@ from moist.config import (
     sections,
     systems,
 )
-from moist.config.fields import Peer
+from moist.config.fields import Peer, added
 from moist.config.overrides import build, parse
 from moist.config.schema import bounds, choices, keys
 from moist.errors import ConfigError
@@ -145,6 +145,24 @@ def test_paths_in_a_nested_section_are_not_part_of_the_digest():
     found = keyed(Outer(inner=Inner(nested=TeacherConfig(weights=Path("x")))))
     assert found == {"inner": {"nested": keyed(TeacherConfig())}}
     assert "weights" not in found["inner"]["nested"] and "lr" in found["inner"]["nested"]
+
+
+def test_a_field_that_was_added_later_is_part_of_the_digest_once_it_is_not_its_default():
+    class Before(Section):
+        kind: str = "a"
+
+    class Inner(Section):
+        width: int = 1
+
+    class After(Before):
+        extra: int = Field(0, json_schema_extra=added())
+        inner: Inner = Field(Inner(), json_schema_extra=added())
+        only_b: int = Field(0, json_schema_extra=added(kind="b"))
+
+    assert keyed(After()) == keyed(After(only_b=1)) == keyed(Before())
+    assert keyed(After(extra=2)) == keyed(Before()) | {"extra": 2}
+    assert keyed(After(inner=Inner(width=2))) == keyed(Before()) | {"inner": {"width": 2}}
+    assert keyed(After(kind="b", only_b=1)) == keyed(Before(kind="b")) | {"only_b": 1}
 
 
 def test_a_config_can_not_be_changed_in_place():

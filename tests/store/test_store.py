@@ -140,6 +140,18 @@ def test_a_key_is_the_same_in_every_process_and_release():
     assert StageCall(anything, inputs).key == "a01aa4d85349ea1da401305b98355f7a"
 
 
+def test_an_argument_that_was_added_later_is_part_of_the_key_once_it_is_not_its_default():
+    def function(env, *, a): ...
+
+    before = StageCall(stage(1)(function), {"a": 1})
+
+    def function(env, *, a, b=False): ...
+
+    after = stage(1, added=("b",))(function)
+    assert StageCall(after, {"a": 1, "b": False}).key == before.key
+    assert StageCall(after, {"a": 1, "b": True}).recipe == {"a": 1, "b": True}
+
+
 def test_a_changed_default_version_or_name_changes_the_key():
     def build(name, version, default):
         def function(env, *, a=default): ...
