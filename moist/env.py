@@ -160,8 +160,13 @@ def make_env(progress: Progress, device: str | None = None, threads: int | None 
         return Env(progress=progress)
     try:
         place = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(
+            f"`--device {device}` is no device of torch", "for example cpu, cuda, cuda:1 or mps"
+        ) from None
+    try:
         torch.zeros(1, device=place)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             f"can't compute on `--device {device}`: {first_line(error)}",
             "leave out `--device`, or use `--device cpu`",

@@ -92,6 +92,8 @@ def _terminate(number: int, _frame: object) -> None:
 
 def flag_hint(option: str, argv: list[str]) -> str:
     """Return the hint for `--k 3`, which is not a flag: results are changed by KEY=VALUE."""
+    if option == "--dry-run" and argv[1:2] == ["run"]:
+        return "\nhint: `moist plan` lists what a run would compute"
     key = option.lstrip("-").replace("-", "_")
     if key not in configs.flat(configs.Config()):
         return ""

@@ -137,9 +137,9 @@ def gc(max_bytes: str, home: Path) -> None:
 
 @cache.command()
 @click.option("--stage", help="Only outputs of this stage.")
-@click.confirmation_option(prompt="Delete stored stage outputs? They can be recomputed.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @HOME
-def clear(stage: str | None, home: Path) -> None:
+def clear(stage: str | None, yes: bool, home: Path) -> None:
     """Delete stored stage outputs.
 
     Run records are kept.
@@ -153,4 +153,6 @@ def clear(stage: str | None, home: Path) -> None:
             f"no output of a stage `{stage}` is stored",
             f"stages with stored outputs: {', '.join(stages) or 'none'}",
         )
+    if not yes:
+        click.confirm("Delete stored stage outputs? They can be recomputed.", abort=True)
     click.echo(f"freed {terminal.size(maintenance.clear(ObjectStore(home), stage))}")
