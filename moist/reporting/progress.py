@@ -90,7 +90,7 @@ class SearchProgress:
             left = seconds / self.fresh * (requested - self.complete)
             head += f", about {duration(left)} left"
         lines = [
-            Text(f"  trial {n:>3}  {at:<28}  {format_params(self.params[n])}", no_wrap=True)
+            Text(f"  trial {n:>3}  {at:<28}  {format_params(self.params[n])}", overflow="fold")
             for n, at in sorted(self.at.items())
         ]
         return Group(Text(f"{head}  {self.own_stage}"), *lines)

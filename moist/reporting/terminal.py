@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from moist.errors import ConfigError
 
@@ -49,7 +50,7 @@ class TerminalProgress:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = console(stderr=True)
         self.quiet = quiet
         self.bars: Progress | None = None
         self.task: TaskID | None = None
@@ -84,12 +85,12 @@ class TerminalProgress:
         self.noted(f"{stage:<18} {key[:SHORT]}  reused, {duration(seconds)} saved")
 
     def warned(self, message: str) -> None:
-        self.console.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+        self.console.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
     def noted(self, text: str) -> None:
         """Print a line of progress."""
         if not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(text, soft_wrap=True)
 
     def close(self) -> None:
         """Remove the bar of a stage that has ended."""
@@ -98,27 +99,66 @@ class TerminalProgress:
             self.bars = self.task = None
 
 
-def console() -> Console:
-    """Return standard output, with wide lines unless it is a terminal."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=400)
+UNLIMITED = 1_000_000
+"""Width of output that is no terminal: lines are as long as they need to be."""
+GAP, EDGES = 3, 2
+"""Columns of a terminal between two columns of a table, and for its two edges."""
+
+
+def console(stderr: bool = False) -> Console:
+    """Return standard output or error; what is printed stays as it is, `:cat:` and `[red]` too."""
+    out = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+    if not stderr and not out.is_terminal:
+        out.width = UNLIMITED
+    return out
 
 
 def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; columns of numbers are right-aligned."""
-    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    """Print a table; columns of numbers are right-aligned.
+
+    No value is cut. Where the terminal is narrow, cells are wrapped between words; where that is
+    not enough, each row is printed as lines of head and value.
+    """
+    out = console()
+    if title:
+        out.print(title, style="table.title", soft_wrap=True)
+    widths = _widths([heads, *rows], out.width - EDGES - GAP * (len(heads) - 1))
+    if widths is None:
+        for row in rows:
+            pairs = zip(heads, row, strict=True)
+            text = "\n".join(f"{head}: {cell}" if head else cell for head, cell in pairs)
+            out.print(f"\n{text}", soft_wrap=True)
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, head in enumerate(heads):
         numeric = all(row[index][:1].isdigit() or row[index] == "-" for row in rows)
-        table.add_column(head, justify="right" if numeric and index else "left")
+        justify: JustifyMethod = "right" if numeric and index else "left"
+        table.add_column(Text(head), justify=justify, width=widths[index], overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
-    console().print(table)
+        table.add_row(*map(Text, row))
+    out.print(table)
+
+
+def _widths(lines: Sequence[Sequence[str]], available: int) -> list[int] | None:
+    """Return the widths of columns, the widest wrapped first; None if words would be broken."""
+    columns = list(zip(*lines, strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+    least = [
+        max(cell_len(word) for cell in column for word in cell.split() or [""])
+        for column in columns
+    ]
+    while sum(widths) > available:
+        spare = [width - low for width, low in zip(widths, least, strict=True)]
+        if not any(spare):
+            return None
+        widest = max((width, index) for index, width in enumerate(widths) if spare[index])
+        widths[widest[1]] -= 1
+    return widths
 
 
 def fail(message: str) -> None:
     """Print an error on stderr."""
-    err = Console(stderr=True, highlight=False)
-    err.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+    console(stderr=True).print(f"error: {message}", style="red", soft_wrap=True)
 
 
 def parse_size(text: str) -> int:

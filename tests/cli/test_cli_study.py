@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import signal
 import socket
 import urllib.request
@@ -71,6 +72,20 @@ def test_pareto_prints_the_same_trials_as_table_json_and_csv(ask):
     costs = [trial.values["mflops"] for trial in trials]
     accuracies = [trial.values["accuracy"] for trial in trials]
     assert costs == sorted(costs) and accuracies == sorted(accuracies) and trials
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+@pytest.mark.parametrize(
+    "words",
+    ["pareto four", "best four", "table four", "sweep status four", "runs", "show last", "plan"],
+)
+def test_a_narrow_terminal_gets_every_value(ask, monkeypatch, words, columns):
+    whole = ask(*words.split()).out.replace(":", " ").split()
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", columns)
+    narrow = re.sub(r"\x1b\[[\d;]*m|:", " ", ask(*words.split()).out).split()
+    values = {word for word in whole if re.search(r"\d|=", word)}
+    assert values and values <= set(narrow)
 
 
 def test_a_table_has_a_row_for_each_setting_and_columns_across_a_parameter(ask):
