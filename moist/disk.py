@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,12 +14,52 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from moist.errors import StoreError
+from moist.errors import ConfigError, StoreError
 
 ELSEWHERE = "choose another folder with `--home DIR` or MOIST_HOME"
 SPACE = f"free some space (`moist cache gc` deletes the least recently used), or {ELSEWHERE}"
 UNFINISHED = ".downloading-"
 """Prefix of the folder that a download is written to until it is complete."""
+
+
+def expanded(path: Path, option: str = "") -> Path:
+    """Expand the `~` of a path; `option` is what was written before it, as `data.root=`.
+
+    Raises ConfigError for a user without a home folder, and for a path that can't be one: too
+    long, a loop of links, or no text. A file that is missing or forbidden is its reader's error.
+    """
+    check_text(given := f"{option}{path}")
+    try:
+        expanded = path.expanduser()
+        os.stat(expanded)
+    except RuntimeError:
+        user = path.parts[0].removeprefix("~")
+        raise ConfigError(
+            f"`{given}`: "
+            + (f"there is no user `{user}`" if user else "HOME is not set, nor has the user one"),
+            "write the whole path" if user else "set HOME, or write the whole path",
+        ) from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise ConfigError(f"`{given}`: {error.strerror}", "name another path") from None
+    return expanded
+
+
+def check_text(text: str) -> None:
+    """Raise ConfigError for bytes that are no text: records and W&B could not hold them."""
+    if "\0" in text:
+        shown = text.replace("\0", "\\0")
+        raise ConfigError(f"`{shown}` has a zero byte", "no file's name can have one")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        raise ConfigError(
+            f"`{text}` has bytes that are not {encoding.upper()}",
+            "rename the file or folder"
+            if encoding == "utf-8"
+            else "set PYTHONUTF8=1, or rename the file or folder",
+        ) from None
 
 
 def sha256(path: Path) -> str:

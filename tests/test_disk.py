@@ -7,10 +7,51 @@ from pathlib import Path
 import pytest
 from disks import largest_file
 
-from moist.disk import install, locked, locked_if_free, scratch, write_atomically
-from moist.errors import StoreError
+from moist.disk import expanded, install, locked, locked_if_free, scratch, write_atomically
+from moist.errors import ConfigError, StoreError
 
 TIMEOUT = 60.0
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("~nosuchuser/x", "there is no user `nosuchuser`"),
+        ("x" * 300, "File name too long"),
+        ("loop/x", "Too many levels of symbolic links"),
+        ("a\0b", r"`data.root=a\\0b` has a zero byte"),
+        ("caf\udce9", "has bytes that are not UTF-8"),
+    ],
+    ids=["of nobody", "long", "loop", "zero byte", "latin-1"],
+)
+def test_a_path_that_can_be_none_is_an_error_that_shows_what_was_written(
+    path: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match=reason) as error:
+        expanded(Path(path), "data.root=")
+    assert str(error.value).startswith("`data.root=") and error.value.hint
+
+
+def test_a_home_is_expanded_and_a_missing_file_is_not_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded(Path("~/none")) == tmp_path / "none"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become a user without an account")
+def test_a_user_without_an_account_and_home_is_told_to_set_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("HOME")
+    os.setresuid(54321, 0, 0)
+    try:
+        with pytest.raises(ConfigError, match=r"HOME is not set, nor has the user one\nhint: set"):
+            expanded(Path("~/.moist"))
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 @pytest.mark.parametrize("durable", [True, False])

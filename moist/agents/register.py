@@ -49,7 +49,7 @@ def registration(
     overrides = tuple(overrides)
     search = read_sweep(path, overrides)
     path = search.path
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    content: dict[str, Any] = yaml.safe_load(path.read_bytes())
     overridden = given(overrides)
     own = flattened(content["parameters"])
     parameters = own | {

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from io import TextIOWrapper
 
 import click
 
@@ -18,7 +19,8 @@ from moist.cli.store import cache, data
 from moist.cli.study import best, dashboard, table
 from moist.cli.sweep import sweep
 from moist.cli.wandb import browse, sync, wandb
-from moist.errors import MoistError
+from moist.disk import check_text
+from moist.errors import ConfigError, MoistError
 from moist.reporting import terminal
 from moist.study.ref import masked
 from moist.tracking.client import agent_sweep
@@ -52,7 +54,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it: keep running then
         signal.signal(signal.SIGHUP, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # of an encoding that may lack a class's name
+            stream.reconfigure(errors="backslashreplace")
     try:
+        check_surroundings()
         sys.exit(cli.main(prog_name="moist", standalone_mode=False))
     except click.NoSuchOption as error:
         terminal.fail(f"{error.format_message()}{flag_hint(error.option_name, sys.argv)}")
@@ -72,6 +78,18 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def check_surroundings() -> None:
+    """Raise ConfigError for arguments that are no text, and for a deleted working folder."""
+    for word in sys.argv[1:]:
+        check_text(masked(word))
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            f"can't use the working folder: {error.strerror}", "`cd` to one that exists"
+        ) from None
 
 
 def _print_how_to_continue(event: str) -> None:

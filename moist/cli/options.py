@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 from pydantic import BaseModel
 
+from moist.disk import expanded
 from moist.errors import ConfigError
 from moist.reporting import terminal
 from moist.study.ref import StudyRef, url_of
@@ -28,13 +29,27 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 
+
+class ExpandedPath(click.Path):
+    """A path on the command line, whose `~` is expanded wherever the shell does not."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Return the path. Raises ConfigError if it can't be expanded."""
+        option = f"{param.opts[0]} " if isinstance(param, click.Option) else ""
+        path = expanded(Path(value), option)
+        super().convert(path, param, ctx)
+        return path
+
+
+PATH = ExpandedPath(path_type=Path)
 HOME = click.option(
     "--home",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=ExpandedPath(path_type=Path, file_okay=False),
     envvar="MOIST_HOME",
     default=Path("~/.moist"),
     show_default="~/.moist",
-    callback=lambda _context, _option, home: home.expanduser(),
     help="Folder of models, data and run records (also MOIST_HOME).",
 )
 STORAGE = click.option(
@@ -45,7 +60,7 @@ STORAGE = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print unrounded values as JSON.")
 CSV = click.option("--csv", "as_csv", is_flag=True, help="Print unrounded values as CSV.")
-FILE = click.argument("file", type=click.Path(path_type=Path))
+FILE = click.argument("file", type=PATH)
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | @FILE]...")
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print no progress, only warnings.")
 THREADS = click.option("--threads", type=click.IntRange(1), help="Number of CPU threads.")

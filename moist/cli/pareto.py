@@ -14,6 +14,7 @@ from moist.cli.options import (
     EACH_THREADS,
     HOME,
     JSON,
+    PATH,
     QUIET,
     STORAGE,
     WORKERS,
@@ -75,7 +76,7 @@ class Results(NamedTuple):
 @click.option("--y", help="Quantity on the y-axis; default: the study's first objective.")
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE.html|.png|.svg",
     help="Write a plot of the frontier among all trials.",
 )

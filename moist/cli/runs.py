@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from moist.cli.options import CSV, HOME, JSON, Compute, check_together, output, print_csv
+from moist.cli.options import (
+    CSV,
+    HOME,
+    JSON,
+    PATH,
+    Compute,
+    check_together,
+    output,
+    print_csv,
+)
 from moist.errors import ConfigError
 from moist.reporting import run_tables
 from moist.reporting.terminal import SHORT
@@ -82,7 +91,7 @@ def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
 
 @click.command()
 @click.argument("run")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=PATH)
 @JSON
 @HOME
 def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> None:

@@ -14,6 +14,7 @@ from moist.cli.options import (
     HOME,
     JSON,
     OVERRIDES,
+    PATH,
     QUIET,
     STORAGE,
     WANDB,
@@ -98,7 +99,7 @@ from moist.sweepfile import Sweep, read_sweep
 )
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE.html|.png|.svg",
     help="Where to plot the frontier; default: HOME/plots/STUDY.html",
 )

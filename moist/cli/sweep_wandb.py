@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from moist.cli.options import HOME, OVERRIDES, QUIET, check_together
+from moist.cli.options import HOME, OVERRIDES, PATH, QUIET, check_together
 from moist.errors import ConfigError
 from moist.reporting import terminal
 
@@ -15,7 +15,7 @@ AGENT_OPTIONS = ("--count", "--workers", "--devices", "--threads")
 
 
 @click.command("wandb")
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("file", required=False, type=PATH)
 @OVERRIDES
 @click.option(
     "--count", type=click.IntRange(1), help="Runs to start on this machine; default: the file's."

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from moist.disk import expanded
 from moist.errors import ConfigError, did_you_mean
 
 FOLDER = "sweeps"
@@ -34,8 +35,8 @@ def locate(name: str, beside: Path | None = None) -> Path:
     moist. Raises ConfigError if there is no such file, with the places it was looked for in, and
     if several places have different files of that name.
     """
-    if Path(name).is_absolute():
-        return Path(name)
+    if (path := expanded(Path(name))).is_absolute():
+        return path
     folders = [Path(), *([beside.parent, beside.parent.parent] if beside else [])]
     places = [folder / name for folder in folders]
     found = [path for path in places if path.exists() and not path.is_dir()]  # a pipe, too
@@ -109,7 +110,7 @@ def document(path: Path) -> Any:
     YAML would read `1e-4` as text and `no` as False. Raises ConfigError if it can't be read.
     """
     try:
-        return words(path.read_text())
+        return words(path.read_text("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"can't read `{path}`: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:

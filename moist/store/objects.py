@@ -52,8 +52,16 @@ class ChecksummedRecord(Record):
     """
 
     def to_bytes(self) -> bytes:
-        """Return the only valid text of this record; fields that were not set stay out."""
-        return _checksummed(self.model_dump(mode="json", exclude_unset=True, by_alias=True))
+        """Return the only valid text of this record; fields that were not set stay out.
+
+        Raises StoreError, before anything is replaced, for a record that could not be read back.
+        """
+        body = self.model_dump(mode="json", exclude_unset=True, by_alias=True)
+        try:
+            self.from_bytes(data := _checksummed(body))
+        except ValueError as error:
+            raise StoreError(f"can't record this result: {first_line(error)}") from error
+        return data
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:

@@ -11,7 +11,7 @@ from typing import Any
 
 from moist.config import Config
 from moist.config.overrides import build
-from moist.disk import sha256
+from moist.disk import expanded, sha256
 from moist.errors import ConfigError, DataError
 from moist.results.objectives import check_honest, check_measured
 from moist.results.trials import Trial
@@ -139,7 +139,7 @@ def with_content(ref: StudyRef, spec: StudySpec, config: Config, fetch: bool = T
 
     source = locate(config.data, ref.home, fetch)
     content = {"data": Content(key=source.key, text=str(source))}
-    weights = config.teacher.weights and config.teacher.weights.expanduser()
+    weights = config.teacher.weights and expanded(config.teacher.weights, "teacher.weights=")
     if weights and weights.is_file():
         key = sha256(weights)
         content["teacher.weights"] = Content(key=key, text=f"weights of content {key[:12]}")

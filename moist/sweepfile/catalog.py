@@ -37,7 +37,7 @@ def comment(path: Path) -> dict[str, str]:
     """
     found = dict.fromkeys(WORDS, "")
     current = ""
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8").splitlines():
         if not line.startswith("#"):
             break
         text = line[1:].strip()

@@ -7,6 +7,7 @@ from typing import Any
 from moist.config import Config
 from moist.config.systems import SYSTEMS
 from moist.data.sources import locate
+from moist.disk import expanded
 from moist.nets.build import Architecture
 from moist.results.report import Evaluation, Latencies
 from moist.stages.evaluate import evaluate
@@ -28,8 +29,9 @@ def prepared(config: Config, store: Backend) -> tuple[Ref[Dataset], WeightsFile 
     c = config
     source = locate(c.data, store.home, fetch=store.writes)
     check(c, source)
-    weights = WeightsFile(c.teacher.weights.expanduser()) if c.teacher.weights else None
-    return store.call(prepare, source=source, val_fraction=c.data.val_fraction), weights
+    weights = c.teacher.weights and expanded(c.teacher.weights, "teacher.weights=")
+    data = store.call(prepare, source=source, val_fraction=c.data.val_fraction)
+    return data, WeightsFile(weights) if weights else None
 
 
 def timed(

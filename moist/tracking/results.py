@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moist.disk import expanded
 from moist.errors import ConfigError, did_you_mean, first_line
 from moist.results.objectives import PREFIX, QUANTITIES, TEST, Objective
 from moist.results.report import Baselines
@@ -48,7 +49,7 @@ def load(
     `group` selects a study by its name, or by the prefix of its runs' ids. Raises ConfigError for
     a source that does not exist, has no runs, or has runs of several studies.
     """
-    folder = Path(source).expanduser()
+    folder = expanded(Path(source), "--wandb ")
     if folder.is_dir():
         if not logs(folder):
             raise ConfigError(f"there are no runs of W&B in `{folder}`", "they are in HOME/wandb")

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import pty
@@ -26,12 +27,13 @@ from PIL import Image
 from shell import Said
 from tiny import TINY
 
-from moist.cli.main import cli
+from moist.cli.main import cli, main
 from moist.config import Config, flat
 from moist.config.overrides import build, parse
 from moist.config.schema import keys
 from moist.results.report import Report
 from moist.store.objects import ObjectStore
+from moist.store.runs import RunRecords, command_for
 
 PATIENCE = 240.0
 
@@ -211,6 +213,55 @@ def test_a_stage_that_fails_exits_1(home, capsys):
                  "teacher.epochs=3")  # fmt: skip
     assert found.code == 1 and found.out == ""
     assert "error: `train_teacher` diverged" in found.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "runs --home PATH", "plan @PATH", "plan teacher.weights=PATH", "predict last PATH",
+        "plan data.name=folder data.root=PATH", "data prepare cifar10 data.root=PATH",
+        "sweep check PATH", "sweep optuna PATH", "sweep wandb PATH", "bench overhead PATH",
+        "sweep optuna quickstart teacher.weights=PATH", "sweep optuna quickstart --plot=PATH",
+        "pareto quickstart --plot PATH", "pareto --wandb PATH",
+    ],
+)  # fmt: skip
+def test_a_path_of_no_user_is_refused_wherever_a_path_is_taken(words, tmp_path, capsys):
+    said = Said(capsys, *words.replace("PATH", "~nosuchuser/x").split())
+    assert said.code == 2 and "~nosuchuser/x`: there is no user" in said.err
+
+
+def test_bytes_that_are_no_text_are_refused_before_anything_is_computed(tmp_path, capsys):
+    said = Said(capsys, "run", "data.name=folder", "data.root=caf\udce9")
+    assert said.code == 2 and r"`data.root=caf\udce9` has bytes that are not UTF-8" in said.err
+
+
+def test_a_deleted_working_folder_is_an_error_with_a_hint(tmp_path, capsys, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    said = Said(capsys, "plan", "@tiny.yaml")
+    assert said.code == 2 and "can't use the working folder" in said.err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_report_goes_on_where_the_output_lacks_a_character(
+    encoding, home, tmp_path, monkeypatch
+):
+    run = RunRecords(home).find("last")
+    config = parse([*TINY, "data.root=/\N{CJK UNIFIED IDEOGRAPH-732B}/photos"])
+    RunRecords(tmp_path).save(
+        command=command_for(config), config=config, report=run.report, artifacts=run.artifacts
+    )
+    for words in (["show", "last"], ["runs"]):
+        out = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "argv", ["moist", *words, "--home", str(tmp_path)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        assert not exit_.value.code
+        out.flush()
+        expected = "\N{CJK UNIFIED IDEOGRAPH-732B}" if encoding == "utf-8" else r"\u732b"
+        assert f"data.root=/{expected}/photos" in out.buffer.getvalue().decode(encoding)
 
 
 def test_a_home_that_is_a_file_is_an_error_with_a_hint(tmp_path, capsys):

@@ -1,8 +1,9 @@
 import hashlib
 import json
+from typing import Annotated
 
 import pytest
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PlainSerializer
 
 from moist.config import Config, flat
 from moist.errors import ConfigError, StoreError
@@ -124,6 +125,23 @@ def test_a_record_of_before_there_were_other_systems_is_read_and_printed(tmp_pat
 class Before(ChecksummedRecord):
     asked: float
     gone: int = 1
+
+
+class OneWay(ChecksummedRecord):
+    value: Annotated[int, PlainSerializer(lambda value: f"{value} images")]
+
+
+def test_a_record_that_could_not_be_read_back_is_not_written():
+    with pytest.raises(StoreError, match="can't record this result"):
+        OneWay(value=3).to_bytes()
+
+
+def test_a_record_that_can_not_be_written_leaves_the_one_before(tmp_path):
+    before = save(tmp_path, "ab")
+    damaged = report("ab").model_copy(update={"loss": float("nan")})
+    with pytest.raises(StoreError, match="can't record"):
+        RunRecords(tmp_path).save(command="", config=Config(), report=damaged, artifacts={})
+    assert RunRecords(tmp_path).all() == [before]
 
 
 class After(ChecksummedRecord):
