@@ -269,7 +269,8 @@ class DataConfig(Section):
     """The data set and its splits."""
 
     name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "svhn", "folder"] = Field(
-        "digits", description="data set; folder: images in ROOT/{train,test}/<class>/*"
+        "digits",
+        description="data set; folder: images in ROOT/{train,test}/<class>/, at any depth",
     )
     root: OptionalPath = Field(
         None,

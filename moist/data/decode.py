@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moist.data.sources import SPLITS, Source, images_in
+from moist.data.fingerprint import stat
+from moist.data.sources import SPLITS, Source, images_in, no_size_warning
 from moist.data.torchvision_sets import open_public
 from moist.errors import DataError, brief
 from moist.store.artifacts import Split
@@ -35,6 +36,7 @@ CHUNK = 256
 STD_FLOOR = 1 / 255
 
 
+@no_size_warning()
 def decode(source: Source, on_progress: OnProgress) -> tuple[Split, Split]:
     """Return the training and the test images of a source, with their progress.
 
@@ -56,6 +58,7 @@ def decode(source: Source, on_progress: OnProgress) -> tuple[Split, Split]:
     return splits[0], splits[1]
 
 
+@no_size_warning()
 def read_image(path: Path, image_shape: tuple[int, int, int]) -> torch.Tensor:
     """Read an image in the form of a data set with this (C, H, W): uint8 (H, W, C).
 
@@ -63,6 +66,7 @@ def read_image(path: Path, image_shape: tuple[int, int, int]) -> torch.Tensor:
     decoded.
     """
     channels, height, width = image_shape
+    stat(path.name, path)
     image = _opened(path)
     pixels = _resized(image.convert("L") if channels == 1 else image, (width, height))
     return torch.from_numpy(pixels.reshape(height, width, channels).copy())
@@ -217,6 +221,12 @@ def _opened(path: Path) -> Image:
     try:
         with Image.open(path) as image:
             return _rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
+        raise DataError(
+            f"`{path}` has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which Pillow"
+            " does not decode",
+            "make it smaller, or remove it",
+        ) from None
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise DataError(f"can't read the image `{path}`: {error.strerror}") from None
     except Exception as error:  # decoders raise errors of any type on damaged bytes

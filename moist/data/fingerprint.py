@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 from moist.disk import write_atomically, writing
 from moist.errors import DataError
@@ -76,5 +77,7 @@ def stat(name: str, entry: os.DirEntry[str] | Path) -> File:
         found = entry.stat()
     except OSError as error:
         raise DataError(f"can't read `{os.fspath(entry)}`: {error.strerror}") from None
+    if not S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+        raise DataError(f"`{os.fspath(entry)}` is no regular file", "remove it")
     # The change time also sees a file replaced under its old modification time.
     return File(name, (found.st_size, found.st_mtime_ns, found.st_ctime_ns))

@@ -28,6 +28,7 @@ class SearchProgress:
         self.params: dict[int, Mapping[str, Any]] = {}
         self.at: dict[int, str] = {}
         """The stage and epoch of each running trial."""
+        self.warned = set[str]()
         self.live = Live(get_renderable=self._display, console=self.lines.console, transient=True)
 
     def __enter__(self) -> SearchProgress:
@@ -54,7 +55,10 @@ class SearchProgress:
                 self.at[number] = event.stage
             case events.EpochDone(number=int(number)):
                 self.at[number] = f"{event.stage}  {event.done} of {event.total}"
+            case events.Warned(int(), text) if text in self.warned:
+                pass  # each trial repeats what is said of its data
             case events.Warned():
+                self.warned.add(event.text)
                 where = "" if event.number is None else f"trial {event.number}: "
                 self.lines.warned(f"{where}{event.text}")
             case events.Deferred() | events.Lost():

@@ -29,6 +29,8 @@ def prepared(config: Config, store: Backend) -> tuple[Ref[Dataset], WeightsFile 
     c = config
     source = locate(c.data, store.home, fetch=store.writes)
     check(c, source)
+    if source.skipped:
+        store.env.progress.warned(source.skipped)
     weights = c.teacher.weights and expanded(c.teacher.weights, "teacher.weights=")
     data = store.call(prepare, source=source, val_fraction=c.data.val_fraction)
     return data, WeightsFile(weights) if weights else None

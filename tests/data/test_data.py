@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import urllib.request
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from PIL import Image
 from moist import config
 from moist.config.schema import choices
 from moist.data.decode import STD_FLOOR, mean_std, read_image
-from moist.data.sources import Source, locate, stratified_split
+from moist.data.sources import IMAGES, Source, locate, size_of, stratified_split
 from moist.data.torchvision_sets import PUBLIC
 from moist.env import Env, Silent
-from moist.errors import DataError
+from moist.errors import ConfigError, DataError
 from moist.stages.prepare import prepare
 from moist.store.artifacts import Dataset
 
@@ -129,6 +130,50 @@ def test_files_that_are_no_images_do_not_count(root: Path) -> None:
     assert found(root).key == before
 
 
+def test_images_are_read_at_every_depth_of_a_class_folder(root: Path) -> None:
+    """In the order of their paths, so that a flat folder keeps its order and key."""
+    save(root / "train/cat/session2/b/0.png", plain(9))
+    save(root / "train/cat/session2/a.png", plain(8))
+    save(root / "train/cat/2a.png", plain(7))
+    (root / "train/cat/linked").symlink_to(root / "train/cat/session2")
+    data = prepared(root)
+    assert data.train.images_NHWC[:, 0, 0, 0].tolist() == [0, 1, 2, 7, 8, 9, 100, 101, 102]
+    assert data.train.labels_N.tolist() == [0] * 6 + [1] * 3
+    assert found(root).images == 11 and not found(root).skipped
+
+
+def test_the_key_of_a_flat_folder_is_that_of_earlier_versions(tmp_path: Path) -> None:
+    for split, name in product(("train", "test"), ("cat", "dog")):
+        (tmp_path / split / name).mkdir(parents=True)
+        (tmp_path / split / name / "0.png").write_bytes(f"{split} {name}".encode())
+    data = config.DataConfig(name="folder", root=tmp_path, val_fraction=0)
+    key = "540b7c42f3e959f2383df24d9e4a5b82489f2883f9a5a54f8bd0752da8deca97"
+    assert locate(data, tmp_path / "home").key == key
+
+
+def test_what_is_not_read_is_named_with_its_count(root: Path) -> None:
+    (root / "val/cat").mkdir(parents=True)
+    save(root / "train/loose.png", plain(1))
+    (root / "train/cat/session2").mkdir()
+    for name in ("b.HEIC", "session2/a.heic", "notes", ".DS_Store", "Thumbs.db", ".x/y.png"):
+        (root / "train/cat" / name).parent.mkdir(exist_ok=True)
+        (root / "train/cat" / name).write_text("no image")
+    assert found(root).skipped == (
+        f"not read: *.heic (no images): 2, as `{root}/train/cat/b.HEIC`;"
+        f" files without suffix (no images): 1, as `{root}/train/cat/notes`;"
+        f" *.png (in no class folder): 1, as `{root}/train/loose.png`; folder `{root}/val`"
+    )
+
+
+NO_IMAGES = set(".ps .eps .wmf .emf .mpg .mpeg .bufr .grib .h5 .hdf .palm .pdf".split())
+"""PostScript, metafiles, video, scientific containers, and formats that Pillow only writes."""
+
+
+def test_every_suffix_of_a_pixel_format_that_pillow_opens_is_an_image() -> None:
+    assert set(Image.registered_extensions()) == IMAGES | NO_IMAGES
+    assert not IMAGES & NO_IMAGES
+
+
 def memo(root: Path) -> Path:
     (path,) = (root.parent / "home/data/fingerprints").iterdir()
     return path
@@ -212,6 +257,103 @@ def test_classes_must_be_the_same_in_both_splits(root: Path) -> None:
     save(root / "test/emu/0.png", plain(1))
     save(root / "test/yak/0.png", plain(1))
     assert "only in `test` `yak`" in rejected(root)
+
+
+@pytest.mark.parametrize(
+    ("place", "target", "reason"),
+    [
+        ("cat/back", "..", "is a link to a folder that contains it"),
+        ("cat/all", "/", "is a link to a folder that contains it"),
+        ("cat/self", "self", "Too many levels of symbolic links"),
+        ("cat/none.png", "none", "No such file"),
+    ],
+)
+def test_a_link_that_leads_nowhere_or_in_a_circle_is_named(
+    root: Path, place: str, target: str, reason: str
+) -> None:
+    (root / "train" / place).symlink_to(target)
+    with pytest.raises(DataError, match=rf"{place}`.*{reason}"):
+        found(root)
+
+
+def test_a_pipe_with_the_name_of_an_image_is_not_waited_for(root: Path) -> None:
+    os.mkfifo(root / "train/cat/a.png")
+    assert "a.png` is no regular file" in rejected(root)
+    with pytest.raises(DataError, match="no regular file"):
+        read_image(root / "train/cat/a.png", (3, 8, 8))
+
+
+def test_linked_folders_of_many_are_read_in_linear_time(root: Path) -> None:
+    """Each of 12 folders links to all: there are 12! paths without a circle."""
+    folders = [root / f"train/cat/{i:02}" for i in range(12)]
+    for folder in folders:
+        folder.mkdir()
+        for other in folders:
+            if other != folder:
+                (folder / other.name).symlink_to(other)
+    save(folders[0] / "a.png", plain(5))
+    assert found(root).images == 9
+
+
+@pytest.mark.parametrize("other", ["cafe\u0301", "caf\xe9 ", "caf\xe9\u200b"])
+@pytest.mark.parametrize("splits", [("train", "test"), ("test",)])
+def test_class_names_that_print_alike_are_told_apart_in_the_error(
+    root: Path, other: str, splits: tuple[str, ...]
+) -> None:
+    """NFC and NFD, as files from a Mac have it; a blank at the end; a zero-width character."""
+    for split in ("train", "test"):
+        (root / split / "cat").rename(root / split / "caf\xe9")
+    for split in splits:
+        (root / split / "dog").rename(root / split / other)
+    reason = rejected(root)
+    assert "print alike" in reason and ascii(other) in reason and r"'caf\xe9'" in reason
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [(b"c\nt", "control character"), (b"\x1b[31m", "control character"), (b"c\xe9", "UTF-8")],
+)
+def test_a_class_name_that_a_table_can_not_show_is_refused(
+    root: Path, name: bytes, reason: str
+) -> None:
+    for split in ("train", "test"):
+        (root / split / "cat").rename(root / split / os.fsdecode(name))
+    with pytest.raises(ConfigError, match=reason):
+        found(root)
+
+
+def test_an_image_whose_name_is_no_text_is_refused(root: Path) -> None:
+    (root / "train/cat/0.png").rename(root / "train/cat" / os.fsdecode(b"\xe9.png"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        found(root)
+
+
+def test_one_training_image_a_class_leaves_none_to_hold_out(root: Path) -> None:
+    for name, i in product(("cat", "dog"), (1, 2)):
+        (root / f"train/{name}/{i}.png").unlink()
+    with pytest.raises(
+        DataError, match=r"val_fraction=0\.1` holds out nothing.*\nhint: add images"
+    ):
+        found(root)
+    data = config.DataConfig(name="folder", root=root, val_fraction=0)
+    assert locate(data, root.parent / "home").images == 4
+
+
+def header_of(pixels: int) -> bytes:
+    """The head of a portable greymap of so many pixels, which do not follow."""
+    return f"P5 10000 {pixels // 10_000} 255\n".encode()
+
+
+def test_an_image_too_large_for_pillow_is_named_and_half_as_many_pixels_are_no_warning(
+    root: Path,
+) -> None:
+    path = root / "train/cat/0.png"
+    path.write_bytes(header_of(200_000_000))
+    reason = rejected(root)
+    assert "cat/0.png` has more than 178,956,970 pixels" in reason and "smaller" in reason
+    path.write_bytes(header_of(100_000_000))
+    assert size_of(path) == (10_000, 10_000)
+    assert "can't decode" in rejected(root)  # only its header is there
 
 
 def test_one_class_is_not_enough(root: Path) -> None:
