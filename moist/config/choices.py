@@ -20,6 +20,7 @@ from moist.config.fields import (
     Section,
     Weight,
     Widths,
+    added,
     only,
 )  # fmt: skip
 
@@ -296,14 +297,37 @@ class AugmentConfig(Section):
 class StudentConfig(Section):
     """The student network, copies of which become experts; the cnn's width is `hidden_width`."""
 
-    arch: Literal["cnn", Peer] = Field("cnn", description="student network")
-    channels: Widths = Field((32, 64), description="cnn: channels of the two convolutions")
-    batch_norm: bool = Field(False, description="cnn: batch norm after each convolution")
+    arch: Literal["cnn", "residual", Peer] = Field(
+        "cnn",
+        description="student network; residual: narrow stages, by `student.channels` and"
+        " `student.blocks`; residual_2mf to 26mf: made of these, of so many multiply-adds",
+    )
+    channels: Widths = Field(
+        (32, 64),
+        description="cnn: channels of the two convolutions; residual: of any number of stages",
+    )
+    blocks: Widths = Field(
+        (2,),
+        description="residual: convolutions in each stage, or one number for all stages",
+        json_schema_extra=added(arch="residual"),
+    )
+    batch_norm: bool = Field(
+        False,
+        description="cnn: batch norm after each convolution",
+        json_schema_extra=only(arch="cnn"),
+    )
 
     @model_validator(mode="after")
-    def _two_convolutions(self) -> StudentConfig:
-        if len(self.channels) != 2:
-            raise ValueError(f"`.channels` needs two widths, found {len(self.channels)}")
+    def _widths_fit_the_network(self) -> StudentConfig:
+        stages = len(self.channels)
+        if self.arch != "residual" and stages != 2:
+            raise ValueError(f"`.channels` needs two widths, found {stages}")
+        if not stages:
+            raise ValueError("`.channels` needs a width for each stage, found none")
+        if self.arch == "residual" and len(self.blocks) not in {1, stages}:
+            raise ValueError(
+                f"`.blocks` needs one number, or {stages} as `.channels`, found {len(self.blocks)}"
+            )
         return self
 
 
@@ -374,7 +398,7 @@ class Choices(Section):
     )
     router: Literal["cnn", "linear", "transformer", "shared", "oracle"] = Field(
         "cnn",
-        description="router network; shared: on the students' convolutions;"
+        description="router network; shared: on the trunk that all students share;"
         " oracle: the true class, an upper bound",
     )
     temperature: float = Field(4.0, gt=0, le=100, description="temperature of the distillation")

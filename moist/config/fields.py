@@ -61,8 +61,10 @@ OptionalEpochs = Annotated[Epochs | None, BeforeValidator(_nothing)]
 Weight = Annotated[float, Field(ge=0, le=100)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_nothing)]
 
-Peer = Literal["resnet8", "resnet20", "shufflenetv2_x0_5", "mobilenetv2_x0_5"]
-"""Well-known small networks, as teacher, student, expert or fallback."""
+Residual = Literal["residual_2mf", "residual_7mf", "residual_9mf", "residual_26mf"]
+"""Narrow residual networks, named by their multiply-adds on 32x32 pixels in millions."""
+Peer = Literal["resnet8", "resnet20", "shufflenetv2_x0_5", "mobilenetv2_x0_5", Residual]
+"""Small networks of fixed size, as teacher, student, expert or fallback."""
 
 
 class Section(BaseModel):

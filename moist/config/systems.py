@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+from moist.config.fields import Residual
 
 if TYPE_CHECKING:
     from moist.config.choices import Choices
 
+SHARING = ("cnn", "residual", *get_args(Residual))
+"""Students with a trunk that `router=shared` can share."""
 Flat = Mapping[str, Any]
 """A config under its dotted names, as run records have it."""
 
@@ -63,9 +67,9 @@ def _routing(c: Choices) -> Iterator[str]:
         if c.mixture.top == 2:
             yield "`router=oracle` is never uncertain; `mixture.top=2` needs another router"
     if c.router == "shared":
-        if c.student.arch != "cnn":
+        if c.student.arch not in SHARING:
             yield (
-                "`router=shared` reads the convolutions of the cnn student;"
+                f"`router=shared` needs students with a trunk to share: {', '.join(SHARING)};"
                 f" `student.arch={c.student.arch}` needs another router"
             )
         if c.joint.objective == "students_only":

@@ -15,9 +15,9 @@ from torch import nn
 from moist import config
 from moist.data.random import seeded
 from moist.nets.cascade import ALWAYS, CascadeNet
-from moist.nets.cnn import NETWORKS, STUDENTS, TEACHERS, features
+from moist.nets.cnn import NETWORKS, STUDENTS, TEACHERS
 from moist.nets.ensemble import EnsembleNet, views_of
-from moist.nets.entry import NetworkEntry, RouterEntry, Shape
+from moist.nets.entry import TRUNK, NetworkEntry, RouterEntry, Shape
 from moist.nets.latent_head import give_head
 from moist.nets.mixture import MoIST, duplicate
 from moist.nets.routers import ROUTERS
@@ -157,7 +157,10 @@ def router_spec(
 ) -> Spec:
     """Describe the network of a router, which may read a student's trunk instead of images."""
     if reads is not None:
-        image_shape = features(image_shape, reads.options["channels"])
+        with torch.device("meta"):
+            trunk = _network(Student, reads).get_submodule(TRUNK).eval()
+            _, channels, height, width = trunk(torch.zeros(1, *image_shape)).shape
+        image_shape = (channels, height, width)
     return Spec(router, image_shape, k, options)
 
 

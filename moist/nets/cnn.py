@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from moist.config import StudentConfig
 from moist.nets.entry import NetworkEntry, Shape
 from moist.nets.peers import PEERS, stem
+from moist.nets.residual import residual
 
 
 def resnet18(image_shape: Shape, outputs: int) -> nn.Module:
@@ -32,24 +33,14 @@ def pooled(side: int) -> int:
 
 
 def trunk(inputs: int, channels: tuple[int, int], batch_norm: bool) -> nn.Sequential:
-    """Build two blocks of convolution 3x3, batch norm if chosen, ReLU, max-pool; then flatten."""
+    """Build two blocks of convolution 3x3, batch norm if chosen, ReLU, max-pool."""
     layers: list[nn.Module] = []
     for width in channels:
         layers += [nn.Conv2d(inputs, width, 3, padding=1)]
         layers += [nn.BatchNorm2d(width)] if batch_norm else []
         layers += [nn.ReLU(), nn.MaxPool2d(2)]
         inputs = width
-    return nn.Sequential(*layers, nn.Flatten())
-
-
-TRUNK = "trunk"
-"""The submodule of a CNN that `router=shared` shares."""
-
-
-def features(image_shape: Shape, channels: tuple[int, int]) -> Shape:
-    """Return the shape of the feature maps that a trunk ends in, before they are flattened."""
-    _, height, width = image_shape
-    return channels[1], pooled(height), pooled(width)
+    return nn.Sequential(*layers)
 
 
 class CNN(nn.Module):
@@ -71,11 +62,11 @@ class CNN(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Return class logits (B, C)."""
-        logits: torch.Tensor = self.fc2(F.relu(self.fc1(self.trunk(x_BCHW))))
+        logits: torch.Tensor = self.fc2(F.relu(self.fc1(self.trunk(x_BCHW).flatten(1))))
         return logits
 
 
-def _sizes(student: StudentConfig, hidden_width: int) -> dict[str, Any]:
+def _cnn_sizes(student: StudentConfig, hidden_width: int) -> dict[str, Any]:
     return {
         "hidden_width": hidden_width,
         "channels": student.channels,
@@ -83,12 +74,22 @@ def _sizes(student: StudentConfig, hidden_width: int) -> dict[str, Any]:
     }
 
 
+def _residual_sizes(student: StudentConfig, hidden_width: int) -> dict[str, Any]:
+    return {"channels": student.channels, "blocks": student.blocks}
+
+
 TEACHERS: dict[str, NetworkEntry] = {
     "resnet18": NetworkEntry(resnet18, last="fc", levels=("layer1", "layer2", "layer3", "layer4")),
     **PEERS,
 }
 STUDENTS: dict[str, NetworkEntry] = {
-    "cnn": NetworkEntry(CNN, last="fc2", options=_sizes),
+    "cnn": NetworkEntry(CNN, last="fc2", options=_cnn_sizes),
+    "residual": NetworkEntry(
+        residual,
+        last="fc",
+        options=_residual_sizes,
+        reduction=lambda channels, blocks: 2 ** len(channels),
+    ),
     **PEERS,
 }
 NETWORKS = TEACHERS | STUDENTS

@@ -12,6 +12,8 @@ from moist.config import RoutingConfig, StudentConfig
 
 Shape = tuple[int, int, int]
 """Of an image or of feature maps: channels, height, width."""
+TRUNK = "trunk"
+"""The submodule of a student, images to feature maps, that `router=shared` shares, if any."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class NetworkEntry:
     """The last linear layer."""
     levels: tuple[str, ...] = ()
     """Of a teacher: stages that give feature maps (B, C, H, W), shallow to deep."""
-    reduction: int = 0
-    """Pixels a side of images that it reduces to one pixel before a batch norm; 0: none are."""
+    reduction: Callable[..., int] = lambda **options: 0
+    """From the options, pixels a side of images that it reduces to one pixel before a batch norm;
+    0: none are."""
     options: Callable[[StudentConfig, int], dict[str, Any]] = lambda student, hidden_width: {}
     """Of a student: its sizes, from its section and `hidden_width`; none to choose by default."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moist.nets.cnn import TRUNK
+from moist.nets.entry import TRUNK
 from moist.nets.routers import IMPOSSIBLE, OracleRouter
 from moist.store.artifacts import Clusters, Student
 
@@ -19,7 +19,7 @@ class MoIST(nn.Module):
     `masked`: student j's softmax is restricted to the classes of cluster j, which makes router
     and students one two-level softmax. `gated`: a student's logits are scaled by the router's
     probability for it (Switch), which is how the router gets a gradient under hard routing.
-    `shared`: the students' convolutions are one trunk, whose features router and students read;
+    `shared`: the students have one trunk, whose features router and students read;
     without it the trunk returns images unchanged.
     """
 

@@ -6,12 +6,14 @@ Each is built for an image shape (C, H, W) and a number of outputs, and returns 
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from moist.nets.entry import NetworkEntry, Shape
+from moist.nets.residual import LEVELS, pooled_residual, residual
 
 
 def stem(image_shape: Shape, outputs: int) -> nn.Conv2d:
@@ -118,20 +120,37 @@ def mobilenetv2_x0_5(image_shape: Shape, outputs: int) -> nn.Module:
 
 PEERS: dict[str, NetworkEntry] = {
     "resnet8": NetworkEntry(
-        ResNet8, last="fc", levels=("blocks.0", "blocks.1", "blocks.2"), reduction=4
+        ResNet8, last="fc", levels=("blocks.0", "blocks.1", "blocks.2"), reduction=lambda: 4
     ),
     "resnet20": NetworkEntry(
-        resnet20, last="fc", levels=("layer1", "layer2", "layer3"), reduction=4
+        resnet20, last="fc", levels=("layer1", "layer2", "layer3"), reduction=lambda: 4
     ),
     "shufflenetv2_x0_5": NetworkEntry(
-        shufflenetv2_x0_5, last="fc", levels=("stage2", "stage3", "stage4"), reduction=8
+        shufflenetv2_x0_5, last="fc", levels=("stage2", "stage3", "stage4"), reduction=lambda: 8
     ),
     # MobileNetV2's stages have no names: these are the last blocks at each resolution (ours)
     "mobilenetv2_x0_5": NetworkEntry(
         mobilenetv2_x0_5,
         last="classifier.1",
         levels=("features.3", "features.6", "features.13", "features.17"),
-        reduction=8,
+        reduction=lambda: 8,
     ),
-}
+    # named by their multiply-adds on images of 32x32 pixels, in millions
+    "residual_2mf": NetworkEntry(
+        partial(residual, channels=(16, 32, 64), blocks=(1, 2, 2)),
+        last="fc", levels=LEVELS, reduction=lambda: 8,
+    ),
+    "residual_7mf": NetworkEntry(
+        partial(residual, channels=(20, 40, 80), blocks=(2, 3, 3)),
+        last="fc", levels=LEVELS, reduction=lambda: 8,
+    ),
+    "residual_9mf": NetworkEntry(
+        partial(residual, channels=(24, 48, 96), blocks=(2, 3, 3)),
+        last="fc", levels=LEVELS, reduction=lambda: 8,
+    ),
+    "residual_26mf": NetworkEntry(
+        partial(pooled_residual, channels=(32, 96, 128)),
+        last="fc", levels=LEVELS, reduction=lambda: 16,
+    ),
+}  # fmt: skip
 """Networks that are teachers, students and fallbacks alike."""

@@ -30,7 +30,9 @@ class CNNRouter(nn.Module):
         self.fc2 = nn.Linear(hidden_width, outputs)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        logits_BE: torch.Tensor = self.fc2(self.dropout(F.relu(self.fc1(self.trunk(x_BCHW)))))
+        logits_BE: torch.Tensor = self.fc2(
+            self.dropout(F.relu(self.fc1(self.trunk(x_BCHW).flatten(1))))
+        )
         return logits_BE
 
 

@@ -10,7 +10,7 @@ from moist.data.augment import Batch
 from moist.data.random import seeded
 from moist.env import Env
 from moist.nets.build import fresh, module, router_spec
-from moist.nets.cnn import TRUNK
+from moist.nets.entry import TRUNK
 from moist.nets.routers import ROUTERS
 from moist.stages import stage
 from moist.store.artifacts import Clusters, Dataset, Router, Student

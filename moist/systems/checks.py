@@ -30,11 +30,13 @@ def check(config: Config, source: Source) -> None:
         raise ConfigError(
             f"two poolings leave nothing of {images}", f"set `data.image_size={SMALLEST}` or more"
         )
-    if clusters and long <= STUDENTS[arch].reduction:
+    entry = STUDENTS[arch]
+    reduction = entry.reduction(**entry.options(config.student, config.hidden_width))
+    if clusters and long <= reduction:
         raise ConfigError(
             f"`student.arch={arch}` leaves one pixel of {images},"
             " and batch norm can't train an expert on a single image of one pixel",
-            f"set `data.image_size={2 * STUDENTS[arch].reduction}`, or `system=student`",
+            f"set `data.image_size={2 * reduction}`, or `system=student`",
         )
     if config.augment.shift >= short:
         raise ConfigError(

@@ -13,9 +13,11 @@ from moist.systems.outputs import Models
 
 def sizes(config: Config) -> dict[str, Any]:
     """Return a student's keyed choices: defaults for a network that has no sizes to choose."""
-    if STUDENTS[config.student.arch].options(config.student, config.hidden_width):
-        return {"student": config.student, "hidden_width": config.hidden_width}
-    return {"student": StudentConfig(arch=config.student.arch), "hidden_width": 1}
+    options = STUDENTS[config.student.arch].options(config.student, config.hidden_width)
+    return {
+        "student": config.student if options else StudentConfig(arch=config.student.arch),
+        "hidden_width": options.get("hidden_width", 1),
+    }
 
 
 def latent_form(config: Config) -> LatentForm | None:

@@ -287,7 +287,7 @@ def test_an_argument_that_is_not_an_override_is_reported_with_an_example(word):
         ("teacher.lr=nan", "above 0 to 10"),
         ("latency.seconds=inf", "above 0 to 3600"),
         ("student.channels=0,8", "1 to 65536, comma-separated"),
-        ("student.arch=vit", f"cnn | {' | '.join(PEERS)}"),
+        ("student.arch=vit", f"cnn | residual | {' | '.join(PEERS)}"),
         ("cascade.fallback=cnn", f"none | teacher | {' | '.join(PEERS)}"),
         ("mixture.top=3", "1 to 2"),
     ],
@@ -313,6 +313,8 @@ ALONE = {
     "joint.horizon=1 joint.epochs=2": "`joint.horizon=1` is .*`joint.epochs=2`",
     "merge.nesterov=true merge.momentum=0": "`merge.nesterov=true` needs a `merge.momentum`",
     "student.channels=8": "`student.channels` needs two widths, found 1",
+    "student.arch=residual student.channels=[]": "`student.channels` needs a width .*found none",
+    "student.arch=residual student.channels=8 student.blocks=1,2": "`student.blocks` .* found 2",
     "joint.objective=switch": "`joint.objective=switch` .*; set `joint.mask_students=false`",
     "joint.objective=students_only": "`joint.objective=students_only` .*`joint.mask_students",
     "joint.objective=noisy_topk": "`joint.objective=noisy_topk` .*`joint.mask_students",
@@ -377,6 +379,8 @@ def test_every_conflict_has_its_example():
         "system=ones merge.method=topk distill.loss=moe_kd distill.gate=teacher",
         "router=oracle system=student cascade.fallback=teacher",
         "router=shared mixture.top=2",
+        "router=shared student.arch=residual student.channels=8 student.blocks=3",
+        "router=shared student.arch=residual_7mf cascade.fallback=residual_26mf",
         "router=shared cascade.fallback=shufflenetv2_x0_5",
         "system=ones merge.method=svd student.arch=resnet8",
         "system=ones merge.method=topk merge.head=owner",
@@ -483,4 +487,4 @@ def test_no_two_keys_of_a_section_have_the_same_description():
 def test_choices_are_the_valid_names_of_a_field():
     objectives = ("hierarchical", "students_only", "em", "switch", "noisy_topk")
     assert choices(JointConfig, "objective") == objectives
-    assert choices(StudentConfig, "arch") == ("cnn", *PEERS)
+    assert choices(StudentConfig, "arch") == ("cnn", "residual", *PEERS)

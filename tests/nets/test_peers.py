@@ -18,6 +18,10 @@ COSTS = {
     "resnet20": (40_813_184, 272_474),
     "shufflenetv2_x0_5": (10_902_016, 352_042),
     "mobilenetv2_x0_5": (27_969_024, 700_490),
+    "residual_2mf": (2_470_528, 72_954),
+    "residual_7mf": (6_590_240, 189_390),
+    "residual_9mf": (9_456_576, 272_194),
+    "residual_26mf": (26_025_248, 387_418),
 }
 """Multiply-adds and weights for CIFAR-10."""
 
@@ -59,6 +63,36 @@ def test_resnet20s_multiply_adds_are_those_of_its_twenty_layers_and_two_shortcut
     second = (9 * 16 * 32 + 5 * 9 * 32 * 32 + 16 * 32) * 16**2
     third = (9 * 32 * 64 + 5 * 9 * 64 * 64 + 32 * 64) * 8**2
     assert first + second + third + 64 * 10 == COSTS["resnet20"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("residual_2mf", ((16, 1), (32, 2), (64, 2))),
+        ("residual_7mf", ((20, 2), (40, 3), (80, 3))),
+        ("residual_9mf", ((24, 2), (48, 3), (96, 3))),
+    ],
+)
+def test_a_residual_networks_multiply_adds_are_those_of_its_convolutions_and_no_shortcut(
+    name: str, stages: tuple[tuple[int, int], ...]
+) -> None:
+    inputs = stages[0][0]
+    total, normed, area = 9 * 3 * inputs * 16**2, inputs * 16**2, 16**2
+    for width, count in stages:
+        total += 9 * (inputs * width + (count - 1) * width**2) * area
+        normed += width * count * area
+        inputs, last, area = width, width * area, area // 4
+    assert total + inputs * 10 == COSTS[name][0]
+    found = cost(PEERS[name].build(CIFAR, 10), CIFAR)
+    assert found.flops - found.macs == 2 * normed + last
+
+
+def test_the_pooled_residual_network_convolves_before_and_after_each_pooling() -> None:
+    total, inputs = 4 * 3 * 24 * 31**2, 24
+    for width, before, after in [(32, 31, 15), (96, 15, 7), (128, 7, 3)]:
+        total += 9 * inputs * width * before**2 + 9 * width**2 * after**2
+        inputs = width
+    assert total + 128 * 10 == COSTS["residual_26mf"][0]
 
 
 def test_shufflenets_multiply_adds_are_those_of_its_branches() -> None:
@@ -120,6 +154,8 @@ def test_resnet20_has_the_names_of_a_torchvision_resnet_of_three_stages() -> Non
         ("resnet20", [32, 16, 8]),
         ("shufflenetv2_x0_5", [16, 8, 4]),
         ("mobilenetv2_x0_5", [32, 16, 8, 4]),
+        ("residual_7mf", [16, 8, 4]),
+        ("residual_26mf", [15, 7, 3]),
     ],
 )
 def test_a_peers_stages_end_where_the_resolution_halves(name: str, sides: list[int]) -> None:

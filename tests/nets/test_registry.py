@@ -8,8 +8,10 @@ from torch import nn
 
 from moist import config
 from moist.config import schema
+from moist.config.systems import SHARING
 from moist.nets.build import module
 from moist.nets.cnn import NETWORKS, STUDENTS, TEACHERS
+from moist.nets.entry import TRUNK
 from moist.nets.routers import ROUTERS, OracleRouter
 from moist.stages.joint import OBJECTIVES
 from moist.store import checkpoint
@@ -25,6 +27,8 @@ CASES = [
         for name, entry in STUDENTS.items()
     ),
     (Student, "cnn", STUDENTS["cnn"].options(config.StudentConfig(batch_norm=True), 16)),
+    (Student, "residual", {"channels": (6, 4, 8), "blocks": (1, 3, 2)}),
+    (Student, "residual", {"channels": (5,), "blocks": (1,)}),
     *(
         (Router, name, entry.options(config.RoutingConfig()))
         for name, entry in ROUTERS.items()
@@ -32,10 +36,13 @@ CASES = [
     ),
 ]
 
+STUDENT_CASES = [(name, options) for kind, name, options in CASES if kind is Student]
+
 every_network = pytest.mark.parametrize(("kind", "name", "options"), CASES)
 every_classifier = pytest.mark.parametrize(
     ("kind", "name", "options"), [network for network in CASES if network[0] is not Router]
 )
+every_student = pytest.mark.parametrize(("name", "options"), STUDENT_CASES)
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 REGISTRIES = {Teacher: TEACHERS, Student: STUDENTS, Router: ROUTERS}
@@ -168,12 +175,16 @@ def test_one_name_is_one_network() -> None:
     assert all(TEACHERS[name] is STUDENTS[name] for name in TEACHERS.keys() & STUDENTS.keys())
 
 
-@pytest.mark.parametrize("name", [name for name, entry in NETWORKS.items() if entry.reduction])
-def test_a_network_reduces_images_of_its_reduction_to_one_pixel(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, options) for name, options in STUDENT_CASES if STUDENTS[name].reduction(**options)],
+)
+def test_a_student_reduces_images_of_its_reduction_to_one_pixel(name: str, options: dict) -> None:
     """Batch norm refuses to train on one such image, and not on a larger one."""
-    entry = NETWORKS[name]
-    for side, trains in ((entry.reduction, False), (2 * entry.reduction, True)):
-        net, image = entry.build((1, side, side), 3).train(), torch.randn(1, 1, side, side)
+    reduction = STUDENTS[name].reduction(**options)
+    for side, trains in ((reduction, False), (2 * reduction, True)):
+        net = built(Student, name, options, (1, side, side), 3).train()
+        image = torch.randn(1, 1, side, side)
         if trains:
             assert net(image).isfinite().all()
         else:
@@ -182,10 +193,25 @@ def test_a_network_reduces_images_of_its_reduction_to_one_pixel(name: str) -> No
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_only_the_cnn_student_has_sizes_to_choose(name: str) -> None:
+def test_the_students_with_sizes_to_choose_are_cnn_and_residual(name: str) -> None:
     options = STUDENTS[name].options(config.StudentConfig(arch=name, channels=(4, 8)), 16)
-    cnn = {"hidden_width": 16, "channels": (4, 8), "batch_norm": False}
-    assert options == (cnn if name == "cnn" else {})
+    sizes = {
+        "cnn": {"hidden_width": 16, "channels": (4, 8), "batch_norm": False},
+        "residual": {"channels": (4, 8), "blocks": (2,)},
+    }
+    assert options == sizes.get(name, {})
+
+
+@every_student
+def test_a_student_has_a_trunk_if_the_config_lets_it_share_one(name: str, options: dict) -> None:
+    net = built(Student, name, options, (3, 30, 45), 5).eval()
+    assert hasattr(net, TRUNK) == (name in SHARING)
+    if name in SHARING:
+        maps_BCHW = net.get_submodule(TRUNK)(images((3, 30, 45)))
+        net.set_submodule(TRUNK, nn.Identity())
+        assert maps_BCHW.dim() == 4
+        assert net(maps_BCHW).shape == (2, 5)
+        assert any(p.dim() > 1 for p in net.parameters())
 
 
 def test_the_oracle_has_no_weights_and_routes_by_the_cluster() -> None:

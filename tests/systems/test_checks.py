@@ -21,6 +21,11 @@ from moist.store.store import Store
         (["data.image_size=12", "augment.shift=12"], "too far for 12x12 images"),
         (["data.image_size=3"], "leave nothing of 3x3 images\nhint: set `data.image_size=4`"),
         (["data.name=folder"], "needs `data.root`"),
+        (["student.arch=residual_7mf"], "one pixel of 8x8 images, .*`data.image_size=16`, or"),
+        (
+            ["student.arch=residual", "student.channels=4,8,8"],
+            "one pixel of 8x8 images, .*`data.image_size=16`, or",
+        ),
     ],
 )
 def test_a_request_that_can_not_work_computes_nothing(tmp_path, overrides, said):

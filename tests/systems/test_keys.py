@@ -56,7 +56,7 @@ UNREAD = {
     "joint.top",
     "distill.target_weight", "distill.others_weight", "distill.rows_weight",
     "distill.columns_weight", "distill.gate", "distill.experts", "distill.tie",
-    "merge.layout", "merge.score", "merge.rank", "merge.scale",
+    "merge.layout", "merge.score", "merge.rank", "merge.scale", "student.blocks",
     *(f"{section}.{name}" for section in ("teacher", "distill", "routing", "joint", "merge")
       for name in ("momentum", "nesterov")),
 }  # fmt: skip
@@ -79,6 +79,7 @@ READ = {
     },
     "system=ones merge.method=topk": ("merge.layout", "merge.score"),
     "system=ones merge.method=svd": ("merge.rank", "merge.scale"),
+    "student.arch=residual": ("student.blocks",),
 }  # fmt: skip
 """The same keys, by what must be chosen for them to be read."""
 
@@ -90,12 +91,15 @@ VAIN = {
     "system=ones merge.teacher=none": "merge.alpha=0.2",
     "cascade.fallback=teacher": "cascade.fallback=teacher mixture.second=0.5",
     "teacher.arch=resnet8": "data.root=/elsewhere",
+    "student.arch=residual": "hidden_width=64 student.batch_norm=true",
+    "system=student student.arch=residual_7mf": "student.channels=4,8 student.blocks=4",
 }
 """Changes of what is not read under other choices."""
 
 OTHER = {
     "data.image_size": "16", "data.val_fraction": "0.2", "k": "4", "augment.shift": "2",
     "precision": "float32", "teacher.arch": "resnet18", "student.channels": "16,16",
+    "student.blocks": "1,3",
     "cluster.method": "random", "router": "cnn", "routing.widths": "32", "joint.objective": "em",
     "seed": "1", "student.arch": "resnet20", "data.root": "/elsewhere",
 }  # fmt: skip

@@ -13,7 +13,8 @@ from moist.env import Env
 from moist.measure.multiply_adds import cost
 from moist.nets.build import Architecture, blank, fresh, module, student_spec
 from moist.nets.cascade import CascadeNet
-from moist.nets.cnn import TRUNK, features
+from moist.nets.cnn import STUDENTS
+from moist.nets.entry import TRUNK
 from moist.nets.mixture import MoIST
 from moist.nets.routers import ROUTERS
 from moist.stages.joint import OBJECTIVES, train_jointly
@@ -28,8 +29,17 @@ ENV = Env(torch.device("cpu"), stage="shared")
 SHARING = [name for name in OBJECTIVES if name != "students_only"]
 
 
-def student(batch_norm: bool = False) -> Student:
-    options = config.StudentConfig(channels=(4, 6), batch_norm=batch_norm)
+PLAIN = config.StudentConfig(channels=(4, 6))
+NORMED = config.StudentConfig(channels=(4, 6), batch_norm=True)
+RESIDUAL = config.StudentConfig(arch="residual", channels=(4, 6), blocks=(1,))
+
+
+every_student = pytest.mark.parametrize(
+    "options", [PLAIN, NORMED, RESIDUAL], ids=["cnn", "cnn with batch norm", "residual"]
+)
+
+
+def student(options: config.StudentConfig = PLAIN) -> Student:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return fresh(Student, student_spec(options, 8, SHAPE, 5))
@@ -60,9 +70,9 @@ def routed(start: Student, **values: object) -> Router:
 
 
 def trained(
-    objective: str = "hierarchical", batch_norm: bool = False, **values: object
+    objective: str = "hierarchical", options: config.StudentConfig = PLAIN, **values: object
 ) -> Mixture:
-    start = student(batch_norm)
+    start = student(options)
     joint = {"objective": objective, "mask_students": False, "epochs": 2, "batch_size": 8}
     return train_jointly(
         ENV, clusters=CLUSTERS, router=routed(start), student=start,
@@ -106,12 +116,12 @@ def test_the_router_moves_it_too() -> None:
     assert all(p.grad is not None and p.grad.any() for p in net.trunk.parameters())
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
+@every_student
 @pytest.mark.parametrize("masked", [False, True])
 def test_sharing_answers_as_copies_of_the_same_weights_would(
-    masked: bool, batch_norm: bool
+    masked: bool, options: config.StudentConfig
 ) -> None:
-    model = replace(trained(batch_norm=batch_norm), masked=masked)
+    model = replace(trained(options=options), masked=masked)
     net = network(model).eval()
     other = unshared(net, model)
     with torch.inference_mode():
@@ -121,15 +131,16 @@ def test_sharing_answers_as_copies_of_the_same_weights_would(
         torch.testing.assert_close(second, expected)
 
 
-def test_a_mixture_that_shares_comes_back_from_the_disk_as_it_was(tmp_path) -> None:
-    model = trained(batch_norm=True)
+@every_student
+def test_a_mixture_that_shares_comes_back_from_the_disk_as_it_was(tmp_path, options) -> None:
+    model = trained(options=options)
     write_artifact(tmp_path, model)
     net, again = network(model).eval(), network(read_artifact(tmp_path)).eval()
     weights, states = net.state_dict(), again.state_dict()
     assert weights.keys() == states.keys()
     assert all(torch.equal(weights[name], states[name]) for name in weights)
     for one, state in zip(model.students, again.student_states(), strict=True):
-        assert one.state.keys() == state.keys() == student(True).state.keys()
+        assert one.state.keys() == state.keys() == student(options).state.keys()
         assert all(torch.equal(one.state[name], state[name]) for name in state)
     with torch.inference_mode():
         assert torch.equal(net(images()), again(images()))
@@ -138,25 +149,33 @@ def test_a_mixture_that_shares_comes_back_from_the_disk_as_it_was(tmp_path) -> N
 # training
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_pretraining_the_router_leaves_the_trunk_bit_identical(batch_norm: bool) -> None:
-    start = student(batch_norm)
+@pytest.mark.parametrize(
+    ("options", "maps"), [(PLAIN, (6, 2, 2)), (NORMED, (6, 2, 2)), (RESIDUAL, (4, 4, 4))]
+)
+def test_pretraining_the_router_leaves_the_trunk_bit_identical(
+    options: config.StudentConfig, maps: tuple[int, int, int]
+) -> None:
+    start = student(options)
     before = {name: value.clone() for name, value in start.state.items()}
     router = routed(start, lr=0.1)
-    assert router.spec.image_shape == features(SHAPE, (4, 6))
+    assert router.spec.image_shape == maps
     assert router.history[-1]["loss"] < router.history[0]["loss"]
     assert all(torch.equal(start.state[name], before[name]) for name in before)
 
 
+@pytest.mark.parametrize("options", [NORMED, RESIDUAL], ids=["cnn", "residual"])
 @pytest.mark.parametrize("objective", [name for name in SHARING if name != "em"])
-def test_joint_training_moves_the_one_trunk_of_all(objective: str) -> None:
-    model, before = trained(objective, batch_norm=True), student(True).state
+def test_joint_training_moves_the_one_trunk_of_all(
+    objective: str, options: config.StudentConfig
+) -> None:
+    model, before = trained(objective, options), student(options).state
     for name in before:
         if name.startswith(TRUNK):
             states = [one.state[name] for one in model.students]
             assert all(torch.equal(states[0], other) for other in states), name
             assert not torch.equal(states[0], before[name]), name
-    assert len({one.state["fc2.bias"].sum().item() for one in model.students}) > 1
+    last = STUDENTS[options.arch].last
+    assert len({one.state[f"{last}.bias"].sum().item() for one in model.students}) > 1
 
 
 def test_router_and_trunk_descend_together() -> None:

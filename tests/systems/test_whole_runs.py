@@ -94,6 +94,23 @@ def test_a_report_adds_up(home):
     assert Report.model_validate_json(report.model_dump_json()) == report
 
 
+@pytest.mark.parametrize(
+    "system",
+    [
+        "router=shared mixture.top=2",
+        "system=ones joint.objective=noisy_topk joint.mask_students=false",
+        "system=ensemble distill.loss=dkd",
+        "distill.loss=moe_kd router=shared",
+        "system=student cascade.fallback=residual_7mf",
+    ],
+)
+def test_a_residual_student_serves_in_every_system(home, system):
+    sizes = ["student.arch=residual", "student.channels=4,8", "student.blocks=1,2"]
+    report, _ = ran(home, *sizes, *system.split())
+    assert report.baselines.student.accuracy > 0.1
+    assert report.mflops >= report.baselines.student.mflops > 0
+
+
 def test_seconds_of_one_run_count_each_stage_once(home):
     """Even if a store serves several runs, and two stages are one computation."""
     store = Store(home, env())
