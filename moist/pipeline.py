@@ -50,4 +50,5 @@ def teach(call: Bound, c: Config, weights: WeightsFile | None) -> tuple[Ref[Teac
         teacher = call(load_teacher, arch=c.teacher.arch, weights=weights)
     else:
         teacher = call(train_teacher, teacher=c.teacher)
-    return teacher, call(teacher_logits, teacher=teacher, views=c.distill.views)
+    views, mirror = c.distill.views, c.distill.mirror
+    return teacher, call(teacher_logits, teacher=teacher, views=views, mirror=mirror)

@@ -24,6 +24,8 @@ from moist.config.fields import (
     only,
 )  # fmt: skip
 
+Schedule = Literal["constant", "cosine", "one_cycle", "triangular"]
+
 
 class TrainingConfig(Section):
     """The training of one network."""
@@ -39,11 +41,28 @@ class TrainingConfig(Section):
     nesterov: bool = Field(
         False, description="sgd: Nesterov momentum", json_schema_extra=only(optimizer="sgd")
     )
-    schedule: Literal["constant", "cosine", "one_cycle"] = Field(
-        "cosine", description="schedule of the learning rate"
-    )
+    schedule: Schedule = Field("cosine", description="schedule of the learning rate")
     horizon: OptionalEpochs = Field(
         None, description="length of the schedule in epochs, at least `epochs`; none: `epochs`"
+    )
+    decay: Literal["all", "weights"] = Field(
+        "all",
+        description="what decays; weights: neither biases nor the scales of norms",
+        json_schema_extra=added(),
+    )
+    norm_lr: float = Field(
+        1.0,
+        gt=0,
+        le=1000,
+        description="factor of the learning rate of batch norm's biases; divides their decay",
+        json_schema_extra=added(),
+    )
+    lookahead: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="steps after which the weights become a moving average of theirs; 0: never",
+        json_schema_extra=added(),
     )
 
     @model_validator(mode="after")
@@ -58,7 +77,9 @@ class TrainingConfig(Section):
 class TeacherConfig(TrainingConfig):
     """The training of the teacher, the large network that is distilled."""
 
-    arch: Literal["resnet18", Peer] = Field("resnet18", description="teacher network")
+    arch: Literal["resnet18", "fastnet", "fastnet_wide", Peer] = Field(
+        "resnet18", description="teacher network"
+    )
     weights: OptionalPath = Field(
         None,
         description="trained state dict (.safetensors, .pth) to use instead of training",
@@ -67,8 +88,18 @@ class TeacherConfig(TrainingConfig):
     epochs: Epochs = Field(12, description="passes over the training images")
     batch_size: int = Field(128, ge=2, le=65536, description="images in a batch")
     lr: float = Field(4e-3, gt=0, le=10, description="peak learning rate")
-    schedule: Literal["constant", "cosine", "one_cycle"] = Field(
-        "one_cycle", description="schedule of the learning rate"
+    schedule: Schedule = Field("one_cycle", description="schedule of the learning rate")
+    label_smoothing: Fraction = Field(
+        0.0,
+        description="probability spread evenly over all classes in the labels",
+        json_schema_extra=added(),
+    )
+    stem_epochs: int = Field(
+        3,
+        ge=0,
+        le=10_000,
+        description="fastnet, fastnet_wide: epochs that train the bias of the whitening stem",
+        json_schema_extra=added(arch=("fastnet", "fastnet_wide")),
     )
 
 
@@ -130,6 +161,11 @@ class DistillConfig(TrainingConfig):
         ge=1,
         le=10_000,
         description="augmented copies of the training set with teacher logits, used in turn",
+    )
+    mirror: bool = Field(
+        False,
+        description="average the teacher's logits of each copy and of its mirror image",
+        json_schema_extra=added(),
     )
 
     @model_validator(mode="after")
@@ -292,6 +328,11 @@ class AugmentConfig(Section):
     flip: bool = Field(False, description="mirror half of the images")
     shift: int = Field(1, ge=0, le=16, description="largest shift in pixels, reflect-padded")
     cutout: int = Field(0, ge=0, le=64, description="side in pixels of an erased square; 0: none")
+    alternate: bool = Field(
+        False,
+        description="mirror every image in every other epoch; with `flip`, half of them begin so",
+        json_schema_extra=added(),
+    )
 
 
 class StudentConfig(Section):

@@ -56,8 +56,10 @@ class View:
 def draw(n: int, augment: AugmentConfig, shape: tuple[int, int], seed: int, view: int) -> View:
     """Draw view number `view` of n images of shape (H, W).
 
-    An image's five random numbers depend neither on n nor on which augmentations are on. Raises
-    ConfigError for a shift that reflection can't fill.
+    An image's five random numbers depend neither on n nor on which augmentations are on. With
+    `alternate`, odd views are mirrored, and `flip` is that of view 0, so that an image is seen
+    from both sides in any two epochs (Jordan 2024). Raises ConfigError for a shift that
+    reflection can't fill.
     """
     height, width = shape
     if augment.shift >= min(shape):
@@ -65,13 +67,22 @@ def draw(n: int, augment: AugmentConfig, shape: tuple[int, int], seed: int, view
             f"`augment.shift={augment.shift}` is too far for {width}x{height} images",
             f"reflection reaches `augment.shift={min(shape) - 1}` at most",
         )
-    uniform_NP = torch.rand(n, 5, generator=generator(seed, "view", view), dtype=torch.float64)
+    uniform_NP = _uniform(n, seed, view)
+    if augment.alternate:
+        uniform_NP[:, 0] = _uniform(n, seed, 0)[:, 0]
     span = 2 * augment.shift + 1
     scale_P = torch.tensor([2, span, span, height, width])
     flip, dy, dx, cut_y, cut_x = (uniform_NP * scale_P).long().unbind(1)
-    on = torch.tensor(augment.flip)
+    flip_B = (flip == 1) & torch.tensor(augment.flip)
+    if augment.alternate and view % 2:
+        flip_B = ~flip_B
     dy, dx = dy - augment.shift, dx - augment.shift
-    return View((flip == 1) & on, dy, dx, cut_y_B=cut_y, cut_x_B=cut_x)
+    return View(flip_B, dy, dx, cut_y_B=cut_y, cut_x_B=cut_x)
+
+
+def _uniform(n: int, seed: int, view: int) -> torch.Tensor:
+    """Draw the five random numbers of each image in a view, in [0, 1): float64 (N, 5)."""
+    return torch.rand(n, 5, generator=generator(seed, "view", view), dtype=torch.float64)
 
 
 def render(
@@ -81,7 +92,7 @@ def render(
 
     `view` is of these images. Returns float32 (B, C, H, W) in channels_last memory format.
     """
-    if augment.flip or augment.shift:
+    if augment.flip or augment.shift or augment.alternate:
         images_BHWC = _flip_and_shift(images_BHWC, view)
     images_BCHW = normalize(images_BHWC, mean, std)
     if augment.cutout:

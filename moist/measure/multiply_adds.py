@@ -24,7 +24,7 @@ FREE = {
     "add", "add_", "clone", "div", "dropout", "dropout_", "expand", "flatten", "mean", "mul",
     "pad", "relu", "relu_", "max_pool2d", "softmax", "transpose", "unflatten", "view",
     "constant_pad_nd", "feature_dropout", "avg_pool2d", "exp", "log", "log_softmax", "logsumexp",
-    "hardtanh_",
+    "hardtanh_", "gelu",
 }  # fmt: skip
 """Operators fvcore leaves uncounted: elementwise, or moving data, as in its own conventions."""
 

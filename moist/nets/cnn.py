@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from moist.config import StudentConfig
 from moist.nets.entry import NetworkEntry, Shape
+from moist.nets.fastnet import fastnet, fastnet_wide
 from moist.nets.peers import PEERS, stem
 from moist.nets.residual import residual
 
@@ -66,6 +68,11 @@ class CNN(nn.Module):
         return logits
 
 
+def _fast(build: Callable[[Shape, int], nn.Module]) -> NetworkEntry:
+    levels = ("blocks.0", "blocks.1", "blocks.2")
+    return NetworkEntry(build, last="fc", levels=levels, stem="stem")
+
+
 def _cnn_sizes(student: StudentConfig, hidden_width: int) -> dict[str, Any]:
     return {
         "hidden_width": hidden_width,
@@ -80,6 +87,8 @@ def _residual_sizes(student: StudentConfig, hidden_width: int) -> dict[str, Any]
 
 TEACHERS: dict[str, NetworkEntry] = {
     "resnet18": NetworkEntry(resnet18, last="fc", levels=("layer1", "layer2", "layer3", "layer4")),
+    "fastnet": _fast(fastnet),
+    "fastnet_wide": _fast(fastnet_wide),
     **PEERS,
 }
 STUDENTS: dict[str, NetworkEntry] = {

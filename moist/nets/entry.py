@@ -26,6 +26,8 @@ class NetworkEntry:
     """The last linear layer."""
     levels: tuple[str, ...] = ()
     """Of a teacher: stages that give feature maps (B, C, H, W), shallow to deep."""
+    stem: str = ""
+    """Of a teacher: a convolution whose filters whiten the training images and stay frozen."""
     reduction: Callable[..., int] = lambda **options: 0
     """From the options, pixels a side of images that it reduces to one pixel before a batch norm;
     0: none are."""

@@ -62,7 +62,7 @@ def teacher_levels(
         widths,
         torch.stack(tables),
         weight_CF=last.weight.detach(),
-        bias_C=last.bias.detach(),
+        bias_C=last.weight.new_zeros(classes) if last.bias is None else last.bias.detach(),
     )
 
 

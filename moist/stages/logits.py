@@ -14,7 +14,7 @@ from moist.store.artifacts import Dataset, Logits, Mixture, Teacher
 from moist.training.job import Job
 
 
-@stage(version=1)
+@stage(version=1, added=("mirror",))
 def teacher_logits(
     env: Env,
     *,
@@ -24,10 +24,20 @@ def teacher_logits(
     views: int,
     precision: str,
     seed: int,
+    mirror: bool = False,
 ) -> Logits:
-    """Compute the teacher's logits on `views` augmented copies of the training images."""
+    """Compute the teacher's logits on `views` augmented copies of the training images.
+
+    With `mirror`, each is the mean of those of the image and of its mirror image.
+    """
     job = Job(env, data, augment=augment, precision=precision, seed=seed)
-    return Logits(job.over_views(module(teacher, env.device).eval(), views))
+    net = module(teacher, env.device).eval()
+
+    def mean(images_BCHW: torch.Tensor) -> torch.Tensor:
+        logits_BC: torch.Tensor = (net(images_BCHW) + net(images_BCHW.flip(3))) / 2
+        return logits_BC
+
+    return Logits(job.over_views(mean if mirror else net, views))
 
 
 @stage(version=1)

@@ -6,18 +6,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from moist.config import AugmentConfig, TeacherConfig
+from moist.data.augment import Batch, normalize
 from moist.data.random import seeded
 from moist.disk import sha256
 from moist.env import Env
 from moist.errors import ConfigError, first_line
-from moist.nets.build import module
+from moist.nets.build import fresh, module
 from moist.nets.cnn import TEACHERS
+from moist.nets.fastnet import whiten
 from moist.stages import stage
 from moist.store.artifacts import Dataset, Spec, Teacher
 from moist.training.job import Job
+
+WHITENED = 5000
+"""Training images from whose patches a whitening stem is made."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,31 @@ def train_teacher(
     """Train a teacher on the labels."""
     spec = spec_of(teacher.arch, data)
     with seeded(seed, "teacher"):
-        fresh = TEACHERS[spec.name].build(spec.image_shape, spec.outputs).state_dict()
-    net = module(Teacher(spec, fresh, ()), env.device)
+        net = module(fresh(Teacher, spec), env.device)
+    entry, bias = TEACHERS[spec.name], None
+    if entry.stem:
+        stem = net.get_submodule(entry.stem)
+        assert isinstance(stem, nn.Conv2d)
+        whiten(stem, sample(data, WHITENED))
+        bias = stem.bias
+
+    def loss(batch: Batch) -> torch.Tensor:
+        if bias is not None:
+            bias.requires_grad_(batch.epoch < teacher.stem_epochs)
+        return F.cross_entropy(
+            net(batch.images_BCHW).float(), batch.labels_B,
+            label_smoothing=teacher.label_smoothing,
+        )  # fmt: skip
+
     job = Job(env, data, augment=augment, precision=precision, seed=seed)
-    history = job.fit(
-        net, lambda batch: F.cross_entropy(net(batch.images_BCHW).float(), batch.labels_B), teacher
-    )
+    history = job.fit(net, loss, teacher)
     return Teacher(spec, net.state_dict(), history)
+
+
+def sample(data: Dataset, count: int) -> torch.Tensor:
+    """Return `count` training images, normalized, at equal distances: folders are sorted."""
+    index_B = torch.linspace(0, len(data.train) - 1, min(count, len(data.train))).long()
+    return normalize(data.train.images_NHWC[index_B], data.mean, data.std)
 
 
 @stage(version=1)

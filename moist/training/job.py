@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +21,7 @@ from moist.errors import StageError
 from moist.measure.accuracy import accuracy, classify
 from moist.store import checkpoint
 from moist.store.artifacts import Dataset, Row
+from moist.training.descent import Descent
 
 Loss = Callable[[Batch], torch.Tensor]
 Answer = Callable[[torch.Tensor], torch.Tensor]
@@ -71,14 +71,14 @@ class Job:
         finite.
         """
         env, images = self.env, len(self.data.train)
-        optimizer = make_optimizer(net, training)
-        done, rows = _resume(env, net, optimizer)
+        descent = Descent(net, training)
+        done, rows = _resume(env, net, descent)
         for epoch in range(done, training.epochs):
             started = time.perf_counter()
             with seeded(self.seed, env.stage, epoch):
-                mean_loss = self._epoch(
-                    net, loss, optimizer, training=training, epoch=epoch, views=views
-                )
+                mean_loss = self._epoch(net, loss, descent, epoch=epoch, views=views)
+            if epoch + 1 == training.epochs:
+                descent.finish()
             if not math.isfinite(mean_loss):
                 raise StageError(
                     f"`{env.stage}` diverged: the loss is {mean_loss} in epoch {epoch + 1}",
@@ -87,12 +87,13 @@ class Job:
             row = {
                 "epoch": epoch + 1,
                 "loss": mean_loss,
-                "lr": optimizer.param_groups[0]["lr"],
+                "lr": descent.lr,
                 "images_per_second": images / (time.perf_counter() - started),
                 **(self._validation(net) if validate else {}),
             }
             rows = (*rows, row)
-            checkpoint.save(env.checkpoints, _state(net, optimizer, rows), epoch + 1)
+            state = {"module": net.state_dict(), **descent.state(), "rows": rows}
+            checkpoint.save(env.checkpoints, state, epoch + 1)
             env.advanced(epoch + 1, training.epochs, **row)
         net.eval()
         return rows
@@ -101,27 +102,22 @@ class Job:
         self,
         net: nn.Module,
         loss: Loss,
-        optimizer: torch.optim.Optimizer,
+        descent: Descent,
         *,
-        training: TrainingConfig,
         epoch: int,
         views: int | None,
     ) -> float:
         """Take one step a batch; return the mean loss of an image."""
         net.train()
+        training = descent.training
         horizon = training.horizon or training.epochs
         begin, length = epoch / horizon, len(self.data.train) * horizon
         total = torch.zeros((), device=self.env.device)
         seen = 0
         for batch in self.batches(epoch, training.batch_size, views):
-            factor = schedule_factor(training.schedule, begin + seen / length)
-            for group in optimizer.param_groups:
-                group["lr"] = training.lr * factor
             with autocast(self.env.device, self.precision):
                 value = loss(batch)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            descent.step(value, begin + seen / length)
             total += value.detach() * len(batch.labels_B)
             seen += len(batch.labels_B)
         return float(total) / max(seen, 1)
@@ -170,72 +166,12 @@ def _joined(view: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return view if isinstance(view, torch.Tensor) else torch.cat(view, 1)
 
 
-def schedule_factor(schedule: str, progress: float) -> float:
-    """Return the learning rate over its peak at `progress` in [0, 1] of the horizon.
-
-    `one_cycle` climbs for a quarter of the way and falls along a cosine (Smith 2018).
-    """
-    if schedule == "constant":
-        return 1.0
-    if schedule == "cosine":
-        return (1 + math.cos(math.pi * progress)) / 2
-    climb = 0.25
-    if progress < climb:
-        return 0.04 + 0.96 * progress / climb
-    return (1 + math.cos(math.pi * (progress - climb) / (1 - climb))) / 2
-
-
-def make_optimizer(net: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """Make the configured optimizer over the parameters that are not frozen."""
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    if training.optimizer == "adamw":
-        return torch.optim.AdamW(
-            parameters, training.lr, weight_decay=training.weight_decay, fused=True
-        )
-    return torch.optim.SGD(
-        parameters,
-        training.lr,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        nesterov=training.nesterov,
-        fused=True,
-    )
-
-
-def _state(net: nn.Module, optimizer: torch.optim.Optimizer, rows: Any) -> dict[str, Any]:
-    """Collect what a checkpoint needs to continue training."""
-    slots = optimizer.state_dict()["state"]
-    return {
-        "module": net.state_dict(),
-        "optimizer": {str(index): slot for index, slot in slots.items()},
-        "rows": rows,
-    }
-
-
-def _resume(
-    env: Env, net: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, tuple[Row, ...]]:
+def _resume(env: Env, net: nn.Module, descent: Descent) -> tuple[int, tuple[Row, ...]]:
     """Load the newest checkpoint of this stage, if there is one: epochs done, and their rows."""
     found = checkpoint.load(env.checkpoints, env.progress.warned)
     if found is None:
         return 0, ()
     done, state = found
     net.load_state_dict(state["module"])
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    slots = {
-        int(index): {
-            name: _laid_out(value, parameters[int(index)]) for name, value in slot.items()
-        }
-        for index, slot in state["optimizer"].items()
-    }
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    descent.load(state)
     return done, state["rows"]
-
-
-def _laid_out(value: Any, parameter: torch.Tensor) -> Any:
-    """Copy an optimizer's value into the memory order of its parameter: fused optimizers walk
-    both in memory order, and a checkpoint does not store channels_last."""
-    if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-        return torch.empty_like(parameter, dtype=value.dtype).detach().copy_(value)
-    return value

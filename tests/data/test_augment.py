@@ -154,6 +154,21 @@ def test_draws_stay_in_their_bounds_and_reach_them() -> None:
     assert not draw(100, NONE, (6, 8), 0, 0).flip_B.any()
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_alternate_views_mirror_what_the_view_before_did_not(flip: bool) -> None:
+    augment = AugmentConfig(flip=flip, shift=0, alternate=True)
+    views = [draw(400, augment, (8, 8), 0, view).flip_B for view in range(4)]
+    assert views[0].float().mean().item() == pytest.approx(0.5 * flip, abs=0.1)
+    assert torch.equal(views[0], views[2]) and torch.equal(views[1], views[3])
+    assert torch.equal(views[0], ~views[1])
+    assert torch.equal(views[0], draw(400, AugmentConfig(flip=flip), (8, 8), 0, 0).flip_B)
+    images = pictures()
+    first, second = (
+        render(images, draw(12, augment, (8, 8), 0, view), augment, MEAN, STD) for view in (0, 1)
+    )
+    assert torch.equal(second, first.flip(3))
+
+
 def test_a_shift_that_reflection_cannot_fill_is_refused() -> None:
     draw(1, AugmentConfig(shift=5), (6, 8), 0, 0)
     with pytest.raises(ConfigError, match=r"augment\.shift=6") as error:

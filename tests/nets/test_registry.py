@@ -16,7 +16,7 @@ from moist.nets.routers import ROUTERS, OracleRouter
 from moist.stages.joint import OBJECTIVES
 from moist.store import checkpoint
 from moist.store.artifacts import Network, Router, Spec, Student, Teacher
-from moist.training.job import schedule_factor
+from moist.training.descent import schedule_factor
 
 SHAPES = [(3, 32, 32), (1, 8, 8), (3, 30, 45)]
 

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from moist.config import AugmentConfig, TeacherConfig
-from moist.data.augment import batches
+from moist.data.augment import batches, normalize
 from moist.env import Env, Silent
 from moist.errors import ConfigError
 from moist.nets.build import module
 from moist.nets.cnn import TEACHERS
+from moist.nets.fastnet import whiten
 from moist.stages.logits import teacher_logits
-from moist.stages.teacher import WeightsFile, load_teacher, read_state, train_teacher
+from moist.stages.teacher import WeightsFile, load_teacher, read_state, sample, train_teacher
 from moist.store import checkpoint
 from moist.store.artifacts import Dataset, Split, Teacher
 
@@ -240,7 +241,49 @@ def test_a_teacher_depends_on_its_seed_and_nothing_else() -> None:
     assert [row["epoch"] for row in one.history] == [1, 2]
 
 
-def labelled(views: int, env: Env = ENV) -> torch.Tensor:
+def fast(**options: object) -> Teacher:
+    """A fast teacher after two epochs."""
+    section = {"arch": "fastnet", "epochs": 2, "batch_size": 6, "optimizer": "sgd", **options}
+    return train_teacher(
+        ENV,
+        data=dataset(),
+        teacher=TeacherConfig.model_validate(section),
+        augment=AugmentConfig(shift=1),
+        precision="float32",
+        seed=0,
+    )
+
+
+def test_a_whitening_stem_is_made_from_the_images_and_only_its_bias_is_trained() -> None:
+    stem = TEACHERS["fastnet"].build((3, 8, 8), 4).stem
+    whiten(stem, sample(dataset(), 12))
+    frozen, late, longer = fast(stem_epochs=0), fast(stem_epochs=1), fast(stem_epochs=1, epochs=3)
+    for found in (frozen, late):
+        assert torch.equal(found.state["stem.weight"], stem.weight)
+    assert not frozen.state["stem.bias"].any()
+    assert late.state["stem.bias"].any()
+    steady = {"schedule": "constant", "epochs": 1}
+    assert torch.equal(
+        fast(stem_epochs=1, schedule="constant").state["stem.bias"],
+        fast(stem_epochs=1, **steady).state["stem.bias"],
+    )
+    assert not torch.equal(longer.state["fc.weight"], late.state["fc.weight"])
+
+
+def test_the_sample_of_a_sorted_data_set_has_images_of_all_of_it() -> None:
+    data, found = dataset(12), sample(dataset(12), 4)
+    rows = normalize(data.train.images_NHWC, data.mean, data.std)[[0, 3, 7, 11]]
+    assert torch.equal(found, rows)
+
+
+def test_smoothed_labels_give_the_loss_of_smoothed_labels() -> None:
+    still = {"lr": 1e-30, "weight_decay": 0, "schedule": "constant", "epochs": 1, "batch_size": 12}
+    hard, soft = (fast(label_smoothing=s, **still).history[0]["loss"] for s in (0.0, 1.0))
+    half = fast(label_smoothing=0.5, **still).history[0]["loss"]
+    assert half == pytest.approx((hard + soft) / 2) and hard != pytest.approx(soft, rel=1e-3)
+
+
+def labelled(views: int, env: Env = ENV, mirror: bool = False) -> torch.Tensor:
     from moist.stages.teacher import spec_of
 
     return teacher_logits(
@@ -251,11 +294,15 @@ def labelled(views: int, env: Env = ENV) -> torch.Tensor:
         views=views,
         precision="float32",
         seed=3,
+        mirror=mirror,
     ).train_VNC
 
 
-def test_the_logits_of_a_view_are_the_teachers_on_the_images_that_a_student_sees() -> None:
-    found_VNC = labelled(views=2)
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_logits_of_a_view_are_the_teachers_on_the_images_that_a_student_sees(
+    mirror: bool,
+) -> None:
+    found_VNC = labelled(views=2, mirror=mirror)
     assert found_VNC.shape == (2, 12, 4)
     net = TEACHERS["resnet8"].build((3, 8, 8), 4)
     net.load_state_dict(trained_state())
@@ -266,6 +313,8 @@ def test_the_logits_of_a_view_are_the_teachers_on_the_images_that_a_student_sees
         ):  # fmt: skip
             with torch.inference_mode():
                 expected = net.eval()(batch.images_BCHW)
+                if mirror:
+                    expected = (expected + net(batch.images_BCHW.flip(3))) / 2
             found = found_VNC[view, batch.index_B].float()
             torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
     assert not torch.allclose(found_VNC[0], found_VNC[1], atol=1e-2)

@@ -27,7 +27,7 @@ TAKES: dict[str, set[str]] = {
     "measure_latency": {"latency", "precision", "teacher.arch", *SIZES},
     "train_teacher": {"teacher", *COMMON},
     "load_teacher": {"teacher.arch"},
-    "teacher_logits": {"distill.views", *COMMON},
+    "teacher_logits": {"distill.views", "distill.mirror", *COMMON},
     "teacher_levels": {"distill.experts", *COMMON},
     "distill_student": {"distill", "temperature", *SIZES, *COMMON},
     "cluster_classes": {"cluster", "k", "seed"},
@@ -57,6 +57,7 @@ UNREAD = {
     "distill.target_weight", "distill.others_weight", "distill.rows_weight",
     "distill.columns_weight", "distill.gate", "distill.experts", "distill.tie",
     "merge.layout", "merge.score", "merge.rank", "merge.scale", "student.blocks",
+    "teacher.stem_epochs",
     *(f"{section}.{name}" for section in ("teacher", "distill", "routing", "joint", "merge")
       for name in ("momentum", "nesterov")),
 }  # fmt: skip
@@ -77,6 +78,7 @@ READ = {
         )
         for section in ("teacher", "distill", "routing", "joint", "merge")
     },
+    "teacher.arch=fastnet": ("teacher.stem_epochs",),
     "system=ones merge.method=topk": ("merge.layout", "merge.score"),
     "system=ones merge.method=svd": ("merge.rank", "merge.scale"),
     "student.arch=residual": ("student.blocks",),

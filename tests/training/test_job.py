@@ -18,7 +18,8 @@ from moist.measure.accuracy import accuracy, classify
 from moist.nets.routers import CNNRouter
 from moist.store import checkpoint
 from moist.store.artifacts import Dataset, Row, Split
-from moist.training.job import Job, Loss, schedule_factor
+from moist.training.descent import schedule_factor
+from moist.training.job import Job, Loss
 
 CPU = torch.device("cpu")
 IMAGES, SIZE = 12, 4
@@ -91,6 +92,16 @@ UPDATES = [
     ),
     TrainingConfig(
         epochs=4, batch_size=SIZE, lr=0.1, optimizer="sgd", momentum=0.0, schedule="constant"
+    ),
+    TrainingConfig(
+        epochs=4,
+        batch_size=SIZE,
+        lr=0.1,
+        optimizer="sgd",
+        schedule="triangular",
+        norm_lr=8,
+        decay="weights",
+        lookahead=2,
     ),
 ]
 
@@ -184,6 +195,7 @@ def test_every_step_of_every_epoch_draws_its_own_random_numbers() -> None:
         ("constant", [1, 1, 1, 1, 1]),
         ("cosine", [1, 0.85355, 0.5, 0.14645, 0]),
         ("one_cycle", [0.04, 1, 0.75, 0.25, 0]),
+        ("triangular", [0.2, 0.97584, 0.67390, 0.37195, 0.07]),
     ],
 )
 def test_schedules_go_through_their_points(schedule: str, curve: list[float]) -> None:
@@ -191,7 +203,7 @@ def test_schedules_go_through_their_points(schedule: str, curve: list[float]) ->
     assert found == pytest.approx(curve, abs=1e-5)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "triangular"])
 def test_schedules_have_no_jump(schedule: str) -> None:
     curve = [schedule_factor(schedule, step / 1000) for step in range(1001)]
     assert max(abs(a - b) for a, b in pairwise(curve)) < 0.005
