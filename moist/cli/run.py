@@ -11,10 +11,11 @@ import yaml
 from moist.cli.options import JSON, OVERRIDES, WANDB, Compute, computing, output, print_json
 from moist.config import flat, schema
 from moist.config.overrides import parse
+from moist.config.unread import check_read
 from moist.reporting import run_tables, terminal
 from moist.results.objectives import quantities, reported
 from moist.store.runs import RunRecords, command_for
-from moist.tracking.client import run_info
+from moist.tracking.client import agent_sweep, run_info
 
 
 @click.command()
@@ -33,6 +34,8 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
     moist run @sweeps/paper.yaml data.name=folder data.root=IMAGES --json
     """
     config = parse(overrides)
+    if not agent_sweep():  # an agent sets every parameter, also those that its others leave unread
+        check_read(overrides)
     from moist.pipeline import run as run_pipeline
     from moist.store.store import Store
     from moist.tracking.journal import summary_of
@@ -72,6 +75,7 @@ def plan(overrides: tuple[str, ...], as_json: bool, compute: Compute) -> None:
     moist plan temperature=2
     """
     config = parse(overrides)
+    check_read(overrides)
     from moist.pipeline import stages
     from moist.store.plan import Plan
 

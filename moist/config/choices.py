@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ from moist.config.fields import (
     Weight,
     Widths,
     added,
+    needs,
     only,
 )  # fmt: skip
 
@@ -312,7 +313,8 @@ class DataConfig(Section):
     root: OptionalPath = Field(
         None,
         description="folder of the images, or folder to download torchvision's data sets to",
-        json_schema_extra=LOCATION,
+        json_schema_extra=LOCATION
+        | needs("data.name", "cifar10", "cifar100", "fashion_mnist", "svhn", "folder"),
     )
     image_size: OptionalInt = Field(
         None, description="side in pixels to resize images to; none: keep their size"
@@ -346,6 +348,7 @@ class StudentConfig(Section):
     channels: Widths = Field(
         (32, 64),
         description="cnn: channels of the two convolutions; residual: of any number of stages",
+        json_schema_extra=needs("student.arch", "cnn", "residual"),
     )
     blocks: Widths = Field(
         (2,),
@@ -396,7 +399,9 @@ class MixtureConfig(Section):
 
     top: int = Field(1, ge=1, le=2, description="2: a second expert where the router is uncertain")
     second: Fraction = Field(
-        0.2, description="top=2: share of the validation images, by router margin, that get it"
+        0.2,
+        description="top=2: share of the validation images, by router margin, that get it",
+        json_schema_extra=needs("mixture.top", 2),
     )
 
 
@@ -407,7 +412,9 @@ class CascadeConfig(Section):
         "none", description="network for images of low top probability; a peer is distilled first"
     )
     defer: Fraction = Field(
-        0.15, description="share of the validation images, the least certain, that are deferred"
+        0.15,
+        description="share of the validation images, the least certain, that are deferred",
+        json_schema_extra=needs("cascade.fallback", "teacher", *get_args(Peer)),
     )
 
 
@@ -435,7 +442,11 @@ class Choices(Section):
         3, description="number of clusters and students; auto: selected by silhouette"
     )
     hidden_width: int = Field(
-        256, ge=1, le=65536, description="width of a student's hidden linear layer"
+        256,
+        ge=1,
+        le=65536,
+        description="width of a student's hidden linear layer",
+        json_schema_extra=needs("student.arch", "cnn"),
     )
     router: Literal["cnn", "linear", "transformer", "shared", "oracle"] = Field(
         "cnn",

@@ -30,6 +30,14 @@ def added(**choices: str | tuple[str, ...]) -> dict[str, Any]:
     return {"added": True} | (only(**choices) if choices else {})
 
 
+def needs(key: str, *values: object) -> dict[str, Any]:
+    """Mark a field that is read only where another key has one of some values.
+
+    Unlike with `only`, the field's own value is in a stage's key all the same.
+    """
+    return {"needs": {key: list(values)}}
+
+
 def _numbers(value: object) -> object:
     """Split `32,64`, `[32, 64]` or `(32, 64)`; return other values as they are.
 

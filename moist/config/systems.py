@@ -31,6 +31,8 @@ class System:
     """Name the model for people, from its config and its number of students."""
     conflicts: Callable[[Choices], Iterator[str]]
     """Yield an error message for each choice that this system cannot combine with another."""
+    reads: tuple[str, ...] = ()
+    """The keys and sections that it reads and not every other system does."""
     clusters: bool = False
     """It groups the classes into `k` clusters, a student each."""
     routes: bool = False
@@ -145,6 +147,7 @@ SYSTEMS: dict[str, System] = {
         trains=_MIXTURE,
         title=_title_of_moist,
         conflicts=_moist,
+        reads=("k", "router", "cluster", "routing", "joint", "mixture"),
         clusters=True,
         routes=True,
         many_students=True,
@@ -153,12 +156,14 @@ SYSTEMS: dict[str, System] = {
         trains={**_MIXTURE, "integrate": "merge"},
         title=lambda c, k: f"OneS of k={k}, {c['merge.method']}",
         conflicts=_ones,
+        reads=("k", "router", "cluster", "routing", "joint", "merge"),
         clusters=True,
     ),
     "ensemble": System(
         trains={**_STUDENT, "distill_ensemble": "distill"},
         title=lambda c, k: f"ensemble of {k}, {c['ensemble.views']} views",
         conflicts=_ensemble,
+        reads=("k", "ensemble"),
         many_students=True,
     ),
     "student": System(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.config import Config, flat
+from moist.config.unread import unread
 from moist.disk import write_atomically, writing
 from moist.errors import ConfigError, first_line
 from moist.results import frames
@@ -25,9 +26,9 @@ PER_CLASS = {"per_class_accuracy", "sent", "silhouette"}
 
 
 def command_for(config: Config) -> str:
-    """Return the command that reproduces a config: every value that differs from its default."""
-    defaults = flat(Config())
-    changed = {k: v for k, v in flat(config).items() if v != defaults[k]}
+    """Return the command that reproduces a config: every value that is read and no default."""
+    defaults, ignored = flat(Config()), unread(config)
+    changed = {k: v for k, v in flat(config).items() if v != defaults[k] and k not in ignored}
     return shlex.join(["moist", "run", *(f"{k}={v}" for k, v in changed.items())])
 
 

@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from moist.config import Config, flat
 from moist.config.files import document, flattened, included, locate
 from moist.config.overrides import given, read
+from moist.config.unread import no_effect
 from moist.errors import ConfigError
 from moist.sweepfile.entries import read_entries
 from moist.sweepfile.errors import noted, raised_together
@@ -29,6 +31,7 @@ def read_sweep(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     mistakes, a line each: what was requested, what was found and what to write.
     """
     path = locate(str(path))
+    overrides = list(overrides)
     fixes = {key: read(key, value) for key, value in given(overrides).items()}
     content = document(path)
     if not isinstance(content, dict):
@@ -42,7 +45,11 @@ def read_sweep(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     if not mistakes:
         constants = [one for one in every if "value" in entries[one] and not every[one].when]
         sweep = _sweep(path, content, every, constants, fixes)
-        mistakes = list(_infeasible(sweep))
+        own = flattened(content["parameters"])
+        mistakes = [
+            *_infeasible(sweep),
+            *_without_effect(sweep, {*own, *given(one for one in overrides if one[:1] != "@")}),
+        ]
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)), f"correct `{path}`")
     return sweep
@@ -120,6 +127,21 @@ def _infeasible(sweep: Sweep) -> Iterator[str]:
         if all(conflicts):
             first = conflicts[0]
             yield f"no combination of values works: {first}" if searched else first
+
+
+def _without_effect(sweep: Sweep, own: Collection[str]) -> Iterator[str]:
+    """Yield which of the keys that are given, and not by a recipe, no point of the space reads."""
+    defaults = flat(Config())
+    searched = {one.name: one for one in sweep.parameters}
+
+    def values(key: str) -> Collection[Any]:
+        if key in searched:
+            return searched[key].ends()
+        return [sweep.fixed.get(key, defaults[key])]
+
+    for key in (*sweep.fixed, *searched):
+        if key in own and (key in searched or sweep.fixed[key] != defaults[key]):
+            yield from filter(None, [no_effect(key, values)])
 
 
 def _conflict(sweep: Sweep, params: Mapping[str, Any]) -> str:

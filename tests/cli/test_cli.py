@@ -97,7 +97,8 @@ def test_the_printed_command_reproduces_the_run(home, capsys):
 def test_values_with_blanks_survive_the_printed_command(tmp_path):
     from moist.store.runs import command_for
 
-    config = parse([f"data.root={tmp_path}/my images", "student.channels=8,16", "k=auto"])
+    folder = ["data.name=folder", f"data.root={tmp_path}/my images"]
+    config = parse([*folder, "student.channels=8,16", "k=auto"])
     assert parse(shlex.split(command_for(config))[2:]) == config
     assert command_for(Config()) == "moist run"
 

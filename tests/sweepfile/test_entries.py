@@ -105,7 +105,7 @@ def test_choices_are_typed_as_the_config_shows_them(read, entry, choices):
 
 def test_a_quoted_value_is_read_as_text(read):
     assert read("hidden_width: {value: '0100'}").fixed == {"hidden_width": 100}
-    assert read("data.root: {values: ['0123']}").parameters[0].choices == ("0123",)
+    assert read("teacher.weights: {values: ['0123']}").parameters[0].choices == ("0123",)
 
 
 def test_a_range_is_read_with_its_bounds_step_and_logarithm(read):

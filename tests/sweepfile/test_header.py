@@ -157,4 +157,4 @@ def test_settings_that_only_wandb_uses_are_listed_with_the_option_that_replaces_
 
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_no_file_of_sweeps_has_settings_that_only_wandb_uses(path):
-    assert read_sweep(path, ["data.root=some"]).wandb_only == {}
+    assert read_sweep(path).wandb_only == {}

@@ -243,3 +243,26 @@ def test_what_an_agent_writes_for_a_nested_entry_is_read_by_moist_run(tmp_path):
     )
     (tmp_path / "recipe.yaml").write_text(f"parameters: {{{entry}}}")
     assert given([f"@{tmp_path / 'recipe.yaml'}"]) == given(words)
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ("data.root: {value: IMAGES}", "`data.root` has no effect with `data.name=digits`; it n"),
+        ("joint.top: {values: [2, 3]}", "`joint.top` has no effect with `joint.objective=hierarc"),
+        (
+            "distill.tie: {values: [1, 2]}\ndistill.loss: {values: [kd, dkd]}",
+            "`distill.tie` has no effect with `distill.loss=kd` or `distill.loss=dkd`; it needs",
+        ),
+    ],
+)
+def test_a_parameter_that_no_point_reads_is_a_problem(refused, entries, reason):
+    assert refused(entries).startswith(reason)
+
+
+def test_a_parameter_that_some_point_reads_is_none(read):
+    found = read("distill.tie: {values: [1, 2]}\ndistill.loss: {values: [kd, moe_kd]}")
+    assert size(found) == 4
+    assert read("distill.loss: {values: [kd, moe_kd]}", "seed=1").fixed == {"seed": 1}
+    with pytest.raises(ConfigError, match=r"`merge\.epochs` has no effect with `system=moist`"):
+        read("k: {values: [2, 3]}", "merge.epochs=2")

@@ -12,6 +12,7 @@ from recipes import CALLED, env, plan_of, tiny
 from moist.config import Config, JointConfig, flat
 from moist.config.schema import choices, keys
 from moist.config.systems import SYSTEMS
+from moist.config.unread import unread as unread_keys
 from moist.pipeline import run, stages
 from moist.store.calls import Call
 from moist.store.objects import ObjectStore
@@ -95,6 +96,7 @@ VAIN = {
     "teacher.arch=resnet8": "data.root=/elsewhere",
     "student.arch=residual": "hidden_width=64 student.batch_norm=true",
     "system=student student.arch=residual_7mf": "student.channels=4,8 student.blocks=4",
+    "student.arch=resnet8": "hidden_width=9 student.channels=4,4 student.batch_norm=true",
 }
 """Changes of what is not read under other choices."""
 
@@ -166,6 +168,7 @@ LATENT = "distill.loss=moe_kd"
 @pytest.mark.parametrize("under", CALLED)
 def test_a_key_changes_the_stages_that_take_it_and_those_that_need_their_outputs(tmp_path, under):
     config, before, seen = tiny(*under.split()), plan_of(tmp_path, *under.split()), set()
+    ignored = unread_keys(config)
     unread, tried = {*UNREAD, "data.root"} - {*READ.get(under, ())}, keys().keys() - NO_CHANGE
     if under == LATENT:  # soft losses have a weight, a ramp and logits; this one has none of them
         tried -= {"distill.loss", "distill.warmup", "distill.standardize"}
@@ -175,6 +178,7 @@ def test_a_key_changes_the_stages_that_take_it_and_those_that_need_their_outputs
         want = set() if key in unread else expected(before, key, config)
         assert changed(before, after) == want, key
         seen |= want
+        assert (key in ignored) == (not want), key  # what moist.config knows without any stage
     assert seen == {*names(before)}  # no stage is free of the config
 
 
