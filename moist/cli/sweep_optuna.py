@@ -24,6 +24,7 @@ from moist.cli.options import (
     print_json,
     study_ref,
 )
+from moist.disk import writing
 from moist.reporting import study_tables, terminal
 from moist.results.objectives import DEFAULT, parse_limits, parse_objectives, parse_values
 from moist.results.queries import members
@@ -188,15 +189,17 @@ def optuna(
             observers: list[Observer] = [shown]
             observers += [] if tracker.off else [WandbObserver(tracker)]
             result = search(ref, sweep, spec, settings, slots=slots, observers=observers)
-        if front := members(result.trials, goals):
-            page.parent.mkdir(parents=True, exist_ok=True)
-            plot_study(page, ref)
-            if result.stats.outcomes and not tracker.off:
-                log_summary(tracker, ref, page)
+        front = members(result.trials, goals)
         if as_json:
             print_json(result.record(front))
         else:
             study_tables.print_result(ref, result, front, objectives=goals, plot=page)
+        if front:  # last: a plot that can't be written costs no result
+            with writing(page.parent):
+                page.parent.mkdir(parents=True, exist_ok=True)
+            plot_study(page, ref)
+            if result.stats.outcomes and not tracker.off:
+                log_summary(tracker, ref, page)
 
 
 def _print_ignored(sweep: Sweep, has_objectives: bool) -> None:

@@ -114,6 +114,8 @@ def _infeasible(sweep: Sweep) -> Iterator[str]:
     Some combinations of searched values may be invalid: these trials fail, the others do not.
     """
     searched = {parameter.name for parameter in sweep.parameters}
+    for key in sorted(searched & {"data.name", "data.root"}):
+        yield f"`{key}`: all trials of a study have one data set; write `value`, not a search"
     found = False
     for parameter in sweep.parameters:
         for value in parameter.ends():

@@ -55,6 +55,15 @@ def test_restarting_a_finished_sweep_computes_nothing_and_prints_the_frontier(as
     assert best["number"] in {trial["number"] for trial in ask("pareto", "four", "--json").json}
 
 
+def test_a_plot_that_can_not_be_written_comes_after_the_table(trained, capsys, file):
+    home = trained()
+    (home / "plots" / "four.html").unlink()
+    (home / "plots").rmdir()
+    (home / "plots").write_text("no folder")
+    said = Said(capsys, "sweep", "optuna", file, "--home", home)
+    assert said.code == 1 and "Pareto frontier of four" in said.out and "can't write" in said.err
+
+
 def test_a_sweep_writes_a_page_with_its_frontier(home):
     page = (home / "plots" / "four.html").read_text()
     assert "Pareto frontier of four" in page and "<script src" not in page

@@ -266,3 +266,11 @@ def test_a_parameter_that_some_point_reads_is_none(read):
     assert read("distill.loss: {values: [kd, moe_kd]}", "seed=1").fixed == {"seed": 1}
     with pytest.raises(ConfigError, match=r"`merge\.epochs` has no effect with `system=moist`"):
         read("k: {values: [2, 3]}", "merge.epochs=2")
+
+
+@pytest.mark.parametrize("entry", ["data.root: {values: [A, B]}", "data.root: {values: [A]}"])
+def test_a_search_over_data_sets_is_a_problem_that_check_finds(refused, entry):
+    message = refused(f"data.name: {{value: folder}}\n{entry}")
+    assert message.startswith(
+        "`data.root`: all trials of a study have one data set; write `value`"
+    )
