@@ -37,6 +37,16 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """One pass over the training images: the number of their augmented view, that of their order,
+    and whether each image (N,) is shown; None: all are."""
+
+    view: int
+    order: int
+    shown_N: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class View:
     """How each image is augmented; `dy`, `dx` shift its content down and to the right."""
 
@@ -113,27 +123,29 @@ def normalize(images_BHWC: torch.Tensor, mean: Channels, std: Channels) -> torch
 
 def batches(
     data: Dataset,
+    one: Pass,
     *,
     augment: AugmentConfig,
     seed: int,
-    view: int,
-    order: int,
     batch_size: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """Yield every training image once, shuffled, at one augmented view.
+    """Yield the training images of a pass once, shuffled, at its augmented view.
 
-    `view` and `order` are separate because distillation cycles through a few views, on which the
+    View and order are separate because distillation cycles through a few views, on which the
     teacher's logits are known, in a new order each epoch. A last batch of a single image joins
     the one before: batch norm can't train on one.
     """
     split = to_device(data.train, device)
-    drawn = draw(len(split), augment, data.image_shape[1:], seed=seed, view=view).to(device)
-    order_N = torch.randperm(len(split), generator=generator(seed, "order", order)).to(device)
+    drawn = draw(len(split), augment, data.image_shape[1:], seed=seed, view=one.view).to(device)
+    order_N = torch.randperm(len(split), generator=generator(seed, "order", one.order))
+    if one.shown_N is not None:
+        order_N = order_N[one.shown_N[order_N]]
+    order_N = order_N.to(device)
     for index_B in _cut(order_N, batch_size):
         images_BHWC = split.images_NHWC[index_B]
         images_BCHW = render(images_BHWC, drawn[index_B], augment, mean=data.mean, std=data.std)
-        yield Batch(index_B, images_BCHW, split.labels_N[index_B], view=view, epoch=order)
+        yield Batch(index_B, images_BCHW, split.labels_N[index_B], one.view, one.order)
 
 
 def plain_batches(

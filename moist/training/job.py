@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from moist.config import AugmentConfig, TrainingConfig
-from moist.data.augment import Batch, batches, draw, render
+from moist.data.augment import Batch, Pass, batches, draw, render
 from moist.data.random import seeded
 from moist.env import Env, autocast
 from moist.errors import StageError
 from moist.measure.accuracy import accuracy, classify
+from moist.nets.cascade import CascadeNet
 from moist.store import checkpoint
 from moist.store.artifacts import Dataset, Row
 from moist.training.descent import Descent
@@ -33,7 +34,10 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Job:
-    """The work of a stage on a data set: where it runs, and what decides views and arithmetic."""
+    """The work of a stage on a data set: where it runs, and what decides views and arithmetic.
+
+    With `shown_VN` training shows of each view only the images for which it is true.
+    """
 
     env: Env
     data: Dataset
@@ -41,18 +45,27 @@ class Job:
     augment: AugmentConfig
     precision: str
     seed: int
+    shown_VN: torch.Tensor | None = None
 
     def batches(self, epoch: int, batch_size: int, views: int | None = None) -> Iterator[Batch]:
         """Shuffle an epoch's batches: of a fresh view each epoch, or of `views` in turn."""
         return batches(
             self.data,
+            self._pass(epoch, views),
             augment=self.augment,
             seed=self.seed,
-            view=epoch % views if views else epoch,
-            order=epoch,
             batch_size=batch_size,
             device=self.env.device,
         )
+
+    def _pass(self, epoch: int, views: int | None) -> Pass:
+        view = epoch % views if views else epoch
+        return Pass(view, epoch, None if self.shown_VN is None else self.shown_VN[view])
+
+    def _images(self, epoch: int, views: int | None) -> int:
+        """Count the images that an epoch shows."""
+        shown_N = self._pass(epoch, views).shown_N
+        return len(self.data.train) if shown_N is None else int(shown_N.sum())
 
     def fit(
         self,
@@ -70,7 +83,7 @@ class Job:
         of an epoch comes from (seed, stage, epoch). Raises StageError when the loss stops being
         finite.
         """
-        env, images = self.env, len(self.data.train)
+        env = self.env
         descent = Descent(net, training)
         done, rows = _resume(env, net, descent)
         for epoch in range(done, training.epochs):
@@ -88,7 +101,7 @@ class Job:
                 "epoch": epoch + 1,
                 "loss": mean_loss,
                 "lr": descent.lr,
-                "images_per_second": images / (time.perf_counter() - started),
+                "images_per_second": self._images(epoch, views) / (time.perf_counter() - started),
                 **(self._validation(net) if validate else {}),
             }
             rows = (*rows, row)
@@ -111,7 +124,7 @@ class Job:
         net.train()
         training = descent.training
         horizon = training.horizon or training.epochs
-        begin, length = epoch / horizon, len(self.data.train) * horizon
+        begin, length = epoch / horizon, self._images(epoch, views) * horizon
         total = torch.zeros((), device=self.env.device)
         seen = 0
         for batch in self.batches(epoch, training.batch_size, views):
@@ -128,7 +141,10 @@ class Job:
         if not len(val):
             return {}
         answers = classify(self.env, net, val, self.data, precision=self.precision)
-        return {"val_accuracy": accuracy(answers.logits_NC, val.labels_N)}
+        logits_NC = answers.logits_NC
+        if isinstance(net, CascadeNet):
+            logits_NC = answers.at_threshold(net.threshold)
+        return {"val_accuracy": accuracy(logits_NC, val.labels_N)}
 
     def over_views(self, answer: Answer, views: int) -> torch.Tensor:
         """Run `answer` over `views` views of the training images, in their order.

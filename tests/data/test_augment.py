@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from moist.config import AugmentConfig
 from moist.data.augment import (
     Batch,
+    Pass,
     View,
     batches,
     draw,
@@ -53,13 +54,13 @@ def passed(
     view: int = 0,
     order: int = 0,
     batch_size: int = 4,
+    shown_N: torch.Tensor | None = None,
 ) -> Iterator[Batch]:
     return batches(
         dataset(split),
+        Pass(view, order, shown_N),
         augment=augment,
         seed=seed,
-        view=view,
-        order=order,
         batch_size=batch_size,
         device=CPU,
     )
@@ -241,6 +242,17 @@ def test_a_pass_covers_each_image_once_with_its_label(n: int, size: int) -> None
             assert len(batch.images_BCHW) == len(batch.index_B)
 
 
+def test_a_pass_of_some_images_is_the_pass_of_all_without_the_others() -> None:
+    shown_N = torch.arange(13) % 3 > 0
+    parts = list(passed(split(13), order=2, shown_N=shown_N))
+    assert [len(batch.index_B) for batch in parts] == [4, 4]
+    index = torch.cat([batch.index_B for batch in parts])
+    all_N = torch.cat([batch.index_B for batch in passed(split(13), order=2)])
+    assert torch.equal(index, all_N[shown_N[all_N]])
+    images = torch.cat([batch.images_BCHW for batch in parts])
+    assert torch.equal(images, gathered(passed(split(13)))[index])
+
+
 @given(st.integers(2, 60), st.integers(2, 12))
 def test_no_training_batch_holds_a_single_image(n: int, size: int) -> None:
     sizes = [len(batch.index_B) for batch in passed(split(n), batch_size=size)]
@@ -259,7 +271,7 @@ def test_plain_batches_are_in_order_and_unchanged() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to compare with")
 def test_a_gpu_renders_the_same_images() -> None:
     data, gpu = dataset(split(33)), torch.device("cuda")
-    kind = dict(augment=ALL, seed=0, view=2, order=1, batch_size=8)
+    kind = dict(one=Pass(view=2, order=1), augment=ALL, seed=0, batch_size=8)
     pairs = zip(batches(data, device=CPU, **kind), batches(data, device=gpu, **kind), strict=True)
     for here, there in pairs:
         assert there.images_BCHW.device.type == "cuda"

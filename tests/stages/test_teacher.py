@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from moist.config import AugmentConfig, TeacherConfig
-from moist.data.augment import batches, normalize
+from moist.data.augment import Pass, batches, normalize
 from moist.env import Env, Silent
 from moist.errors import ConfigError
 from moist.nets.build import module
@@ -309,7 +309,7 @@ def test_the_logits_of_a_view_are_the_teachers_on_the_images_that_a_student_sees
     data, augment = dataset(), AugmentConfig(flip=True, shift=2, cutout=2)
     for view in range(2):
         for batch in batches(
-            data, augment=augment, seed=3, view=view, order=9, batch_size=5, device=ENV.device,
+            data, Pass(view, order=9), augment=augment, seed=3, batch_size=5, device=ENV.device,
         ):  # fmt: skip
             with torch.inference_mode():
                 expected = net.eval()(batch.images_BCHW)

@@ -1,6 +1,7 @@
 """The training loop: a killed run equals an unbroken one, and the schedules are as described."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -341,6 +342,25 @@ def test_an_epoch_shows_a_new_view_each_time_or_a_few_in_turn() -> None:
     assert shown(3, 2)[0] != shown(1, 2)[0]
     assert shown(3, None)[2] == 3
     assert not torch.equal(shown(3, None)[1], shown(1, None)[1])
+
+
+def test_an_epoch_of_chosen_images_shows_those_of_its_view_along_the_whole_schedule() -> None:
+    shown_VN = torch.stack([torch.arange(IMAGES) < 8, torch.arange(IMAGES) >= 2])
+    net, seen = nn.Linear(1, 1), []
+
+    def loss(batch: Batch) -> torch.Tensor:
+        seen.append((batch.epoch, batch.index_B.tolist()))
+        return 0 * net.weight.sum() + 1
+
+    work = replace(job(Env(device=CPU)), shown_VN=shown_VN)
+    rows = work.fit(net, loss, TrainingConfig(epochs=3, batch_size=2), views=2)
+    for epoch in range(3):
+        shown = [i for e, index in seen if e == epoch for i in index]
+        assert sorted(shown) == shown_VN[epoch % 2].nonzero().squeeze(1).tolist()
+    assert [row["loss"] for row in rows] == [1, 1, 1]
+    last = [epoch + 1 - 2 / images for epoch, images in enumerate((8, 10, 8))]
+    expected = [TrainingConfig().lr * schedule_factor("cosine", at / 3) for at in last]
+    assert [row["lr"] for row in rows] == pytest.approx(expected)
 
 
 def test_precision_decides_what_a_product_is_computed_in() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moist.config import AugmentConfig, DistillConfig, StudentConfig, TeacherConfig
-from moist.data.augment import batches
+from moist.data.augment import Pass, batches
 from moist.env import Env, Silent
 from moist.measure.multiply_adds import cost
 from moist.nets.build import module
@@ -72,7 +72,7 @@ def batch(size: int = 100) -> Batch:
     """Images, labels, and the teacher's logits and levels."""
     data = digits()
     found = next(batches(
-        data, augment=AUGMENT, seed=3, view=0, order=0, batch_size=size, device=ENV.device,
+        data, Pass(view=0, order=0), augment=AUGMENT, seed=3, batch_size=size, device=ENV.device,
     ))  # fmt: skip
     with torch.inference_mode():
         logits_BC = module(teacher()).eval()(found.images_BCHW)
@@ -416,7 +416,7 @@ def test_levels_are_the_teachers_pooled_outputs_on_the_images_that_a_student_see
     data = digits()
     for view in range(2):
         for one in batches(
-            data, augment=AUGMENT, seed=3, view=view, order=9, batch_size=50, device=ENV.device,
+            data, Pass(view, order=9), augment=AUGMENT, seed=3, batch_size=50, device=ENV.device,
         ):  # fmt: skip
             with torch.inference_mode():
                 x, parts = F.relu(net.bn1(net.conv1(one.images_BCHW))), []
