@@ -17,6 +17,7 @@ from moist.store.store import Store
 EPOCH = [
     f"@{SWEEPS / 'tiny.yaml'}",
     *(f"{section}.epochs=1" for section in ("teacher", "distill", "routing", "joint", "merge")),
+    "specialists.epochs=1",
     "distill.views=2", "latency.repeats=10", "latency.seconds=0.01",
 ]  # fmt: skip
 """The tiny recipe with an epoch a stage."""
@@ -25,6 +26,7 @@ STUDENT = ["prepare", "measure_latency", "train_teacher", "teacher_logits", "dis
 MIXTURE = [*STUDENT, "cluster_classes", "pretrain_router", "train_jointly"]
 ONES = [*MIXTURE, "gather_students", "mixture_logits", "integrate"]
 THRESHOLD = "choose_threshold"
+SPECIALISTS = "system=specialists cascade.fallback=resnet8"
 CALLED = {
     "": [*MIXTURE, *["evaluate"] * 4],
     "distill.loss=moe_kd": [
@@ -40,8 +42,17 @@ CALLED = {
     "system=student cascade.fallback=resnet8": [
         *STUDENT, "distill_fallback", THRESHOLD, *["evaluate"] * 4
     ],
+    SPECIALISTS: [
+        *STUDENT, "cluster_classes", "student_logits", "distill_fallback", "train_specialists",
+        THRESHOLD, *["evaluate"] * 5,
+    ],
 }  # fmt: skip
 """The stages that each system calls, in order."""
+
+
+def of_system(name: str) -> str:
+    """Return the overrides that select a system, with what it can't do without."""
+    return SPECIALISTS if name == "specialists" else f"system={name}"
 
 
 def env(progress: Silent | None = None) -> Env:

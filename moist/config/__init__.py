@@ -24,6 +24,7 @@ from moist.config.choices import (
     MergeConfig,
     MixtureConfig,
     RoutingConfig,
+    SpecialistsConfig,
     StudentConfig,
     TeacherConfig,
     TrainingConfig,
@@ -34,8 +35,8 @@ from moist.config.fields import Section
 __all__ = [
     "AugmentConfig", "CascadeConfig", "ClusterConfig", "Config", "DataConfig", "DistillConfig",
     "EnsembleConfig", "JointConfig", "LatencyConfig", "MergeConfig", "MixtureConfig",
-    "RoutingConfig", "Section", "StudentConfig", "TeacherConfig", "TrainingConfig", "flat",
-    "keyed", "sections",
+    "RoutingConfig", "Section", "SpecialistsConfig", "StudentConfig", "TeacherConfig",
+    "TrainingConfig", "flat", "keyed", "sections",
 ]  # fmt: skip
 
 

@@ -247,6 +247,18 @@ class JointConfig(TrainingConfig):
         return self
 
 
+class SpecialistsConfig(TrainingConfig):
+    """The training of the specialists on the images that the student defers."""
+
+    share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of the training images, the student's least certain, that specialists"
+        " train on; more than `cascade.defer`: the student is more certain of training images",
+    )
+
+
 class MergeConfig(TrainingConfig):
     """The merging of the students into one (OneS), and the refinement of that student."""
 
@@ -433,10 +445,11 @@ class LatencyConfig(Section):
 class Choices(Section):
     """All choices that determine a run's result, not yet checked for conflicts."""
 
-    system: Literal["moist", "ones", "ensemble", "student"] = Field(
+    system: Literal["moist", "ones", "ensemble", "student", "specialists"] = Field(
         "moist",
         description="moist: router and k students; ones: these merged into one student;"
-        " ensemble: k students averaged; student: one student",
+        " ensemble: k students averaged; student: one student; specialists: a student that defers"
+        " images to k specialists of `cascade.fallback`, and routes them by its own probabilities",
     )
     k: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = Field(
         3, description="number of clusters and students; auto: selected by silhouette"
@@ -466,6 +479,7 @@ class Choices(Section):
     cluster: ClusterConfig = ClusterConfig()
     routing: RoutingConfig = RoutingConfig()
     joint: JointConfig = JointConfig()
+    specialists: SpecialistsConfig = SpecialistsConfig()
     merge: MergeConfig = MergeConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     mixture: MixtureConfig = MixtureConfig()

@@ -37,6 +37,10 @@ class System:
     """It groups the classes into `k` clusters, a student each."""
     routes: bool = False
     """Its model sends each image to one of its students."""
+    routes_deferred: bool = False
+    """Its model sends each image that it defers to one of its students."""
+    expert: str = "student.arch"
+    """The key of the network that its students are, if there are many."""
     many_students: bool = False
     """Its model has `k` students; else it is one."""
 
@@ -139,6 +143,15 @@ def _student(c: Choices) -> Iterator[str]:
         )
 
 
+def _specialists(c: Choices) -> Iterator[str]:
+    if c.cascade.fallback in {"none", "teacher"}:
+        yield (
+            f"`cascade.fallback={c.cascade.fallback}` names no network of which"
+            " `system=specialists` could distill and train copies; set `cascade.fallback=resnet8`"
+            " or another"
+        )
+
+
 _STUDENT = {"train_teacher": "teacher", "distill_student": "distill"}
 _MIXTURE = {**_STUDENT, "pretrain_router": "routing", "train_jointly": "joint"}
 
@@ -170,6 +183,16 @@ SYSTEMS: dict[str, System] = {
         trains=_STUDENT,
         title=lambda c, k: f"single student {c['student.arch']}",
         conflicts=_student,
+    ),
+    "specialists": System(
+        trains={**_STUDENT, "distill_fallback": "distill", "train_specialists": "specialists"},
+        title=lambda c, k: f"student {c['student.arch']} and k={k} specialists",
+        conflicts=_specialists,
+        reads=("k", "cluster", "specialists"),
+        clusters=True,
+        routes_deferred=True,
+        many_students=True,
+        expert="cascade.fallback",
     ),
 }
 

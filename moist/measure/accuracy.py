@@ -78,7 +78,7 @@ def answers(
     if isinstance(net, MoIST):
         return Answers(*(x.float().cpu() for x in net.routed(images_BCHW, labels_B)))
     if isinstance(net, CascadeNet):
-        first = net.first_pass(images_BCHW)
+        first = net.first_pass(images_BCHW, labels_B)
         gate_BE = None if first.gate_BE is None else first.gate_BE.cpu()
         second_BC = net.second_pass(*first.inputs).cpu()
         return Answers(first.logits_BC.cpu(), gate_BE, first.certainty_B.cpu(), second_BC)

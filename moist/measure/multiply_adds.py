@@ -17,7 +17,7 @@ from moist.nets.cascade import CascadeNet
 from moist.nets.ensemble import EnsembleNet
 from moist.nets.entry import Shape
 from moist.nets.mixture import MoIST
-from moist.nets.routers import OracleRouter
+from moist.nets.routers import ClusterSums, OracleRouter
 from moist.results.report import Cost
 
 FREE = {
@@ -113,7 +113,8 @@ def _parts(module: nn.Module, image_shape: Shape) -> Parts:
         return [(module, image_shape)]
     reads = _trunk_output(module, image_shape)
     trunk = [] if isinstance(module.trunk, nn.Identity) else [(module.trunk, image_shape)]
-    router = [] if isinstance(module.router, OracleRouter) else [(module.router, reads)]
+    free = isinstance(module.router, OracleRouter | ClusterSums)
+    router = [] if free else [(module.router, reads)]
     return [*trunk, (module.students[0], reads), *router]
 
 

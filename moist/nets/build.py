@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from moist import config
+from moist.config.systems import SYSTEMS
 from moist.data.random import seeded
 from moist.nets.cascade import ALWAYS, CascadeNet
 from moist.nets.cnn import NETWORKS, STUDENTS, TEACHERS
@@ -82,7 +83,7 @@ def blank(arch: Architecture, image_shape: Shape, classes: int, k: int) -> Model
         first = BLANKS[arch.system](arch, fresh(Student, spec), k)
         if not arch.cascades:
             return first
-        return Cascade(first, blank_fallback(arch, image_shape, classes), 0.0)
+        return Cascade(first, blank_fallback(arch, image_shape, classes, k), 0.0)
 
 
 def blank_mixture(arch: Architecture, student: Student, k: int) -> Mixture:
@@ -93,12 +94,17 @@ def blank_mixture(arch: Architecture, student: Student, k: int) -> Mixture:
     return Mixture(
         fresh(Router, router),
         duplicate(student, k),
-        Clusters(tuple(c % k for c in range(spec.outputs)), {}),
+        in_turn(spec.outputs, k),
         masked=arch.masked,
         gated=arch.gated,
         history=(),
         shared=shared,
     )
+
+
+def in_turn(classes: int, k: int) -> Clusters:
+    """Assign the classes to k clusters in turn, before clusters are known."""
+    return Clusters(tuple(c % k for c in range(classes)), {})
 
 
 BLANKS: dict[str, Callable[[Architecture, Student, int], Mixture | Ensemble | Student]] = {
@@ -107,16 +113,28 @@ BLANKS: dict[str, Callable[[Architecture, Student, int], Mixture | Ensemble | St
         duplicate(student, k), views_of(arch.views, k), ()
     ),
     "student": lambda arch, student, k: student,
+    "specialists": lambda arch, student, k: student,
 }
 """The untrained model of each `Architecture.system`."""
 
 
-def blank_fallback(arch: Architecture, image_shape: Shape, classes: int) -> Network | None:
+def blank_fallback(
+    arch: Architecture, image_shape: Shape, classes: int, k: int
+) -> Network | Mixture | None:
     """Build the untrained fallback; None for no cascade, or one of the mixture's two experts."""
     if arch.fallback == "none":
         return None
     name = arch.teacher if arch.fallback == "teacher" else arch.fallback
+    if SYSTEMS[arch.system].routes_deferred:
+        network = fresh(Student, Spec(name, image_shape, classes, {}))
+        return specialists_from(network, in_turn(classes, k))
     return fresh(Teacher, Spec(name, image_shape, classes, {}))
+
+
+def specialists_from(network: Student, clusters: Clusters) -> Mixture:
+    """Start a specialist of each cluster from one network; a first model routes to them."""
+    students = duplicate(network, clusters.k)
+    return Mixture(None, students, clusters, masked=False, gated=False, history=())
 
 
 def timed_models(arch: Architecture, image_shape: Shape, classes: int, k: int) -> dict[str, Model]:
@@ -187,7 +205,8 @@ def module(model: Model, device: torch.device | str = "cpu") -> nn.Module:
 def _built(model: Model) -> nn.Module:
     if isinstance(model, Mixture):
         return MoIST(
-            _built(model.router), [_built(student) for student in model.students], model.clusters,
+            None if model.router is None else _built(model.router),
+            [_built(student) for student in model.students], model.clusters,
             masked=model.masked, gated=model.gated, shared=model.shared,
         )  # fmt: skip
     if isinstance(model, Ensemble):

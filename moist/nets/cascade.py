@@ -17,8 +17,8 @@ NEVER, ALWAYS = 0.0, 2.0
 
 
 class FirstPass(NamedTuple):
-    """The first model on a batch: logits (B, C), certainty (B,), router logits (B, E) if it
-    routes, and the inputs (B, ...) of a second pass."""
+    """The first model on a batch: logits (B, C), certainty (B,), router logits (B, E) if there are
+    students to route to, and the inputs (B, ...) of a second pass."""
 
     logits_BC: torch.Tensor
     certainty_B: torch.Tensor
@@ -27,8 +27,8 @@ class FirstPass(NamedTuple):
 
 
 class Deferring(NamedTuple):
-    """A cascade's answer on a batch: logits (B, C), router logits (B, E) if the first model
-    routes, and whether each image was deferred (B,)."""
+    """A cascade's answer on a batch: logits (B, C), router logits (B, E) if there are students to
+    route to, and whether each image was deferred (B,)."""
 
     logits_BC: torch.Tensor
     gate_BE: torch.Tensor | None
@@ -39,8 +39,10 @@ class CascadeNet(nn.Module):
     """A `first` model that defers the images of which its certainty is below `threshold`.
 
     With a `fallback` certainty is the largest probability of a class, and the fallback classifies
-    deferred images. Without one, `first` is a mixture, certainty is the router's probability of
-    its best expert less that of its second best, and both experts classify deferred images.
+    deferred images; of a mixture the student of the cluster to which the first model gives the
+    largest probability. Without a fallback, `first` is a mixture, certainty is the router's
+    probability of its best expert less that of its second best, and both experts classify
+    deferred images.
     """
 
     def __init__(self, first: nn.Module, fallback: nn.Module | None, threshold: float) -> None:
@@ -61,11 +63,17 @@ class CascadeNet(nn.Module):
             logits_BC = logits_BC.index_copy(0, rows, second_BC)
         return Deferring(logits_BC, first.gate_BE, deferred_B)
 
-    def first_pass(self, images_BCHW: torch.Tensor) -> FirstPass:
-        """Run the first model, and measure its certainty."""
+    def first_pass(
+        self, images_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None
+    ) -> FirstPass:
+        """Run the first model, and measure its certainty; only an oracle router reads labels."""
         if not isinstance(self.first, MoIST):
             logits_BC = self.first(images_BCHW).float()
-            return FirstPass(logits_BC, logits_BC.softmax(1).amax(1), None, (images_BCHW,))
+            certainty_B = logits_BC.softmax(1).amax(1)
+            if not isinstance(self.fallback, MoIST):
+                return FirstPass(logits_BC, certainty_B, None, (images_BCHW,))
+            gate_BE = self.fallback.route(logits_BC, labels_B)
+            return FirstPass(logits_BC, certainty_B, gate_BE, (images_BCHW, gate_BE))
         x_BCHW = self.first.trunk(images_BCHW)
         logits_BC, gate_BE, own_BC = self.first.answer(x_BCHW)
         if self.fallback is not None:
@@ -76,6 +84,9 @@ class CascadeNet(nn.Module):
 
     def second_pass(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Classify deferred images, given the `inputs` of their first pass: logits (B, C)."""
+        if isinstance(self.fallback, MoIST):
+            images_BCHW, gate_BE = inputs
+            return self.fallback.dispatch(images_BCHW, gate_BE.argmax(1))
         if self.fallback is not None:
             logits_BC: torch.Tensor = self.fallback(*inputs).float()
             return logits_BC

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moist.nets.entry import TRUNK
-from moist.nets.routers import IMPOSSIBLE, OracleRouter
+from moist.nets.routers import IMPOSSIBLE, ClusterSums, OracleRouter
 from moist.store.artifacts import Clusters, Student
 
 
@@ -20,7 +20,8 @@ class MoIST(nn.Module):
     and students one two-level softmax. `gated`: a student's logits are scaled by the router's
     probability for it (Switch), which is how the router gets a gradient under hard routing.
     `shared`: the students have one trunk, whose features router and students read;
-    without it the trunk returns images unchanged.
+    without it the trunk returns images unchanged. Without a router a first model routes: `route`
+    takes its class logits in place of images.
     """
 
     cluster_C: torch.Tensor
@@ -30,7 +31,7 @@ class MoIST(nn.Module):
 
     def __init__(
         self,
-        router: nn.Module,
+        router: nn.Module | None,
         students: Sequence[nn.Module],
         clusters: Clusters,
         *,
@@ -39,17 +40,17 @@ class MoIST(nn.Module):
         shared: bool = False,
     ) -> None:
         super().__init__()
+        cluster_C = torch.tensor(clusters.of_class)
+        member_EC = cluster_C[None] == torch.arange(clusters.k)[:, None]
         self.trunk: nn.Module = nn.Identity()
         if shared:
             self.trunk = students[0].get_submodule(TRUNK)
             for student in students:
                 student.set_submodule(TRUNK, nn.Identity())
-        self.router = router
+        self.router = ClusterSums(member_EC) if router is None else router
         self.students = nn.ModuleList(students)
         self.masked, self.gated, self.router_frozen = masked, gated, False
-        cluster_C = torch.tensor(clusters.of_class)
         self.register_buffer("cluster_C", cluster_C, persistent=False)
-        member_EC = cluster_C[None] == torch.arange(clusters.k)[:, None]
         self.register_buffer("member_EC", member_EC, persistent=False)
 
     def freeze_router(self) -> None:

@@ -106,6 +106,23 @@ class OracleRouter(nn.Module):
         return logits_BE.scatter_(1, cluster_B[:, None], 0.0)
 
 
+class ClusterSums(nn.Module):
+    """The router of a mixture behind a first model: its probability of each cluster, summed over
+    the cluster's classes. It has no weights."""
+
+    member_EC: torch.Tensor
+
+    def __init__(self, member_EC: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("member_EC", member_EC, persistent=False)
+
+    def forward(self, logits_BC: torch.Tensor) -> torch.Tensor:
+        """Return the log-probabilities (B, E) of the clusters, given logits of the classes."""
+        log_p_BC = F.log_softmax(logits_BC.float(), 1)
+        own_BEC = log_p_BC[:, None].masked_fill(~self.member_EC, -math.inf)
+        return torch.logsumexp(own_BEC, 2)
+
+
 ROUTERS: dict[str, RouterEntry] = {
     "cnn": RouterEntry(
         CNNRouter,

@@ -69,7 +69,10 @@ def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
         "deferred": ("deferred", lambda deferred: "yes" if deferred else "no"),
     }
     shown = {name: column for name, column in columns.items() if name in predictions[0]}
-    rows = [[form(row[name]) for name, (_, form) in shown.items()] for row in predictions]
+    rows = [
+        ["-" if row[name] is None else form(row[name]) for name, (_, form) in shown.items()]
+        for row in predictions
+    ]
     print_table("", [head for head, _ in shown.values()], rows)
 
 
@@ -77,9 +80,10 @@ def print_report(report: Report, config: Mapping[str, Any], command: str) -> Non
     """Print the model beside its baselines, its students, and the command that reproduces it."""
     print_models(report, config)
     print_times(report, config)
-    print_students(report)
+    routed = "deferred test images" if system_of(config).routes_deferred else "test images"
+    print_students(report, routed)
     print_classes(report)
-    print_routing(report)
+    print_routing(report, routed)
     print_deferral(report)
     machine = report.machine
     print(f"n = {report.n_test} test and {report.n_val} validation images")
@@ -92,12 +96,13 @@ def print_report(report: Report, config: Mapping[str, Any], command: str) -> Non
     print(f"run {report.key[:SHORT]}; reproduce it with\n  {command}")
 
 
-def print_routing(report: Report) -> None:
-    """Print how often the router finds the cluster, and the accuracy of an oracle router."""
+def print_routing(report: Report, routed: str) -> None:
+    """Print how often images are routed to their cluster, and the accuracy if all were."""
     if report.routing_accuracy is not None and report.baselines.oracle is not None:
         print(
-            f"routing accuracy {report.routing_accuracy:.2%}; routed by each image's true cluster"
-            f" (an upper bound), the students reach {report.baselines.oracle.accuracy:.2%}"
+            f"routing accuracy {report.routing_accuracy:.2%} of the {routed}; accuracy would be"
+            f" {report.baselines.oracle.accuracy:.2%} (an upper bound) with each routed to its"
+            " cluster"
         )
 
 
@@ -142,7 +147,7 @@ def models(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
         deferral = f", deferring to {'two experts' if second == 'none' else second}"
     found = {
         f"{name}{deferral}": report,
-        **({name: beside.first} if beside.first else {}),
+        **({name: beside.first} if beside.first and not system.routes_deferred else {}),
         "the mixture merged": beside.mixture,
         "merged, not refined": beside.gathered,
         "single student": None if system.is_student else beside.student,
@@ -194,7 +199,7 @@ def print_times(report: Report, config: Mapping[str, Any]) -> None:
     print_table("milliseconds per call (median), beside the teacher", ["", *heads], rows)
 
 
-def print_students(report: Report) -> None:
+def print_students(report: Report, routed: str) -> None:
     """Print each student's classes and its accuracy on them (the paper's Fig. 2)."""
     rows = []
     for j, classes in enumerate(report.clusters if report.sent else ()):
@@ -211,7 +216,7 @@ def print_students(report: Report) -> None:
         )
     heads = ["student and its classes", "images", "precision %", "recall %", "accuracy %"]
     if rows:
-        print_table("routing and students on the test images", heads, rows)
+        print_table(f"routing and students on the {routed}", heads, rows)
 
 
 MAX_CLASSES = 20

@@ -50,7 +50,8 @@ class Cost(Record):
 
 
 class Routing(Record):
-    """The distribution of the test images over the students of a mixture.
+    """The distribution of the test images over the students of a mixture; of those deferred, if
+    only these are routed.
 
     `accuracy` is the share of images sent to the cluster of their class; `per_cluster` the same
     share for each cluster; `sent[class][expert]` counts test images (the paper's Fig. 2).
@@ -143,7 +144,7 @@ class Measures(Record):
 class Baselines(Record):
     """The models of a run to compare with; those that a system does not have are None.
 
-    `oracle` is the mixture's students behind a router that knows the class of each test image: an
+    `oracle` is the same students behind a router that knows the class of each test image: an
     upper bound, not a system. `first` is the model that defers, without its deferral. `mixture` is
     what OneS merges, `gathered` the merged student before its refinement.
     """
@@ -221,7 +222,7 @@ def timings_of(
     """
     if name == "first":
         return latencies.models["model"]
-    if evaluation.deferral is None:
+    if evaluation.deferral is None or name == "oracle":
         return latencies.models.get(name)
     never, always = (latencies.models[part]["batch_1"] for part in ("model", "asked"))
     rate = evaluation.deferral.chosen.val_deferral_rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,27 @@ from moist.errors import StoreError
 from moist.measure.accuracy import EVAL_BATCH, answers, inference
 from moist.nets.build import module
 from moist.nets.cascade import CascadeNet
+from moist.nets.mixture import MoIST
 from moist.store.artifacts import Dataset
 from moist.store.runs import Run
 from moist.store.store import Store
 
-Answer = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-"""Logits (B, C); router logits (B, E), if it routes; deferred (B,), if it is a cascade."""
+
+@dataclass(frozen=True)
+class Answer:
+    """Logits (B, C); router logits (B, E) and whether each image (B,) was routed, if there are
+    students to route to; whether each (B,) was deferred, of a cascade."""
+
+    logits_BC: torch.Tensor
+    gate_BE: torch.Tensor | None
+    routed_B: torch.Tensor
+    deferred_B: torch.Tensor | None = None
 
 
 def predict_images(store: Store, run: Run, paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Classify images, one record each: class and probability; of a mixture also the expert and
-    the router's confidence, of a cascade whether the image was deferred.
+    the router's confidence (None for an image that no expert saw), of a cascade whether the image
+    was deferred.
 
     Images are read as the run's data were: same size, channels and normalization. Raises
     DataError for a file that can't be decoded, StageError for a model that needs labels, and
@@ -54,19 +65,24 @@ def predict_images(store: Store, run: Run, paths: Sequence[Path]) -> list[dict[s
 
 def answer_of(net: nn.Module, x_BCHW: torch.Tensor) -> Answer:
     """Classify one batch; a cascade runs its second pass on deferred images only."""
+    all_B = torch.ones(len(x_BCHW), dtype=torch.bool)
     if isinstance(net, CascadeNet):
-        return net.answer(x_BCHW)
-    found = answers(net, x_BCHW)
-    return found.logits_NC, found.gate_NE, None
+        found = net.answer(x_BCHW)
+        routed_B = found.deferred_B if isinstance(net.fallback, MoIST) else all_B
+        return Answer(found.logits_BC, found.gate_BE, routed_B, found.deferred_B)
+    plain = answers(net, x_BCHW)
+    return Answer(plain.logits_NC, plain.gate_NE, all_B)
 
 
 def _record(answer: Answer, i: int, classes: Sequence[str]) -> dict[str, Any]:
-    logits_BC, gate_BE, deferred_B = answer
-    prob_C = logits_BC[i].float().softmax(0)
-    found = {"class": classes[int(prob_C.argmax())], "probability": float(prob_C.max())}
-    if gate_BE is not None:
-        gate_E = gate_BE[i].softmax(0)
-        found |= {"expert": int(gate_E.argmax()), "router_confidence": float(gate_E.max())}
-    if deferred_B is not None:
-        found |= {"deferred": bool(deferred_B[i])}
+    prob_C = answer.logits_BC[i].float().softmax(0)
+    found: dict[str, Any] = {
+        "class": classes[int(prob_C.argmax())], "probability": float(prob_C.max())
+    }  # fmt: skip
+    if answer.gate_BE is not None:
+        gate_E, routed = answer.gate_BE[i].softmax(0), bool(answer.routed_B[i])
+        found["expert"] = int(gate_E.argmax()) if routed else None
+        found["router_confidence"] = float(gate_E.max()) if routed else None
+    if answer.deferred_B is not None:
+        found["deferred"] = bool(answer.deferred_B[i])
     return found

@@ -16,20 +16,11 @@ from moist.measure.accuracy import (
     negative_log_likelihood,
 )
 from moist.measure.multiply_adds import cost
-from moist.nets.build import module
+from moist.nets.build import Model, module
 from moist.nets.cascade import threshold_for
 from moist.results.report import Deferral, Evaluation, OperatingPoint, Routing
 from moist.stages import stage
-from moist.store.artifacts import (
-    Cascade,
-    Clusters,
-    Dataset,
-    Ensemble,
-    Mixture,
-    Network,
-    Router,
-    Spec,
-)
+from moist.store.artifacts import Cascade, Clusters, Dataset, Mixture, Router, Spec
 
 SHARES = tuple(i / 20 for i in range(21))
 """Of the validation images, those that are deferred: points of a cascade's curve."""
@@ -40,16 +31,19 @@ def evaluate(
     env: Env,
     *,
     data: Dataset,
-    model: Network | Mixture | Ensemble | Cascade,
+    model: Model,
     oracle: bool,
     precision: str,
 ) -> Evaluation:
     """Evaluate the model on the test split, and on the validation split if there is one.
 
-    `oracle` puts a router that reads the class before a mixture's students: an upper bound.
+    `oracle` puts a router that reads the class before a mixture's students, or before those that
+    images are deferred to: an upper bound.
     """
     if oracle and isinstance(model, Mixture):
         model = with_oracle(model)
+    if oracle and isinstance(model, Cascade) and isinstance(model.fallback, Mixture):
+        model = replace(model, fallback=with_oracle(model.fallback))
     net = module(model, env.device)
     test = classify(env, net, data.test, data, precision=precision)
     val = classify(env, net, data.val, data, precision=precision) if len(data.val) else None
@@ -60,9 +54,6 @@ def evaluate(
         test_NC, val_NC = test.at_threshold(model.threshold), val.at_threshold(model.threshold)
     labels_N = data.test.labels_N
     hit_N = test_NC.argmax(1) == labels_N
-    first, routed = model.first if isinstance(model, Cascade) else model, None
-    if isinstance(first, Mixture) and test.gate_NE is not None:
-        routed = routing(data, first.clusters, test.gate_NE, hit_N)
     return Evaluation(
         accuracy=accuracy(test_NC, labels_N),
         val_accuracy=None if val_NC is None else accuracy(val_NC, data.val.labels_N),
@@ -74,7 +65,7 @@ def evaluate(
         n=len(data.test),
         n_val=len(data.val),
         cost=cost(net, data.image_shape, deferral.chosen.deferral_rate if deferral else 0.0),
-        routing=routed,
+        routing=routed(data, model, test, hit_N),
         deferral=deferral,
     )
 
@@ -108,16 +99,36 @@ def deferral_of(
 
 def with_oracle(mixture: Mixture) -> Mixture:
     """Put the same students behind a router that reads the class."""
-    spec = mixture.router.spec
-    oracle = Router(Spec("oracle", spec.image_shape, spec.outputs, {}), {}, ())
+    shape, k = mixture.students[0].spec.image_shape, mixture.clusters.k
+    oracle = Router(Spec("oracle", shape, k, {}), {}, ())
     return replace(mixture, router=oracle)
 
 
+def routed(data: Dataset, model: Model, test: Answers, hit_N: torch.Tensor) -> Routing | None:
+    """Describe the routing of all test images, or of those deferred to students of a mixture."""
+    rows_N = torch.ones_like(hit_N)
+    if isinstance(model, Cascade) and isinstance(model.fallback, Mixture):
+        rows_N, model = test.below(model.threshold), model.fallback
+    elif isinstance(model, Cascade):
+        model = model.first
+    if not isinstance(model, Mixture) or test.gate_NE is None or not rows_N.any():
+        return None
+    return routing(data, model.clusters, test.gate_NE, hit_N, rows_N)
+
+
 def routing(
-    data: Dataset, clusters: Clusters, gate_NE: torch.Tensor, hit_N: torch.Tensor
+    data: Dataset,
+    clusters: Clusters,
+    gate_NE: torch.Tensor,
+    hit_N: torch.Tensor,
+    rows_N: torch.Tensor,
 ) -> Routing:
-    """Describe where the test images went, and the accuracy of each cluster."""
-    labels_N, expert_N = data.test.labels_N, gate_NE.argmax(1)
+    """Describe where test images went, those of `rows_N`, and the accuracy of each cluster."""
+    labels_N, expert_N, hit_N = (
+        data.test.labels_N[rows_N],
+        gate_NE[rows_N].argmax(1),
+        hit_N[rows_N],
+    )
     cluster_N = torch.tensor(clusters.of_class)[labels_N]
     right_N = expert_N == cluster_N
     sent_CE = torch.zeros(len(data.classes), clusters.k, dtype=torch.int64)

@@ -10,7 +10,7 @@ from moist.env import Env
 from moist.nets.build import module
 from moist.nets.mixture import MoIST
 from moist.stages import stage
-from moist.store.artifacts import Dataset, Logits, Mixture, Teacher
+from moist.store.artifacts import Dataset, Logits, Mixture, Student, Teacher
 from moist.training.job import Job
 
 
@@ -38,6 +38,22 @@ def teacher_logits(
         return logits_BC
 
     return Logits(job.over_views(mean if mirror else net, views))
+
+
+@stage(version=1)
+def student_logits(
+    env: Env,
+    *,
+    data: Dataset,
+    student: Student,
+    augment: AugmentConfig,
+    views: int,
+    precision: str,
+    seed: int,
+) -> Logits:
+    """Compute a student's logits on the same copies: which it defers, and where it routes them."""
+    job = Job(env, data, augment=augment, precision=precision, seed=seed)
+    return Logits(job.over_views(module(student, env.device).eval(), views))
 
 
 @stage(version=1)

@@ -17,7 +17,7 @@ def choose_threshold(
     *,
     data: Dataset,
     first: Mixture | Ensemble | Student,
-    fallback: Network | None,
+    fallback: Network | Mixture | None,
     share: float,
     precision: str,
 ) -> Cascade:

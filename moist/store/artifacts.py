@@ -120,10 +120,11 @@ class Clusters:
 class Mixture:
     """A router, k students that share a spec, and the clusters they serve.
 
-    `shared`: all students have the same trunk, and the router reads its output.
+    `shared`: all students have the same trunk, and the router reads its output. Without a router
+    the first model of a cascade routes, by the probability that it gives to each cluster.
     """
 
-    router: Router
+    router: Router | None
     students: tuple[Student, ...]
     clusters: Clusters
     masked: bool
@@ -145,11 +146,12 @@ class Ensemble:
 class Cascade:
     """A model that defers images on which its confidence is below `threshold`.
 
-    They are deferred to `fallback`; if None, to the mixture's first and second expert together.
+    They are deferred to `fallback`, of a mixture to the student that `first` routes them to; if
+    None, to the mixture's first and second expert together.
     """
 
     first: Mixture | Ensemble | Student
-    fallback: Network | None
+    fallback: Network | Mixture | None
     threshold: float
 
 

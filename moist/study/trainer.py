@@ -47,9 +47,8 @@ def curves(out: Outputs) -> dict[str, list[float]]:
 
     Empty without a validation split.
     """
-    trained = {
-        model.stage: model.value for model in out.models.named().values() if model.stage in CURVES
-    }
+    models = [*out.models.named().values(), out.models.fallback]
+    trained = {model.stage: model.value for model in models if model and model.stage in CURVES}
     return {
         stage: [row["val_accuracy"] for row in model.history if "val_accuracy" in row]
         for stage, model in trained.items()

@@ -11,7 +11,7 @@ from typing import Any
 
 from moist.config import Config
 from moist.nets.build import Architecture
-from moist.systems import ensemble, moist, ones, student
+from moist.systems import ensemble, moist, ones, specialists, student
 from moist.systems.bound import Bound
 from moist.systems.outputs import Models
 
@@ -29,6 +29,7 @@ BUILDERS: dict[str, Builder] = {
     "ones": Builder(ones.architecture, ones.build),
     "ensemble": Builder(ensemble.architecture, ensemble.build),
     "student": Builder(student.architecture, student.build),
+    "specialists": Builder(student.architecture, specialists.build),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moist.config import Config
+from moist.config import Config, flat
 from moist.config.systems import SYSTEMS
 from moist.data.sources import Source
 from moist.errors import ConfigError
@@ -25,16 +25,17 @@ def check(config: Config, source: Source) -> None:
     if source.pixels is None:
         return
     short, long = sorted(source.pixels)
-    images, arch = f"{source.pixels[1]}x{source.pixels[0]} images", config.student.arch
+    images = f"{source.pixels[1]}x{source.pixels[0]} images"
     if short < SMALLEST:
         raise ConfigError(
             f"two poolings leave nothing of {images}", f"set `data.image_size={SMALLEST}` or more"
         )
+    arch = flat(config)[key := SYSTEMS[config.system].expert]
     entry = STUDENTS[arch]
     reduction = entry.reduction(**entry.options(config.student, config.hidden_width))
     if clusters and long <= reduction:
         raise ConfigError(
-            f"`student.arch={arch}` leaves one pixel of {images},"
+            f"`{key}={arch}` leaves one pixel of {images},"
             " and batch norm can't train an expert on a single image of one pixel",
             f"set `data.image_size={2 * reduction}`, or `system=student`",
         )

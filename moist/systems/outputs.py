@@ -23,6 +23,8 @@ class Models:
     student: Ref[Student]
     model: Ref[Any]
     clusters: Ref[Clusters] | None = None
+    fallback: Ref[Any] | None = None
+    """What a cascade defers to, if the system trains it."""
     beside: dict[str, Ref[Any]] = field(default_factory=dict)
 
     def named(self) -> dict[str, Ref[Any]]:

@@ -45,11 +45,13 @@ def timed(
 
 
 def evaluated(call: Bound, config: Config, models: Models) -> dict[str, Ref[Evaluation]]:
-    """Evaluate every model, and a mixture's students behind a router that knows the class."""
+    """Evaluate every model, and students that are routed to behind an oracle router."""
     named = models.named()
     todo: dict[str, tuple[Ref[Any], bool]] = {"model": (models.model, is_upper_bound(config))}
     if SYSTEMS[config.system].routes:
         todo["oracle"] = (named.get("first", models.model), True)
+    if SYSTEMS[config.system].routes_deferred:
+        todo["oracle"] = (models.model, True)
     todo |= {name: (model, False) for name, model in named.items() if name != "model"}
     return {
         name: call(evaluate, model=model, oracle=oracle) for name, (model, oracle) in todo.items()

@@ -65,6 +65,8 @@ def needed(key: str, value: str) -> list[str]:
         return [f"{key.removesuffix('.horizon')}.epochs=1"]
     if key == "joint.objective":
         return ["joint.mask_students=false"]
+    if (key, value) == ("system", "specialists"):
+        return ["cascade.fallback=resnet8"]
     return ["k=1000"] if key == "joint.top" else []
 
 
@@ -255,7 +257,7 @@ def test_an_unknown_key_is_reported_with_the_nearest_one(key, near):
 def test_a_key_of_several_sections_is_reported_with_all_of_them():
     assert refusal("views=1").endswith("did you mean `distill.views` or `ensemble.views`?")
     message = refusal("epochs=1")
-    names = ("teacher", "distill", "routing", "joint", "merge")
+    names = ("teacher", "distill", "routing", "joint", "specialists", "merge")
     assert message.endswith(" or ".join(f"`{name}.epochs`" for name in names) + "?")
 
 
@@ -334,6 +336,7 @@ TOGETHER = {
     "distill.loss=moe_kd distill.warmup=2": "`distill.warmup` .*`distill.loss=moe_kd`",
     "system=student cascade.fallback=resnet8 student.arch=resnet8":
         "`cascade.fallback=resnet8` .*`student.arch=resnet8`",
+    "system=specialists": "`cascade.fallback=none` .*`system=specialists`",
     "router=oracle mixture.top=2": "`router=oracle` .*`mixture.top=2`",
     "router=oracle cascade.fallback=teacher": "`router=oracle` .*`cascade.fallback`",
     "router=shared student.arch=resnet8": "`router=shared` .*`student.arch=resnet8`",

@@ -191,7 +191,7 @@ def test_routing_counts_where_each_class_was_sent() -> None:
     experts = torch.tensor([0, 1, 1, 1, 0, 0, 0, 1])
     gate_NE = nn.functional.one_hot(experts, 2).float()
     hit_N = torch.tensor([1, 0, 1, 1, 1, 0, 0, 0]).bool()
-    found = routing(data, Clusters((0, 0, 1, 1), {}), gate_NE, hit_N)
+    found = routing(data, Clusters((0, 0, 1, 1), {}), gate_NE, hit_N, torch.ones_like(hit_N))
     assert found.accuracy == 6 / 8
     assert found.per_cluster == (3 / 4, 3 / 4)
     assert found.cluster_accuracy == (2 / 4, 2 / 4)

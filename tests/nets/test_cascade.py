@@ -193,11 +193,24 @@ def models(name: str, threshold: float) -> CascadeNet:
         return CascadeNet(mixture(), None, threshold)
     if name == "masked second expert":
         return CascadeNet(mixture(masked=True), None, threshold)
+    if name == "student and specialists":
+        return CascadeNet(student(), specialists(), threshold)
     first = mixture() if name == "mixture and student" else student()
     return CascadeNet(first, student(5), threshold)
 
 
-NAMES = ["second expert", "masked second expert", "mixture and student", "student and student"]
+def specialists(clusters: Clusters = CLUSTERS) -> MoIST:
+    """Students that a first model routes to, each of other weights."""
+    return MoIST(None, [student(5 + j) for j in range(clusters.k)], clusters, masked=False).eval()
+
+
+NAMES = [
+    "second expert",
+    "masked second expert",
+    "mixture and student",
+    "student and student",
+    "student and specialists",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -244,6 +257,49 @@ def test_certainty_is_the_top_probability_or_the_routers_margin(seed: int) -> No
         torch.testing.assert_close(top_B, student(seed)(images()).softmax(1).max(1).values)
         ordered_BE = net.route(images()).softmax(1).sort(1, descending=True).values
         torch.testing.assert_close(margin_B, ordered_BE[:, 0] - ordered_BE[:, 1])
+
+
+# specialists
+
+
+@laws
+@given(seeds)
+def test_the_first_model_routes_by_the_sum_of_its_probabilities_over_each_cluster(
+    seed: int,
+) -> None:
+    with torch.inference_mode():
+        first = student(seed)
+        prob_BC = first(images()).softmax(1)
+        net = CascadeNet(first, specialists(), 2.0)
+        gate_BE = answers(net, images()).gate_NE
+        assert gate_BE is not None
+        sums = [
+            prob_BC[:, [c for c in range(CLASSES) if CLUSTERS.of_class[c] == j]] for j in range(3)
+        ]
+        sum_BE = torch.stack([part.sum(1) for part in sums], 1)
+        torch.testing.assert_close(gate_BE.exp(), sum_BE)
+        each = [student(5 + j)(images()) for j in range(3)]
+        own_BC = torch.stack([each[j][row] for row, j in enumerate(sum_BE.argmax(1).tolist())])
+        torch.testing.assert_close(net(images()), own_BC)
+
+
+@laws
+@given(seeds, st.permutations(range(3)))
+def test_the_order_of_the_clusters_and_their_specialists_does_not_matter(
+    seed: int, order: list[int]
+) -> None:
+    net = specialists()
+    clusters = Clusters(tuple(order.index(j) for j in CLUSTERS.of_class), {})
+    other = MoIST(None, [net.students[j] for j in order], clusters, masked=False).eval()
+    with torch.inference_mode():
+        found = [CascadeNet(student(seed), one, 0.5)(images()) for one in (net, other)]
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_one_specialist_is_a_fallback() -> None:
+    with torch.inference_mode():
+        one = CascadeNet(student(), specialists(Clusters((0,) * CLASSES, {})), 0.5)
+        assert torch.equal(one(images()), CascadeNet(student(), student(5), 0.5)(images()))
 
 
 # where the threshold lies
@@ -303,6 +359,7 @@ KINDS = {
     "teacher": {"fallback": "teacher"},
     "student": {"fallback": "teacher", "system": "student"},
     "ensemble": {"fallback": "teacher", "system": "ensemble"},
+    "specialists": {"fallback": "resnet8", "system": "specialists"},
 }
 
 
@@ -316,6 +373,10 @@ def test_an_image_costs_the_first_pass_and_the_deferred_share_of_the_second(kind
         second = cost(module(model.first.students[0]), SHAPE)
     else:
         second = cost(module(model.fallback), SHAPE)
+    if kind == "specialists":  # one of three, and no router
+        one = cost(module(model.fallback.students[0]), SHAPE)
+        assert (second.flops, second.macs) == (one.flops, one.macs)
+        assert second.params == 3 * one.params
     asked = found.deferral.chosen.deferral_rate
     assert 0 < asked < 1
     assert found.cost.flops == pytest.approx(first.flops + asked * second.flops, rel=1e-9)

@@ -7,7 +7,7 @@ the stages that take it, and of those that need their outputs.
 from pathlib import Path
 
 import pytest
-from recipes import CALLED, env, plan_of, tiny
+from recipes import CALLED, SPECIALISTS, env, plan_of, tiny
 
 from moist.config import Config, JointConfig, flat
 from moist.config.schema import choices, keys
@@ -39,6 +39,8 @@ TAKES: dict[str, set[str]] = {
     "integrate": {"merge", "distill.views", "temperature", *COMMON},
     "distill_ensemble": {"ensemble", "k", "distill", "temperature", *SIZES, *COMMON},
     "distill_fallback": {"cascade.fallback", "distill", "temperature", *COMMON},
+    "student_logits": {"distill.views", *COMMON},
+    "train_specialists": {"specialists", "distill", "temperature", *COMMON},
     "choose_threshold": {"precision"},
     "evaluate": {"precision"},
 }
@@ -49,8 +51,15 @@ LATENCY: dict[str, set[str]] = {
     "ensemble": {"k", "ensemble"},
     "ones": set(),
     "student": set(),
+    "specialists": {"k"},
 }
 """What latency takes of each system, if the router is the tiny config's, which is linear."""
+
+SECTIONS = {
+    "teacher": "", "distill": "", "routing": "", "joint": "", "merge": "system=ones",
+    "specialists": SPECIALISTS,
+}  # fmt: skip
+"""The sections of trainings, and a system that has each."""
 
 UNREAD = {
     "joint.teacher_prior", "joint.prior_weight", "joint.balance", "joint.balance_form",
@@ -59,7 +68,7 @@ UNREAD = {
     "distill.columns_weight", "distill.gate", "distill.experts", "distill.tie",
     "merge.layout", "merge.score", "merge.rank", "merge.scale", "student.blocks",
     "teacher.stem_epochs",
-    *(f"{section}.{name}" for section in ("teacher", "distill", "routing", "joint", "merge")
+    *(f"{section}.{name}" for section in SECTIONS
       for name in ("momentum", "nesterov")),
 }  # fmt: skip
 """What the tiny config does not read."""
@@ -74,10 +83,8 @@ READ = {
     "distill.loss=dist": ("distill.rows_weight", "distill.columns_weight"),
     "distill.loss=moe_kd": ("distill.gate", "distill.experts", "distill.tie"),
     **{
-        f"{section}.optimizer=sgd{' system=ones' * (section == 'merge')}": (
-            f"{section}.momentum", f"{section}.nesterov",
-        )
-        for section in ("teacher", "distill", "routing", "joint", "merge")
+        f"{section}.optimizer=sgd {under}": (f"{section}.momentum", f"{section}.nesterov")
+        for section, under in SECTIONS.items()
     },
     "teacher.arch=fastnet": ("teacher.stem_epochs",),
     "system=ones merge.method=topk": ("merge.layout", "merge.score"),

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from PIL import Image
-from recipes import CALLED, env, plan_of, ran, tiny
+from recipes import CALLED, SPECIALISTS, env, plan_of, ran, tiny
 from safetensors.torch import save_file
 
 from moist.config import Config, JointConfig, flat
 from moist.config.schema import choices
-from moist.config.systems import system_of
+from moist.config.systems import SYSTEMS, system_of
 from moist.data.augment import normalize
 from moist.env import Silent
 from moist.errors import ConfigError, StageError
@@ -213,8 +213,16 @@ BASELINES = {
     "system=student cascade.fallback=resnet8": {"first"},
     "system=ensemble cascade.fallback=teacher": {"first"},
     "system=ones cascade.fallback=teacher": {"mixture", "gathered", "first"},
+    SPECIALISTS: {"oracle", "first"},
+    f"{SPECIALISTS} k=1": {"oracle", "first"},
 }
 """What stands beside a system's model, beyond teacher and student."""
+
+
+def routed(overrides: str) -> bool:
+    """Return whether a model sends images to students."""
+    system = SYSTEMS[tiny(*overrides.split()).system]
+    return system.routes or system.routes_deferred
 
 
 @pytest.mark.parametrize("overrides", BASELINES)
@@ -226,13 +234,13 @@ def test_a_system_runs_and_stands_beside_what_it_is_to_beat(home, overrides):
     assert rows.keys() == {"teacher", "student"} | BASELINES[overrides]
     assert 0 < report.accuracy <= 1 and report.val_accuracy is not None
     assert Report.model_validate_json(report.model_dump_json()) == report
-    if "system=student" in overrides:
+    if "system=student" in overrides or SPECIALISTS in overrides:
         alone = rows.get("first", report)
         assert (alone.accuracy, alone.loss) == (rows["student"].accuracy, rows["student"].loss)
     if "system=ones" in overrides:
         alone = rows.get("first", report)
         assert (alone.mflops, alone.params) == (rows["student"].mflops, rows["student"].params)
-    routes = "system" not in overrides
+    routes = routed(overrides)
     assert (report.routing_accuracy is not None, bool(report.sent)) == (routes, routes)
     assert bool(report.clusters) == (routes or "ones" in overrides)
 
@@ -271,7 +279,9 @@ def test_a_systems_model_is_stored_printed_and_classifies_images(home, capsys, f
     assert [row["image"] for row in said] == [str(path) for path in paths]
     assert all(row["class"] in "0123456789" and 0 < row["probability"] <= 1 for row in said)
     assert all(("deferred" in row) == (report.deferral is not None) for row in said)
-    assert all(("expert" in row) == ("system" not in overrides) for row in said)
+    assert all(("expert" in row) == routed(overrides) for row in said)
+    if overrides.startswith(SPECIALISTS):
+        assert all((row["expert"] is None) != row["deferred"] for row in said)
     print_report(report, flat(config), "moist run ...")
     shown = capsys.readouterr().out
     name = system_of(flat(config)).title(flat(config), report.k)
