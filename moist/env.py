@@ -106,6 +106,20 @@ class Env:
         busy = sum(percents[core] for core in own if core < len(percents)) / 100
         return crowded(threads * workers, busy, len(own))
 
+    def emulation(self, precision: str) -> str | None:
+        """Return a warning if the processor computes `precision` by other instructions."""
+        if precision != "bf16" or self.device.type != "cpu" or _has_bf16():
+            return None
+        return (
+            "this processor has no bf16 instructions: with `precision=float32` convolutions are"
+            " several times faster than with `precision=bf16`"
+        )
+
+
+def _has_bf16() -> bool:
+    """Return whether the library of CPU kernels has a bf16 convolution for this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
 
 def crowded(threads: int, busy: float, cores: int) -> str | None:
     """Return a warning if `threads` and `busy` cores together exceed `cores`; else None."""

@@ -63,3 +63,11 @@ def test_workers_whose_threads_outnumber_the_cores_are_warned() -> None:
     torch.set_num_threads(2)
     warning = Env(CPU).crowding(workers=CORES)
     assert warning is not None and f"{2 * CORES} threads on {CORES} cores" in warning
+
+
+def test_bf16_is_warned_of_on_a_processor_that_emulates_it() -> None:
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    warning = Env(CPU).emulation("bf16")
+    assert (warning is None) == supported
+    assert warning is None or "precision=float32" in warning
+    assert Env(CPU).emulation("float32") is None

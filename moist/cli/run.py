@@ -45,8 +45,9 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
     home, command = compute.home, command_for(config)
     with compute.progress() as progress:
         env = compute.env(progress)
-        if crowded := env.crowding():
-            progress.noted(crowded)
+        for warning in (env.crowding(), env.emulation(config.precision)):
+            if warning:
+                progress.noted(warning)
         with (
             open_tracker(wandb, home, progress.noted, progress.warned) as tracked,
             tracked.open(run_info(config, home, command), config) as journal,

@@ -63,6 +63,7 @@ def search(
     spec = with_content(ref, spec, _checked(ref, sweep, spec, settings))
     env = make_env(Silent(), slots[0].device, slots[0].threads)
     crowded = env.crowding(len(slots))  # before the workers' server starts to import
+    emulated = env.emulation(sweep.fixed.get("precision", Config().precision))
     notify = broadcast(observers)
     with (
         opened(ref, spec) as ledger,
@@ -70,8 +71,8 @@ def search(
     ):
         complete = sum(trial.state == "complete" for trial in ledger.trials())
         notify(StudyOpened(ref.name, ledger.spec, settings.trials, complete))
-        if crowded:
-            notify(Noted(crowded))
+        for warning in filter(None, (crowded, emulated)):
+            notify(Noted(warning))
         store = Store(ref.home, replace(env, progress=EventProgress(notify)))
         estimate = CostEstimator(store, settings.reuse, pool.paused)
         stats = Driver(

@@ -68,7 +68,8 @@ def test_run_prints_the_report_as_one_json_object(home, capsys):
 def test_a_run_prints_progress_on_stderr_and_the_report_on_stdout(home, capsys):
     done = Said(capsys, "run", *TINY, "--home", home)
     assert done.code == 0
-    lines = [line for line in done.err.splitlines() if "other work" not in line]  # on busy cores
+    of_machine = ("other work", "no bf16 instructions")
+    lines = [line for line in done.err.splitlines() if not any(x in line for x in of_machine)]
     assert len(lines) == 12 and all(" reused, " in line and " saved" in line for line in lines)
     for word in ("MoIST k=2, linear router", "single student", "teacher resnet8", "p95", "n 256"):
         assert word in done.out
@@ -249,7 +250,7 @@ def test_a_report_goes_on_where_the_output_lacks_a_character(
     encoding, home, tmp_path, monkeypatch
 ):
     run = RunRecords(home).find("last")
-    config = parse([*TINY, "data.root=/\N{CJK UNIFIED IDEOGRAPH-732B}/photos"])
+    config = parse([*TINY, "data.name=folder", "data.root=/\N{CJK UNIFIED IDEOGRAPH-732B}/photos"])
     RunRecords(tmp_path).save(
         command=command_for(config), config=config, report=run.report, artifacts=run.artifacts
     )
