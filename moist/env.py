@@ -16,6 +16,7 @@ import torch
 
 from moist.disk import write_atomically
 from moist.errors import ConfigError, first_line
+from moist.interrupts import check
 from moist.results.report import Machine
 
 SECONDS = "seconds"
@@ -76,11 +77,13 @@ class Env:
         return time.perf_counter() - self.began
 
     def advanced(self, done: int, total: int, **metrics: float) -> None:
+        """Report progress, and record the time; end here after a signal that Python ignored."""
         self.progress.advanced(self.stage, done, total, metrics)
         if self.checkpoints is not None and self.checkpoints.is_dir():
             with suppress(OSError):  # a full disk; only a recorded time depends on it
                 seconds = repr(self.seconds()).encode()
                 write_atomically(self.checkpoints / SECONDS, seconds, durable=False)
+        check()
 
     def machine(self) -> Machine:
         """Describe what a time measured here depends on."""

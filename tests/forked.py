@@ -40,7 +40,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-MOIST = ("-c", "from moist.cli.main import main; main()")
+MOIST = ("-c", "from moist.__main__ import main; main()")
 """The command line, as words for an interpreter."""
 PRELOAD = (
     "moist.cli.main",

@@ -18,6 +18,7 @@ from typing import Any
 
 from moist.config import Config
 from moist.errors import MoistError
+from moist.interrupts import Interrupted, handled
 from moist.results.objectives import DEFAULT
 from moist.results.report import Baselines, Machine, Measures, Report
 from moist.store.objects import ObjectStore
@@ -294,13 +295,14 @@ def drive(start: Start) -> None:
     if start.kill_at is not None:
         kill_at_commit(start.kill_at)
     try:
-        print("driving", flush=True)
-        search(start)
+        with handled():
+            print("driving", flush=True)
+            search(start)
     except MoistError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Interrupted as stopped:
+        sys.exit(stopped.exit_code)
 
 
 def kill_at_commit(number: int) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
+from contextlib import suppress
 from io import TextIOWrapper
+from typing import NoReturn
 
 import click
 
@@ -21,9 +22,10 @@ from moist.cli.sweep import sweep
 from moist.cli.wandb import browse, sync, wandb
 from moist.disk import check_text
 from moist.errors import ConfigError, MoistError
+from moist.interrupts import Interrupted, handled
 from moist.reporting import terminal
 from moist.study.ref import masked
-from moist.tracking.client import agent_sweep
+from moist.tracking.client import is_stopped_by_agent
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,15 +53,13 @@ for command in (
 
 def main() -> None:
     """Run the command line; print each error as one message, and exit with its code."""
-    signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it: keep running then
-        signal.signal(signal.SIGHUP, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # of an encoding that may lack a class's name
             stream.reconfigure(errors="backslashreplace")
     try:
         check_surroundings()
-        sys.exit(cli.main(prog_name="moist", standalone_mode=False))
+        with handled():
+            sys.exit(cli.main(prog_name="moist", standalone_mode=False))
     except click.NoSuchOption as error:
         terminal.fail(f"{error.format_message()}{flag_hint(error.option_name, sys.argv)}")
         sys.exit(2)
@@ -69,12 +69,13 @@ def main() -> None:
     except MoistError as error:
         terminal.fail(str(error))
         sys.exit(error.exit_code)
+    except Interrupted as stopped:
+        _stop(stopped)
     except click.Abort as abort:
-        if abort.__cause__ is None:  # the answer to a confirmation was no
-            terminal.fail("stopped; nothing was changed")
-            sys.exit(1)
-        _print_how_to_continue("interrupted")
-        sys.exit(130)
+        if isinstance(abort.__cause__, Interrupted):
+            _stop(abort.__cause__)
+        terminal.fail("stopped; nothing was changed")  # the answer to a confirmation was no
+        sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -92,20 +93,19 @@ def check_surroundings() -> None:
         ) from None
 
 
-def _print_how_to_continue(event: str) -> None:
-    again = shlex.join(["moist", *map(masked, sys.argv[1:])])
-    terminal.fail(f"{event}; finished work is kept, continue with\n  {again}")
+def _stop(stopped: Interrupted) -> NoReturn:
+    """End after a signal, with the command that continues.
 
-
-def _terminate(number: int, _frame: object) -> None:
-    """End after a signal of a batch system, or of a W&B agent whose sweep stops this run.
-
-    The latter is not a failure: an agent gives up after a few failed runs.
+    A W&B agent whose sweep stops this run gets no error: it gives up after a few failed runs.
     """
-    if agent_sweep():
+    if is_stopped_by_agent(stopped):
         sys.exit(0)
-    _print_how_to_continue("terminated")
-    sys.exit(128 + number)
+    again = stopped.again or shlex.join(["moist", *map(masked, sys.argv[1:])])
+    with suppress(OSError):  # the terminal was closed
+        terminal.fail(
+            f"{stopped}; finished work and checkpoints are kept, continue with\n  {again}"
+        )
+    sys.exit(stopped.exit_code)
 
 
 def flag_hint(option: str, argv: list[str]) -> str:

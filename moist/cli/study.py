@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-
 import click
 
 from moist.cli.options import JSON, check_together, of_study, print_csv, print_json
 from moist.errors import ConfigError, did_you_mean
+from moist.interrupts import leave_at_once
 from moist.reporting import study_tables
 from moist.reporting.terminal import SHORT
 from moist.results import queries
@@ -156,7 +155,6 @@ def dashboard(ref: StudyRef, port: int) -> None:
         raise ConfigError(
             "`moist dashboard` needs optuna-dashboard", "`pip install moist[dashboard]`"
         ) from None
-    # The server catches every exception while it answers, SystemExit too: it would keep running.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_at_once()  # the server catches every exception while it answers, and keeps running
     click.echo(f"http://127.0.0.1:{port}/dashboard/studies/{found._study_id}", err=True)
     run_server(found._storage, "127.0.0.1", port, artifact_store(ref.home))

@@ -8,7 +8,7 @@ import click
 
 from moist.cli.options import HOME, OVERRIDES, PATH, QUIET, check_together
 from moist.errors import ConfigError
-from moist.reporting import terminal
+from moist.interrupts import Interrupted
 
 AGENT_OPTIONS = ("--count", "--workers", "--devices", "--threads")
 """Options that need agents to be started."""
@@ -90,9 +90,8 @@ def wandb(
                 agents.start_scheduler(plan, workers)
             agents.start_agents(plan.budget if plan else count, places)
             agents.wait(monitor.poll)
-    except KeyboardInterrupt:
-        terminal.fail(f"interrupted; continue with\n  moist sweep wandb --sweep {path}")
-        raise click.exceptions.Exit(130) from None
+    except Interrupted as stopped:
+        raise Interrupted(stopped.number, f"moist sweep wandb --sweep {path}") from None
     monitor.check()
     click.echo(f"print its frontier with\n  moist pareto --wandb {path}")
 

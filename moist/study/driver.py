@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from moist.config import Config
 from moist.errors import ConfigError, StageError
+from moist.interrupts import check, deferred, undeferred
 from moist.results.objectives import check_honest, check_measured, quantities, reported
 from moist.results.report import Report
 from moist.results.trials import Trial
@@ -23,7 +24,7 @@ from moist.study.samplers import Untried, chosen, seed_of, suggest
 from moist.study.schedule import Entry, Schedule
 from moist.study.screening import Screening, excesses
 from moist.study.settings import Settings, Stats
-from moist.study.stopping import EQUAL_FAILURES, Stopping, deferred_interrupts
+from moist.study.stopping import EQUAL_FAILURES, Stopping
 from moist.study.workers import SLOT_LOSSES, Pool, Task, failure, is_device_error
 from moist.sweepfile import Sweep, config_of, size
 
@@ -70,14 +71,13 @@ class Driver:
         for trial in self.ledger.unfinished():
             self._admit(trial.number, trial.params, trial.attempts)
         self.ledger.enqueue(self.settings.points or ())
-        with deferred_interrupts() as interrupted:
+        with deferred() as interrupted:
             while not interrupted() and self._fill(interrupted):
                 for event in self.pool.wait(TICK):
                     self._handle(event)
                 for number in self.stop_requests.keys() & self.schedule.running.keys():
                     self._stop(self.schedule.running[number], self.stop_requests[number])
-        if interrupted():
-            raise KeyboardInterrupt
+            check()
         return self.stats
 
     def _fill(self, interrupted: Callable[[], bool]) -> bool:
@@ -146,9 +146,10 @@ class Driver:
             config = config_of(self.sweep, params)
             check_measured(self.ledger.objectives, config.data.val_fraction)
             check_honest(config.router)
-            estimate = self.estimate(config)
-            if not self.screening.reject(estimate.quantities):
-                estimate = estimate.measured()
+            with undeferred():  # it may decode a large data set
+                estimate = self.estimate(config)
+                if not self.screening.reject(estimate.quantities):
+                    estimate = estimate.measured()
         except ConfigError as error:
             self._fail(number, f"ConfigError: {error}")
             return

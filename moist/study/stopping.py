@@ -1,12 +1,9 @@
-"""Reasons to stop a study early: its time limit, useless draws, equal failures, interrupts."""
+"""Reasons to stop a study early: its time limit, useless draws, equal failures."""
 
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from moist.results.trials import Trial
 
@@ -59,25 +56,3 @@ class Stopping:
         """Return whether the last trials failed with one class of error."""
         last = self.failures[-EQUAL_FAILURES:]
         return len(last) == EQUAL_FAILURES and len(set(last)) == 1
-
-
-@contextmanager
-def deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Record the first Ctrl-C or SIGTERM for the caller to check, so that no write is torn.
-
-    A second one raises KeyboardInterrupt at once.
-    """
-    interrupted = False
-
-    def note(number: int, _frame: object) -> None:
-        nonlocal interrupted
-        if interrupted:
-            raise KeyboardInterrupt
-        interrupted = True
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -24,13 +24,12 @@ from typing import Any
 from moist.config import Config
 from moist.disk import ELSEWHERE, writing
 from moist.errors import ConfigError, MoistError, StageError, brief, first_line
+from moist.interrupts import JOB, Interrupted, undeferred
 from moist.results.objectives import Objective
 from moist.results.report import Machine
 from moist.study import events
 from moist.study.spec import format_machine
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-"""Signals that a terminal or a batch system sends to all processes of a job."""
 PRELOADED = ("moist.cli.main", "moist.study.trainer", "sklearn.cluster", "torch._dynamo")
 """`moist.cli.main` because a fresh process imports what the command line started with."""
 SLOT_LOSSES = 3
@@ -90,11 +89,13 @@ class Pool:
         with writing(self.logs, ELSEWHERE):
             self.logs.mkdir(parents=True, exist_ok=True)
         resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # the server inherits it
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB)  # the server inherits it
         try:
             forkserver.ensure_running()
-        finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        except Interrupted:
+            _kill_importing_server()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,6 +103,7 @@ class Pool:
             slot.process.kill()
         for slot in self.slots:
             self._end(slot)
+        _kill_importing_server()
 
     @property
     def busy(self) -> list[Slot]:
@@ -135,7 +137,9 @@ class Pool:
             daemon=True,
         )
         try:
-            process.start()
+            with nullcontext() if _server() in _ready else undeferred():  # until it has imported
+                process.start()
+            _ready.add(_server())
         except (EOFError, OSError) as error:
             raise StageError(
                 f"can't start a worker: {error or 'the server that forks them was killed'}",
@@ -208,6 +212,23 @@ class Pool:
         self._release(slot)
 
 
+_ready: set[int | None] = set()
+"""Servers of this process that have imported everything: each has forked a worker."""
+
+
+def _server() -> int | None:
+    """Return the process that forks workers."""
+    return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined,no-any-return]
+
+
+def _kill_importing_server() -> None:
+    """Kill a server that is still importing: it would not see before that its driver is gone."""
+    pid = _server()
+    if pid is not None and pid not in _ready:
+        _signal(pid, signal.SIGKILL)
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
 def _received(connection: Connection) -> events.WorkerEvent | None:
     """Read a worker's next event; None if it ended, even in the middle of one."""
     try:
@@ -277,7 +298,7 @@ def run_worker(
     """Run one task in this process, its output going to `log`; report how it failed."""
     _die_with_driver()
     connection.send(events.WorkerStarted(task.number))
-    for number in STOPPING:
+    for number in JOB:
         signal.signal(number, signal.SIG_IGN)
     target = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import shlex
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from moist.config import Config, flat
 from moist.config.schema import is_location
+from moist.interrupts import Interrupted
 from moist.store.keys import canonical
 from moist.store.runs import commit, version
 from moist.tracking.mode import Mode
@@ -125,6 +127,12 @@ def run_info(config: Config, home: Path, command: str) -> RunInfo:
 def agent_sweep() -> str | None:
     """Return the id of the W&B sweep whose agent started this process; None if none did."""
     return os.environ.get("WANDB_SWEEP_ID")
+
+
+def is_stopped_by_agent(error: BaseException | None) -> bool:
+    """Return whether a W&B agent ended this run because its sweep stops it."""
+    terminated = isinstance(error, Interrupted) and error.number == signal.SIGTERM
+    return terminated and agent_sweep() is not None
 
 
 def independent_environment() -> dict[str, str]:

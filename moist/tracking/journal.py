@@ -24,6 +24,7 @@ from moist.config import Config
 from moist.config.systems import SYSTEMS, epochs_of
 from moist.errors import brief
 from moist.results.objectives import PREFIX, TEST
+from moist.tracking.client import is_stopped_by_agent
 from moist.tracking.files import marked_open
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Journal:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """End the run as failed, with the error; as pruned by its agent; or as killed."""
-        if isinstance(error, SystemExit) and not error.code:
+        if is_stopped_by_agent(error):
             self.end("pruned", {f"{TRIAL}reason": "stopped by its agent"})
         elif isinstance(error, Exception):
             self.end("failed", {f"{TRIAL}reason": brief(error)})

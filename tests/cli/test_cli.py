@@ -147,7 +147,7 @@ def test_an_interrupted_run_exits_130_and_the_next_one_continues(trained, capsys
         assert process.wait() == 130 and process.out == ""
     assert list(home.glob("partial/*/step-*"))
     message, command = process.err.splitlines()[-2:]
-    assert message == "error: interrupted; finished work is kept, continue with"
+    assert message == "error: interrupted; finished work and checkpoints are kept, continue with"
     assert shlex.split(command) == ["moist", *words]
     assert "Traceback" not in process.err
     again = Said(capsys, "run", *TINY, "--home", home)
@@ -157,7 +157,12 @@ def test_an_interrupted_run_exits_130_and_the_next_one_continues(trained, capsys
 
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGUSR1, 138, "terminated by SIGUSR1"),
+        (signal.SIGHUP, 129, "terminated by SIGHUP"),
+    ],
 )
 def test_a_run_that_is_stopped_exits_as_a_shell_expects_of_the_signal(
     tmp_path, capsys, number, code, word
@@ -172,7 +177,7 @@ def test_a_run_that_is_stopped_exits_as_a_shell_expects_of_the_signal(
         process.signal(number)
         assert process.wait() == code and process.out == ""
     message, command = process.err.splitlines()[-2:]
-    assert message == f"error: {word}; finished work is kept, continue with"
+    assert message == f"error: {word}; finished work and checkpoints are kept, continue with"
     assert shlex.split(command) == ["moist", "run", *words]
 
 

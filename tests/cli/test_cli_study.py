@@ -274,7 +274,7 @@ def test_the_dashboard_serves_the_study_with_notes_and_files_on_loopback(home):
         assert server.err.strip() == f"http://127.0.0.1:{port}/dashboard/studies/1"
         found = _fetched(f"http://127.0.0.1:{port}/api/studies/1", server)
         server.signal(signal.SIGTERM)
-        assert server.wait() == -signal.SIGTERM
+        assert server.wait() == 128 + signal.SIGTERM
     assert len(found["trials"]) == 4
     for trial in found["trials"]:
         assert "moist run" in trial["note"]["body"]

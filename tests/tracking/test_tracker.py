@@ -96,7 +96,10 @@ def test_a_failed_run_has_its_reason_and_a_stopped_one_was_killed(home):
     with training(home, *words) as process:
         trained(home, process)
         process.signal(signal.SIGTERM)
-        assert process.wait() == 143 and "terminated; finished work is kept" in process.err
+        assert (
+            process.wait() == 143
+            and "terminated; finished work and checkpoints are kept" in process.err
+        )
     run = latest(home)
     assert (run.state, run.exit_code, run.summary["trial/state"]) == ("failed", 130, "KILLED")
     epochs = [row["train_jointly/epoch"] for row in history(run.paths, fail)]
