@@ -15,7 +15,7 @@ from moist.data.augment import plain_batches
 from moist.env import Env, autocast
 from moist.nets.cascade import CascadeNet
 from moist.nets.mixture import MoIST
-from moist.store.artifacts import Dataset, Split
+from moist.store.artifacts import Dataset, NotFinite, Split, not_finite
 
 EVAL_BATCH = 512
 
@@ -56,14 +56,22 @@ class Answers:
 
 
 def classify(env: Env, net: nn.Module, split: Split, data: Dataset, *, precision: str) -> Answers:
-    """Classify a split's images. Only an oracle router reads the labels."""
+    """Classify a split's images. Only an oracle router reads the labels.
+
+    Raises NotFinite for logits that are not finite: the largest of them would mean nothing.
+    """
     parts: list[Answers] = []
     with inference(net, env.device, precision):
         for batch in plain_batches(
             split, mean=data.mean, std=data.std, batch_size=EVAL_BATCH, device=env.device
         ):
             parts.append(answers(net, batch.images_BCHW, batch.labels_B))
-    return Answers(*(_joined([getattr(part, f.name) for part in parts]) for f in fields(Answers)))
+    joined = (_joined([getattr(part, f.name) for part in parts]) for f in fields(Answers))
+    found = Answers(*joined)
+    for logits_NX in (found.logits_NC, found.gate_NE, found.second_NC):
+        if logits_NX is not None and (what := not_finite(logits_NX)):
+            raise NotFinite(f"the model's logits of {len(split)} images have {what}")
+    return found
 
 
 def _joined(column: list[Any]) -> Any:

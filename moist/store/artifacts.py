@@ -6,6 +6,7 @@ or a frozen pydantic record. No pickle is written or read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -15,6 +16,10 @@ from pydantic import BaseModel
 
 State = Mapping[str, torch.Tensor]
 Row = Mapping[str, float]
+
+
+class NotFinite(ValueError):
+    """A tensor or a number that is not finite; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ def pack(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """Split an artifact into a JSON tree and named tensors; `unpack` is the inverse.
 
     Raises TypeError for what could not be read back: other values, dict keys that are not text,
-    and two tensors with the same name.
+    and two tensors with the same name. Raises NotFinite for NaN and infinity.
     """
     tensors: dict[str, torch.Tensor] = {}
 
@@ -177,6 +182,8 @@ def pack(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
             if name in tensors:
                 raise TypeError(f"{name}: two tensors have this name")
             tensors[name] = value.detach().cpu().contiguous()
+            if what := not_finite(tensors[name]):
+                raise NotFinite(f"`{_plain(name)}` has {what}")
             return {"$tensor": name}
         if is_dataclass(value) and not isinstance(value, type):
             inner = {
@@ -195,12 +202,28 @@ def pack(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
         if isinstance(value, tuple | list):
             return [tree(inner, f"{name}.{i}") for i, inner in enumerate(value)]
         if value is None or isinstance(value, bool | int | float | str):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise NotFinite(f"`{_plain(name)}` is {value}")
             return value
         raise TypeError(
             f"{name}: {type(value).__name__} is neither JSON, a tensor nor an artifact"
         )
 
     return tree(value, "root"), tensors
+
+
+def not_finite(tensor: torch.Tensor) -> str:
+    """Return `NaN` or `infinity` if a tensor has one, else nothing."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return ""
+    low, high = tensor.aminmax()  # NaN if one value is; makes no copy, as isfinite does
+    if low.isnan() or high.isnan():
+        return "NaN"
+    return "" if low.isfinite() and high.isfinite() else "infinity"
+
+
+def _plain(name: str) -> str:
+    return name.rpartition("root.")[2]
 
 
 def unpack(tree: Any, tensors: Mapping[str, torch.Tensor], records: Mapping[str, Any]) -> Any:

@@ -21,8 +21,10 @@ from moist import disk
 from moist.env import SECONDS
 from moist.errors import StoreError, first_line
 from moist.results import report
-from moist.store.artifacts import pack, unpack
+from moist.store.artifacts import NotFinite, pack, unpack
+from moist.store.objects import Damaged, Manifest, ObjectStore
 
+JSON, TENSORS = "artifact.json", "tensors.safetensors"
 NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.safetensors")
 
 RECORDS = {
@@ -90,16 +92,31 @@ def write_artifact(folder: Path, value: Any) -> None:
         unpack(tree, tensors, RECORDS)
     except KeyError as error:
         raise TypeError(f"{error} is not an artifact") from None
-    (folder / "artifact.json").write_text(json.dumps(tree))
-    write_tensors(folder / "tensors.safetensors", tensors)
+    (folder / JSON).write_text(json.dumps(tree))
+    write_tensors(folder / TENSORS, tensors)
     # safetensors creates files that only their owner can read
-    shutil.copymode(folder / "artifact.json", folder / "tensors.safetensors")
+    shutil.copymode(folder / JSON, folder / TENSORS)
+
+
+def verified(objects: ObjectStore, key: str) -> Manifest | None:
+    """Verify an object's bytes, and that its numbers are finite, as earlier versions did not.
+
+    Returns its manifest, or None if nothing is stored. Raises Damaged.
+    """
+    manifest = objects.check(key)
+    if manifest is not None:
+        try:
+            folder = objects.folder(key)
+            pack([json.loads((folder / JSON).read_text()), load_file(folder / TENSORS)])
+        except NotFinite as error:
+            raise Damaged(str(error)) from None
+    return manifest
 
 
 def read_artifact(folder: Path) -> Any:
     """Read the artifact in a folder; its tensors are memory-mapped, and read when used."""
-    tree = json.loads((folder / "artifact.json").read_text())
-    tensors = load_file(folder / "tensors.safetensors")
+    tree = json.loads((folder / JSON).read_text())
+    tensors = load_file(folder / TENSORS)
     try:
         return unpack(tree, tensors, RECORDS)
     except (KeyError, TypeError, ValueError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 from moist.env import Env
 from moist.errors import StoreError
 from moist.store.calls import Backend, Call, StageCall
+from moist.store.checkpoint import verified
 from moist.store.maintenance import entries
 from moist.store.objects import Damaged
 
@@ -54,7 +55,7 @@ class Plan(Backend):
         if not self.reuse:
             return None
         try:
-            manifest = self.objects.check(key) if self.verify else self.objects.manifest(key)
+            manifest = verified(self.objects, key) if self.verify else self.objects.manifest(key)
         except Damaged:
             return None
         return manifest.seconds if manifest else None

@@ -6,15 +6,20 @@ On disk: `objects.py`.
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from moist.config import TrainingConfig
 from moist.env import Env
-from moist.errors import StoreError
+from moist.errors import StageError, StoreError
 from moist.store import runs
-from moist.store.calls import Backend, Call, StageCall, resolved
-from moist.store.checkpoint import read_artifact, write_artifact
+from moist.store.artifacts import NotFinite
+from moist.store.calls import Backend, Call, Ref, StageCall, resolved
+from moist.store.checkpoint import read_artifact, verified, write_artifact
 from moist.store.objects import Damaged
 
 
@@ -50,7 +55,7 @@ class Store(Backend):
     def load(self, key: str) -> Any:
         """Return a stored output by its whole key. Raises StoreError if missing or damaged."""
         try:
-            manifest = self.objects.check(key)
+            manifest = verified(self.objects, key)
         except Damaged as damage:
             raise StoreError(
                 f"stored output `{key}` is damaged ({damage})", "run again to compute it"
@@ -93,7 +98,7 @@ class Store(Backend):
         if not self.reuse:
             return None
         try:
-            manifest = self.objects.check(request.key)
+            manifest = verified(self.objects, request.key)
         except Damaged as damage:
             if locked:
                 self._quarantine(request, str(damage))
@@ -105,18 +110,23 @@ class Store(Backend):
         return manifest.seconds
 
     def _run_stage(self, request: StageCall) -> float:
-        """Run the stage, store its output, and return the seconds that it took."""
+        """Run the stage, store its output, and return the seconds that it took.
+
+        Raises StageError for an output, or a checkpoint, with NaN or infinity in it.
+        """
         inputs = {name: resolved(value) for name, value in request.inputs.items()}
         self.env.progress.started(request.name, request.key)
         checkpoints = self.objects.checkpoints(request.key)
         env = self.env.at(request.name, checkpoints)
-        value = request.stage(env, **inputs)
-        seconds = env.seconds()
-        self.objects.publish(
-            lambda folder: write_artifact(folder, value), key=request.key, stage=request.name,
-            version=request.version, recipe=request.recipe, seconds=seconds, moist=runs.version(),
-            commit=runs.commit(), machine=self.env.machine().model_dump(mode="json"),
-        )  # fmt: skip
+        with _finite(request):
+            value = request.stage(env, **inputs)
+            seconds = env.seconds()
+            self.objects.publish(
+                lambda folder: write_artifact(folder, value), key=request.key, stage=request.name,
+                version=request.version, recipe=request.recipe, seconds=seconds,
+                moist=runs.version(), commit=runs.commit(),
+                machine=self.env.machine().model_dump(mode="json"),
+            )  # fmt: skip
         shutil.rmtree(checkpoints, ignore_errors=True)
         self._verified[request.key] = seconds
         self.env.progress.finished(request.name, request.key, seconds)
@@ -140,3 +150,32 @@ class Store(Backend):
             f"`{request.name}` {request.key[:8]} is damaged ({reason}); moved to {moved},"
             " computing it again"
         )
+
+
+@contextmanager
+def _finite(request: StageCall) -> Iterator[None]:
+    """Turn what artifacts and records raise for NaN and infinity into a StageError."""
+    try:
+        yield
+    except NotFinite as error:
+        found = str(error)
+    except ValidationError as error:
+        wrong = error.errors()
+        if any(one["type"] != "finite_number" for one in wrong):
+            raise
+        found = ", ".join(f"`{'.'.join(map(str, one['loc']))}` is {one['input']}" for one in wrong)
+    else:
+        return
+    raise StageError(f"`{request.name}` failed: {found}; nothing was stored", _way_out(request))
+
+
+def _way_out(request: StageCall) -> str:
+    """Say which learning rate to lower, or whose weights to replace, so that values are finite."""
+    for name, value in request.inputs.items():
+        if isinstance(value, TrainingConfig):
+            return f"lower `{name}.lr` (it is {value.lr})"
+    origins = [ref.stage for ref in request.inputs.values() if isinstance(ref, Ref)]
+    if "load_teacher" in origins:
+        return "give other weights as `teacher.weights`"
+    trained = " or ".join(f"`{stage}`" for stage in origins if stage != "prepare")
+    return trained and f"lower the learning rate of {trained}, whose output it works with"

@@ -21,7 +21,7 @@ from moist.errors import StageError
 from moist.measure.accuracy import accuracy, classify
 from moist.nets.cascade import CascadeNet
 from moist.store import checkpoint
-from moist.store.artifacts import Dataset, Row
+from moist.store.artifacts import Dataset, NotFinite, Row, not_finite
 from moist.training.descent import Descent
 
 Loss = Callable[[Batch], torch.Tensor]
@@ -149,8 +149,9 @@ class Job:
     def over_views(self, answer: Answer, views: int) -> torch.Tensor:
         """Run `answer` over `views` views of the training images, in their order.
 
-        Returns float16 (V, N, ...) on the CPU. A killed stage keeps the views it finished. View v
-        of an image is the very tensor that a student sees in epochs v, v + views, ...
+        Returns float16 (V, N, ...) on the CPU, and raises NotFinite for what that can't hold. A
+        killed stage keeps the views it finished. View v of an image is the very tensor that a
+        student sees in epochs v, v + views, ...
         """
         env = self.env
         found = checkpoint.load(env.checkpoints, env.progress.warned)
@@ -173,7 +174,15 @@ class Job:
                 x_BCHW = render(
                     images_BHWC, drawn[rows.to(device)], self.augment, mean=data.mean, std=data.std
                 )
-                parts.append(answer(x_BCHW).half().cpu())
+                values = answer(x_BCHW)
+                parts.append(values.half().cpu())
+                if not_finite(parts[-1]):
+                    what = not_finite(values)
+                    most = f"{values.abs().max():.4g}, and float16 ends at 65504"
+                    raise NotFinite(
+                        f"the {self.env.stage.replace('_', ' ')} "
+                        + (f"have {what}" if what else f"exceed float16: they reach {most}")
+                    )
         return torch.cat(parts)
 
 

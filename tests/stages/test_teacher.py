@@ -1,6 +1,8 @@
 """Teachers: trained, brought along in a file, and what they say of the training images."""
 
+import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,21 @@ from moist.config import AugmentConfig, TeacherConfig
 from moist.data.augment import Pass, batches, normalize
 from moist.env import Env, Silent
 from moist.errors import ConfigError
+from moist.measure.accuracy import classify
 from moist.nets.build import module
 from moist.nets.cnn import TEACHERS
 from moist.nets.fastnet import whiten
 from moist.stages.logits import teacher_logits
-from moist.stages.teacher import WeightsFile, load_teacher, read_state, sample, train_teacher
+from moist.stages.teacher import (
+    WeightsFile,
+    load_teacher,
+    read_state,
+    sample,
+    spec_of,
+    train_teacher,
+)
 from moist.store import checkpoint
-from moist.store.artifacts import Dataset, Split, Teacher
+from moist.store.artifacts import Dataset, NotFinite, Split, Teacher
 
 ENV = Env(device=torch.device("cpu"), stage="teacher")
 State = dict[str, torch.Tensor]
@@ -283,13 +293,13 @@ def test_smoothed_labels_give_the_loss_of_smoothed_labels() -> None:
     assert half == pytest.approx((hard + soft) / 2) and hard != pytest.approx(soft, rel=1e-3)
 
 
-def labelled(views: int, env: Env = ENV, mirror: bool = False) -> torch.Tensor:
-    from moist.stages.teacher import spec_of
-
+def labelled(
+    views: int, env: Env = ENV, state: State | None = None, mirror: bool = False
+) -> torch.Tensor:
     return teacher_logits(
         env,
         data=dataset(),
-        teacher=Teacher(spec_of("resnet8", dataset()), trained_state(), ()),
+        teacher=Teacher(spec_of("resnet8", dataset()), state or trained_state(), ()),
         augment=AugmentConfig(flip=True, shift=2, cutout=2),
         views=views,
         precision="float32",
@@ -318,6 +328,28 @@ def test_the_logits_of_a_view_are_the_teachers_on_the_images_that_a_student_sees
             found = found_VNC[view, batch.index_B].float()
             torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
     assert not torch.allclose(found_VNC[0], found_VNC[1], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("factor", "found"),
+    [
+        (1e8, "exceed float16: they reach [0-9.e+]+, and float16 ends at 65504"),
+        (math.nan, "have NaN"),
+    ],
+)
+def test_logits_that_float16_can_not_hold_are_named_as_such(factor: float, found: str) -> None:
+    state = trained_state()
+    state["fc.weight"] = state["fc.weight"] * factor
+    with pytest.raises(NotFinite, match=f"the teacher logits {found}$"):
+        labelled(2, replace(ENV, stage="teacher_logits"), state)
+
+
+def test_a_model_whose_logits_are_not_finite_is_not_evaluated() -> None:
+    state = trained_state()
+    state["fc.weight"] = state["fc.weight"] * 1e38 * 1e3
+    teacher, data = Teacher(spec_of("resnet8", dataset()), state, ()), dataset()
+    with pytest.raises(NotFinite, match="the model's logits of 12 images have "):
+        classify(ENV, module(teacher), data.train, data, precision="float32")
 
 
 def test_logits_of_a_killed_stage_go_on_from_the_last_whole_view(tmp_path: Path) -> None:

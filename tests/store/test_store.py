@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,10 +16,10 @@ from forked import Forked
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moist.config import ClusterConfig, Config, TeacherConfig
+from moist.config import ClusterConfig, Config, DistillConfig, TeacherConfig
 from moist.disk import UNFINISHED
 from moist.env import Env, Silent
-from moist.errors import StoreError
+from moist.errors import StageError, StoreError
 from moist.results import report
 from moist.stages import stage
 from moist.store import artifacts, checkpoint
@@ -95,6 +96,88 @@ def files_under(home: Path, *names: str) -> list[Path]:
 
 def stored(home: Path, ref: Ref) -> Path:
     return ObjectStore(home).folder(ref.key)
+
+
+# what is not finite
+
+INFINITE = {"NaN": math.nan, "infinity": -math.inf}
+
+
+@stage(version=1)
+def trains(env: Env, *, bad: str, at: str, distill: DistillConfig) -> object:
+    value = INFINITE.get(bad, 1.0)
+    if at == "checkpoint":
+        checkpoint.save(env.checkpoints, {"module": {"fc.weight": torch.tensor([0, value])}}, 1)
+    if at == "record":
+        return report.Timing(median=value, p95=value, n=1)
+    half = torch.tensor([0, value if at == "tensor" else 1.0]).half()
+    spec = artifacts.Spec("cnn", (1, 8, 8), 2, {})
+    return artifacts.Student(spec, {"fc.weight": half}, ({"loss": value if at == "row" else 1.0},))
+
+
+WHERE = {
+    "checkpoint": "`module.fc.weight` has {0}",
+    "tensor": "`state.fc.weight` has {0}",
+    "row": "`history.0.loss` is {1}",
+    "record": "`median` is {1}, `p95` is {1}",
+}
+
+
+@pytest.mark.parametrize("bad", INFINITE)
+@pytest.mark.parametrize("at", WHERE)
+def test_nothing_that_is_not_finite_is_stored_and_the_error_names_it(at, bad, tmp_path):
+    store = Store(tmp_path, env())
+    with pytest.raises(StageError) as caught:
+        store.call(trains, bad=bad, at=at, distill=DistillConfig(lr=2.5))
+    found = WHERE[at].format(bad, INFINITE[bad])
+    assert str(caught.value) == (
+        f"`trains` failed: {found}; nothing was stored\nhint: lower `distill.lr` (it is 2.5)"
+    )
+    assert not files_under(tmp_path, "objects", "tmp")
+    assert not [path for path in files_under(tmp_path, "partial") if path.is_file()]
+
+
+@stage(version=1)
+def load_teacher(env: Env, *, seed: int) -> artifacts.Logits:
+    return artifacts.Logits(torch.ones(2))
+
+
+@stage(version=1)
+def overflows(env: Env, *, model: artifacts.Logits) -> artifacts.Logits:
+    return artifacts.Logits(model.train_VNC * math.inf)
+
+
+@pytest.mark.parametrize(
+    ("origin", "hint"),
+    [
+        (load_teacher, "give other weights as `teacher.weights`"),
+        (logits, "lower the learning rate of `logits`, whose output it works with"),
+    ],
+)
+def test_a_stage_that_trains_nothing_points_to_what_made_its_input(origin, hint, tmp_path):
+    store = Store(tmp_path, env())
+    ref = store.call(origin, seed=0)
+    with pytest.raises(StageError, match=r"`overflows` failed: `train_VNC` has ") as caught:
+        store.call(overflows, model=ref)
+    assert caught.value.hint == hint
+
+
+def test_what_an_earlier_version_stored_with_nan_is_moved_aside_and_computed_again(
+    tmp_path, monkeypatch
+):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(artifacts, "not_finite", lambda tensor: "")
+        request = StageCall(trains, {"bad": "NaN", "at": "tensor", "distill": DistillConfig()})
+        Store(tmp_path, env()).resolve(request)
+    with pytest.raises(StoreError, match=r"is damaged \(`state.fc.weight` has NaN\)"):
+        Store(tmp_path, env()).load(request.key)
+    plan = Plan(tmp_path, env())
+    assert not plan.resolve(request).reused
+    seen = Recorder()
+    with pytest.raises(StageError, match=r"`trains` failed: `state\.fc\.weight` has NaN"):
+        Store(tmp_path, env(seen)).resolve(request)
+    assert "is damaged (`state.fc.weight` has NaN); moved to " in seen.warnings[0]
+    assert request.key not in ObjectStore(tmp_path)
 
 
 # keys
