@@ -25,6 +25,7 @@ from moist.cli.options import (
     study_ref,
 )
 from moist.disk import writing
+from moist.errors import StageError
 from moist.reporting import study_tables, terminal
 from moist.results.objectives import DEFAULT, parse_limits, parse_objectives, parse_values
 from moist.results.queries import members
@@ -166,7 +167,6 @@ def optuna(
     ref = study_ref(study or sweep.name, storage, home)
     goals = parse_objectives(objectives) if objectives else sweep.objectives or DEFAULT
     command = shlex.join(["moist", *map(masked, sys.argv[1:])])
-    spec = study_spec(sweep, goals, seed, command, machine=machine_of(slots, goals))
     settings = Settings(
         trials=requested_trials(sweep, trials),
         sampler=sampler,
@@ -178,6 +178,8 @@ def optuna(
         audit=prune_audit,
         reuse=not no_reuse,
     )
+    machine = machine_of(slots, settings.needed(goals))
+    spec = study_spec(sweep, goals, seed, command, machine=machine)
     if dry_run:
         found = plan_search(ref, sweep, spec, settings, slots=slots)
         output(as_json, found.record(), lambda: study_tables.print_search_plan(found, workers))
@@ -200,6 +202,12 @@ def optuna(
             plot_study(page, ref)
             if result.stats.outcomes and not tracker.off:
                 log_summary(tracker, ref, page)
+    if result.stats.all_failed:
+        raise StageError(
+            f"no trial of this start gave a result: {result.stats.outcomes['failed']} failed",
+            f"`{ref.command('sweep status')}` says why; `{ref.command('sweep retry')}` requeues"
+            " them",
+        )
 
 
 def _print_ignored(sweep: Sweep, has_objectives: bool) -> None:

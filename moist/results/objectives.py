@@ -149,11 +149,11 @@ def reported(report: Report) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def check_measured(objectives: Iterable[Objective], val_fraction: float) -> None:
-    """Raise ConfigError for an objective that a run without validation images can't give."""
-    if not val_fraction and (names := {one.name for one in objectives} & TRAINED):
+def check_measured(names: Iterable[str], val_fraction: float) -> None:
+    """Raise ConfigError for a quantity that a run without validation images can't give."""
+    if not val_fraction and (missing := TRAINED.intersection(names)):
         raise ConfigError(
-            f"objective `{names.pop()}` is measured on validation images, and"
+            f"`{missing.pop()}` is measured on validation images, and"
             " `data.val_fraction=0` leaves none",
             "set `data.val_fraction=0.1`: the test split is never used for selection",
         )

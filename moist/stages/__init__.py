@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+VERSIONS: dict[str, int] = {}
+"""The version of each stage that has been imported."""
+
 
 def stage(version: int, added: tuple[str, ...] = ()) -> Callable[[F], F]:
     """Mark a function as a stage; bump `version` whenever its maths changes.
@@ -20,6 +23,7 @@ def stage(version: int, added: tuple[str, ...] = ()) -> Callable[[F], F]:
     """
 
     def mark(function: F) -> F:
+        VERSIONS[function.__name__] = version
         function.version = version  # type: ignore[attr-defined]
         function.added = added  # type: ignore[attr-defined]
         return function

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moist.config import Config
+from moist.disk import writing
 from moist.errors import ConfigError, StageError
 from moist.interrupts import check, deferred, undeferred
 from moist.results.objectives import check_honest, check_measured, quantities, reported
@@ -144,7 +145,8 @@ class Driver:
         """End a trial at once if it needs no training; else let it wait for a worker."""
         try:
             config = config_of(self.sweep, params)
-            check_measured(self.ledger.objectives, config.data.val_fraction)
+            needed = self.settings.needed(self.ledger.objectives)
+            check_measured(needed, config.data.val_fraction)
             check_honest(config.router)
             with undeferred():  # it may decode a large data set
                 estimate = self.estimate(config)
@@ -156,6 +158,7 @@ class Driver:
         except (MemoryError, RuntimeError) as error:  # of counting or timing too large a network
             self._fail(number, self._reason(number, error))
             return
+        self.ledger.note_stages(call.stage for call in estimate.calls)
         self._store_excesses(number, estimate.quantities)
         if reason := self.screening.reject(estimate.quantities):
             self._end(number, "screened", self.ledger.prune, reason=reason)
@@ -288,6 +291,10 @@ class Driver:
         entry: Entry | None = None,
         **facts: Any,
     ) -> None:
+        if missing := [o.name for o in self.ledger.objectives if o.name not in found]:
+            reason = f"its run has no {' and no '.join(missing)}, an objective of this study"
+            self._fail(number, f"StageError: {reason}", entry)
+            return
         facts |= {"found": found, "key": report.key, "reported": reported(report)}
         self._end(number, outcome, self.ledger.complete, entry, **facts)
 
@@ -319,12 +326,13 @@ class Driver:
     def _annotate(self, number: int, outcome: str, facts: Mapping[str, Any]) -> None:
         """Show a trial's note, run record and log in optuna-dashboard."""
         record = RunRecords(self.ref.home).path(str(facts.get("key")))
-        present = [
-            path
-            for path in (record, self.pool.log(number))
-            if path.exists() and path.stat().st_size > 0
-        ]
-        self.ledger.annotate(number, _note(outcome, facts), present)
+        with writing(self.ref.home):
+            present = [
+                path
+                for path in (record, self.pool.log(number))
+                if path.exists() and path.stat().st_size > 0
+            ]
+            self.ledger.annotate(number, _note(outcome, facts), present)
 
     def _learn(self, trial: Trial) -> None:
         self.stopping.learn(trial)

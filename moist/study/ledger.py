@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.trial import TrialState
 
+from moist.disk import writing
 from moist.errors import ConfigError
 from moist.results.trials import Trial
 from moist.study.leases import lease, turn
@@ -104,6 +105,15 @@ class Ledger:
     def has_waiting(self) -> bool:
         """Return whether a trial is queued."""
         return any(trial.state == "waiting" for trial in self._trials.values())
+
+    def note_stages(self, names: Iterable[str]) -> None:
+        """Store the versions of the stages that a trial calls: a resumed study compares them."""
+        installed = self.spec.installed
+        new = {n: installed[n] for n in names if n in installed and n not in self.spec.stages}
+        if new:
+            stages = dict(sorted((self.spec.stages | new).items()))
+            self.spec = self.spec.model_copy(update={"stages": stages})
+            self.study.set_user_attr(FACTS, self.spec.model_dump(mode="json"))
 
     def lost(self, number: int, attempts: Sequence[str]) -> None:
         """Store why each attempt at a trial was lost; the trial goes on running."""
@@ -260,5 +270,6 @@ def artifact_store(home: Path) -> ArtifactStore:
     from optuna.artifacts import FileSystemArtifactStore
 
     folder = home / "artifacts"
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(folder)

@@ -75,7 +75,7 @@ def reseed(
     seeds = next(one for one in sweep.parameters if one.name == "seed").values()[:times]
     points = [trial.params | {"seed": seed} for trial in front for seed in seeds]
     slots = make_slots(None, workers, threads)
-    machine = machine_of(slots, spec.objectives)
+    machine = machine_of(slots, {one.name for one in spec.objectives})
     again = replace(ref, name=f"{ref.name}.reseed")
     changed = {
         "facts": search_spec(sweep, spec.objectives, 0, machine),

@@ -126,7 +126,7 @@ def _checked(ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings) -
     check_honest(str(sweep.fixed.get("router", "")))
     names = [name for name in sweep.fixed if name.startswith("data.") or name == "teacher.weights"]
     config = build({name: sweep.fixed[name] for name in names})
-    check_measured(spec.objectives, config.data.val_fraction)
+    check_measured(settings.needed(spec.objectives), config.data.val_fraction)
     return config
 
 
@@ -137,6 +137,7 @@ def with_content(ref: StudyRef, spec: StudySpec, config: Config, fetch: bool = T
     file of weights that is missing fails each trial, with its reason.
     """
     from moist.data.sources import locate
+    from moist.stages import VERSIONS
 
     source = locate(config.data, ref.home, fetch)
     content = {"data": Content(key=source.key, text=str(source))}
@@ -144,7 +145,7 @@ def with_content(ref: StudyRef, spec: StudySpec, config: Config, fetch: bool = T
     if weights and weights.is_file():
         key = sha256(weights)
         content["teacher.weights"] = Content(key=key, text=f"weights of content {key[:12]}")
-    found = spec.model_copy(update={"content": content})
+    found = spec.model_copy(update={"content": content, "installed": VERSIONS})
     check_content(ref, spec, found)
     return found
 

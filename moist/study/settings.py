@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from moist.results.objectives import Limit
+from moist.results.objectives import Limit, Objective
 from moist.results.trials import Trial
 
 SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random", "grid")
@@ -15,6 +15,9 @@ SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random", "grid")
 
 BEST = {"accuracy": 1.0}
 """Quantities that no trial can exceed, unless lower bounds are declared."""
+
+RESULTS = Counter(trained=1, reused=1)
+"""Outcomes of trials that are complete."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Settings:
     points: Sequence[Mapping[str, Any]] | None = None
     reuse: bool = True
 
+    def needed(self, objectives: Sequence[Objective]) -> set[str]:
+        """Return the quantities without which a trial can't be selected, limited or pruned."""
+        pruned = {"accuracy"} if self.prune or self.audit else set()
+        return {o.name for o in objectives} | {one.name for one in self.limits} | pruned
+
 
 @dataclass
 class Stats:
@@ -52,6 +60,11 @@ class Stats:
     outcomes: Counter[str] = field(default_factory=Counter)
     would_prune: dict[int, str] = field(default_factory=dict)
     ended: str = ""
+
+    @property
+    def all_failed(self) -> bool:
+        """Return whether trials failed and none gave a result."""
+        return bool(self.outcomes["failed"]) and not self.outcomes & RESULTS
 
     def add(
         self, computed: Mapping[str, float], reused: Mapping[str, float] | None = None

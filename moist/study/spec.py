@@ -63,6 +63,11 @@ class StudySpec(Record):
     content: dict[str, Content] = Field(default_factory=dict)
     """The data and the weights that `where` pointed at; studies of earlier versions have none."""
 
+    stages: dict[str, int] = Field(default_factory=dict)
+    """The versions of the stages that its trials called; earlier studies have none."""
+    installed: dict[str, int] = Field(default_factory=dict, exclude=True)
+    """The versions of all stages in the moist that searches."""
+
     @property
     def objectives(self) -> tuple[Objective, ...]:
         return parse_objectives(self.facts.objectives)
@@ -135,10 +140,11 @@ def continued(ref: StudyRef, study: Study, spec: StudySpec) -> StudySpec:
     _check_search(ref, old, spec)
     _check_machine(ref, old.facts.machine, spec.facts.machine)
     check_content(ref, old, spec)
+    _check_stages(ref, old, spec.installed)
     facts = old.facts
     if not facts.machine:
         facts = spec.facts.model_copy(update={"fixed": facts.fixed})
-    kept = {"facts": facts, "created": old.created, "moist": old.moist}
+    kept = {"facts": facts, "created": old.created, "moist": old.moist, "stages": old.stages}
     return spec.model_copy(update=kept | {"content": spec.content or old.content})
 
 
@@ -171,6 +177,23 @@ def check_content(ref: StudyRef, old: StudySpec, new: StudySpec) -> None:
                 f"study `{ref.name}` was made from other {name}: {before.text}; now {after.text}",
                 f"restore what it was made from, or {NEW_NAME}",
             )
+
+
+def _check_stages(ref: StudyRef, old: StudySpec, installed: Mapping[str, int]) -> None:
+    """Compare stage versions, unless the caller trains nothing and so knows none."""
+    if not installed:
+        return
+    changed = [
+        f"`{name}` was version {version}, is {installed.get(name, 'gone')}"
+        for name, version in old.stages.items()
+        if installed.get(name) != version
+    ]
+    if changed:
+        raise ConfigError(
+            f"study `{ref.name}` was made with other stages: {'; '.join(changed)}: new trials"
+            " can't be compared with its own",
+            f"continue it with moist {old.moist} as it was then, or {NEW_NAME}",
+        )
 
 
 def _check_machine(ref: StudyRef, old: Machine | None, new: Machine | None) -> None:

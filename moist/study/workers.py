@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
@@ -25,7 +25,6 @@ from moist.config import Config
 from moist.disk import ELSEWHERE, writing
 from moist.errors import ConfigError, MoistError, StageError, brief, first_line
 from moist.interrupts import JOB, Interrupted, undeferred
-from moist.results.objectives import Objective
 from moist.results.report import Machine
 from moist.study import events
 from moist.study.spec import format_machine
@@ -272,20 +271,20 @@ def make_slots(devices: str | None, workers: int, threads: int | None) -> list[S
     return [Slot(found[i % len(found)], each) for i in range(workers)]
 
 
-def machine_of(slots: Sequence[Slot], objectives: Sequence[Objective]) -> Machine | None:
-    """Describe the machine that latencies are measured on; None if no objective is a latency.
+def machine_of(slots: Sequence[Slot], names: Collection[str]) -> Machine | None:
+    """Describe the machine that latencies are measured on; None if none of `names` is a latency.
 
     Raises ConfigError when that depends on the slot.
     """
     from moist.env import Silent, make_env
 
-    if not any(one.name == "latency_ms" for one in objectives):
+    if "latency_ms" not in names:
         return None
     places = dict.fromkeys((slot.device, slot.threads) for slot in slots)
     found = list(dict.fromkeys(make_env(Silent(), *place).machine() for place in places))
     if len(found) > 1:
         raise ConfigError(
-            "objective `latency_ms` would be measured on different devices:"
+            "`latency_ms` would be measured on different devices:"
             f" {' and '.join(map(format_machine, found))}",
             "give `--devices` of one kind",
         )

@@ -1,6 +1,7 @@
 """All policy of a study, by a real driver with real workers: what is trained, and what is not."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -12,7 +13,7 @@ from toy import Do, Script, Step, Toy, computed, epochs, estimate, key_of, numbe
 
 from moist.config import Config
 from moist.errors import ConfigError, StageError
-from moist.results.objectives import DEFAULT, parse_limits
+from moist.results.objectives import DEFAULT, parse_limits, parse_objectives
 from moist.store.calls import Call
 from moist.study.costs import CostEstimate
 from moist.study.driver import Driver
@@ -459,6 +460,43 @@ def test_a_driver_that_stops_prints_a_command_that_finds_its_study(study):
     with pytest.raises(StageError) as stopped:
         one.drive(9)
     assert "`moist sweep retry toy --home there`" in stopped.value.hint
+
+
+def test_a_run_without_an_objective_of_its_study_fails_and_the_next_one_is_trained(study):
+    """Trained now, or before, in a record."""
+    one = study({0: [Do("find", None)]}, hidden_width=[10, 20])
+    assert one.drive(1).outcomes == {"failed": 1, "trained": 1}
+    assert one.reasons[0] == "StageError: its run has no accuracy, an objective of this study"
+    again = study(home=one.home, hidden_width=[10, 20])
+    assert again.drive(1).outcomes == {"failed": 1, "reused": 1}
+
+
+def test_a_search_whose_validation_images_can_not_give_what_it_needs_is_not_trained(study):
+    one = study(hidden_width=[10], **{"data.val_fraction": [0.0, 0.1]})
+    one.ledger = in_memory(study_spec(one.sweep, parse_objectives(["mflops"]), 0, "moist"))
+    for name, settings in {
+        "limit": {"limits": parse_limits(["accuracy=0.9"])}, "prune": {"prune": True},
+        "audit": {"audit": True}, "none": {},
+    }.items():  # fmt: skip
+        needed = Settings(1, **settings).needed(one.ledger.objectives)
+        assert ("accuracy" in needed) == (name != "none")
+    one.drive(2, prune=True)
+    assert "`accuracy` is measured on validation images" in one.reasons[0]
+    assert one.states == ["failed", "complete"] and numbers(one.home) == [1]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "failed"),
+    [
+        ({"failed": 2}, True),
+        ({"failed": 1, "screened": 3}, True),
+        ({"failed": 2, "reused": 1}, False),
+        ({"screened": 2}, False),
+        ({}, False),
+    ],
+)
+def test_a_start_failed_if_trials_failed_and_none_gave_a_result(outcomes, failed):
+    assert Stats(outcomes=Counter(outcomes)).all_failed == failed
 
 
 # statistics

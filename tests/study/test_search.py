@@ -18,7 +18,7 @@ from moist.config.overrides import parse
 from moist.env import Env
 from moist.errors import ConfigError, DataError
 from moist.pipeline import run, stages
-from moist.results.objectives import DEFAULT, QUANTITIES, TRAINED, parse_objectives, quantities
+from moist.results.objectives import DEFAULT, QUANTITIES, TRAINED, quantities
 from moist.store import maintenance
 from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
@@ -380,19 +380,18 @@ def test_a_missing_device_raises_an_error_before_any_worker_starts(devices):
         make_slots(devices, 1, 1)
 
 
-TIMED = parse_objectives(["accuracy", "latency_ms"])
-
-
-def test_a_study_stores_its_machine_when_an_objective_is_a_latency_and_only_then():
-    found, other = (machine_of(make_slots("cpu", 2, threads), TIMED) for threads in (1, 2))
+def test_a_study_stores_its_machine_when_it_needs_a_latency_and_only_then():
+    found, other = (
+        machine_of(make_slots("cpu", 2, threads), {"latency_ms"}) for threads in (1, 2)
+    )
     assert found == Env(torch.device("cpu")).machine().model_copy(update={"threads": 1})
     assert other == found.model_copy(update={"threads": 2})
-    assert machine_of(make_slots("cpu", 2, 1), DEFAULT) is None
+    assert machine_of(make_slots("cpu", 2, 1), {"mflops"}) is None
 
 
 def test_latencies_of_one_study_are_not_measured_on_workers_that_differ():
     with pytest.raises(ConfigError, match=r"1 threads.* and .*2 threads"):
-        machine_of([Slot("cpu", 1), Slot("cpu", 2)], TIMED)
+        machine_of([Slot("cpu", 1), Slot("cpu", 2)], {"latency_ms"})
 
 
 def test_a_plan_reports_data_that_are_not_downloaded_yet(tmp_path):

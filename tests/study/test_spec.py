@@ -13,6 +13,7 @@ from moist.results.objectives import DEFAULT, parse_objectives
 from moist.results.report import Machine
 from moist.study.ledger import opened
 from moist.study.spec import FACTS, Content, StudySpec, continued, study_spec
+from moist.study.storage import load
 from moist.sweepfile import Parameter, Sweep
 
 SWEEP = Sweep("some", Path("some.yaml"), "grid", None, {}, (Parameter("k", "int", low=2, high=9),))
@@ -114,6 +115,29 @@ def test_a_study_is_not_continued_on_other_data_or_weights():
         message = str(refused.value)
         assert f"other {name}: {made.content[name].text}; now {now}" in message
         assert "`--study NAME`" in message
+
+
+def test_a_study_is_not_continued_with_other_versions_of_the_stages_that_it_called():
+    made = spec().model_copy(update={"stages": {"evaluate": 2, "route": 1}})
+    study = kept(made.model_dump(mode="json"))
+    same = spec().model_copy(update={"installed": {"evaluate": 2, "route": 1, "merge": 9}})
+    assert continued(REF, study, same).stages == made.stages
+    assert continued(REF, study, spec()).stages == made.stages  # as `moist sweep retry` does
+    other = same.model_copy(update={"installed": {"evaluate": 3}})
+    with pytest.raises(ConfigError) as refused:
+        continued(REF, study, other)
+    assert "`evaluate` was version 2, is 3; `route` was version 1, is gone" in str(refused.value)
+    assert "`--study NAME`" in refused.value.hint
+
+
+def test_a_study_stores_the_versions_of_the_stages_that_its_trials_call(tmp_path):
+    installed = {"evaluate": 3, "merge": 9}
+    found = spec().model_copy(update={"installed": installed})
+    with opened(toy.ref(tmp_path, "some"), found) as ledger:
+        ledger.note_stages(["evaluate"])
+        ledger.note_stages(["evaluate", "unknown"])
+    stored = load(toy.ref(tmp_path, "some"))[0]
+    assert (stored.stages, stored.installed) == ({"evaluate": 3}, {})
 
 
 def test_a_study_of_an_earlier_version_takes_the_content_of_its_next_search():

@@ -17,6 +17,7 @@ from optuna.samplers import RandomSampler
 from tiny import searched
 from toy import FAIL, WAIT, Start, attempts, ref, search
 
+from moist.errors import StoreError
 from moist.interrupts import JOB
 from moist.store.maintenance import entries, verify
 from moist.store.objects import ObjectStore
@@ -173,6 +174,18 @@ def test_a_trials_files_are_attached_once_though_its_driver_was_killed_before_it
             ledger.annotate(number, "note", [tmp_path / "report.md"])
         shown = get_all_artifact_meta(ledger.study.trials[number], storage=ledger.storage)
     assert [meta.filename for meta in shown] == ["report.md"]
+
+
+def test_a_trial_whose_files_can_not_be_attached_ends_the_driver_and_is_not_trained_again(
+    tmp_path,
+):
+    (tmp_path / "artifacts").symlink_to("/proc")  # a folder in which no file can be made
+    with pytest.raises(StoreError, match=f"can't write in `{tmp_path}`"):
+        search(Start(tmp_path, trials=1))
+    assert [trial.state for trial in trials(tmp_path)] == ["running"]
+    (tmp_path / "artifacts").unlink()
+    [found] = search(Start(tmp_path, trials=1))
+    assert found.state == "complete" and len(attempts(tmp_path)) == 1
 
 
 @pytest.mark.slow
