@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from contextlib import suppress
-from io import TextIOWrapper
-from typing import NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper, UnsupportedOperation
+from typing import NoReturn, TextIO
 
 import click
 
@@ -21,7 +22,7 @@ from moist.cli.study import best, dashboard, table
 from moist.cli.sweep import sweep
 from moist.cli.wandb import browse, sync, wandb
 from moist.disk import check_text
-from moist.errors import ConfigError, MoistError
+from moist.errors import ConfigError, MoistError, StoreError
 from moist.interrupts import Interrupted, handled
 from moist.reporting import terminal
 from moist.study.ref import masked
@@ -53,13 +54,13 @@ for command in (
 
 def main() -> None:
     """Run the command line; print each error as one message, and exit with its code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # of an encoding that may lack a class's name
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = map(output, (sys.stdout, sys.stderr))
     try:
         check_surroundings()
         with handled():
-            sys.exit(cli.main(prog_name="moist", standalone_mode=False))
+            code = cli.main(prog_name="moist", standalone_mode=False)
+            click.echo(nl=False)  # flush, if there is a standard output
+            sys.exit(code)
     except click.NoSuchOption as error:
         terminal.fail(f"{error.format_message()}{flag_hint(error.option_name, sys.argv)}")
         sys.exit(2)
@@ -76,9 +77,61 @@ def main() -> None:
             _stop(abort.__cause__)
         terminal.fail("stopped; nothing was changed")  # the answer to a confirmation was no
         sys.exit(1)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # as `| head` leaves behind, which has seen enough
         sys.exit(1)
+
+
+STDERR = 2
+"""The file descriptor of standard error."""
+
+
+class Output(TextIOWrapper):
+    """Standard output or error: what can't be written is discarded, and so is all after it.
+
+    For standard output that is an error, once: its reader lacks data.
+    """
+
+    def write(self, text: str) -> int:
+        if text != "":  # by which click probes a stream, and ignores what is raised
+            with self._discarding():
+                super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._discarding():
+            super().flush()
+
+    @contextmanager
+    def _discarding(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if self.fileno() == STDERR:
+                return
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise StoreError(
+                f"can't write the output: {error.strerror}", "write it to another file or disk"
+            ) from error
+
+
+def output(stream: TextIO) -> TextIO:
+    """Return standard output or error as `Output`, of an encoding that may lack some letters."""
+    if not isinstance(stream, TextIOWrapper):  # closed
+        return stream
+    try:
+        binary = open(stream.fileno(), "wb", 0 if stream.write_through else -1, closefd=False)
+    except UnsupportedOperation:  # it is in the memory of a program that this one runs in
+        stream.reconfigure(errors="backslashreplace")
+        return stream
+    return Output(
+        binary,
+        stream.encoding,
+        "backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def check_surroundings() -> None:

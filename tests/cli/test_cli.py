@@ -283,6 +283,42 @@ def test_messages_are_not_broken_into_lines(tmp_path, capsys):
     assert found.err == f"error: can't read `{place}`: No such file or directory\n"
 
 
+FULL = "os.open('/dev/full', os.O_WRONLY)"
+LEFT = "(pipe := os.pipe(), os.close(pipe[0]))[0][1]"
+"""A pipe whose reader has left, as that of `| true`."""
+LACKING = (
+    "error: can't write the output: No space left on device\n"
+    "hint: write it to another file or disk\n"
+)
+
+
+UNBUFFERED = (
+    "sys.stdout = io.TextIOWrapper(io.FileIO(1, 'w', closefd=False), 'utf-8', write_through=True);"
+)
+
+
+@pytest.mark.parametrize("unbuffered", ["", UNBUFFERED], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    ("words", "stream", "sink", "code", "err"),
+    [
+        *(
+            (words, 1, sink, 1, err)
+            for words in (["runs", "--json"], ["runs", "--csv"], ["sweep", "list"],
+                          ["config", "--keys"], ["--help"])
+            for sink, err in ((FULL, LACKING), (LEFT, ""))
+        ),
+        (["show", "none"], 2, FULL, 2, ""),
+        (["show", "none"], 2, LEFT, 2, ""),
+    ],
+)  # fmt: skip
+def test_output_that_can_not_be_written_is_one_message_and_no_traceback(
+    tmp_path, words, stream, sink, code, err, unbuffered
+):
+    script = f"import io, os, sys; os.dup2({sink}, {stream}); {unbuffered}{MOIST[1]}"
+    done = forked.run(["-c", script, *words], env={**os.environ, "MOIST_HOME": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (code, err)
+
+
 def test_an_exit_code_and_both_streams_arrive_from_a_process(tmp_path):
     done = command("config", "k=0")
     assert (done.returncode, done.stdout) == (2, "")
