@@ -11,6 +11,8 @@ import yaml
 
 from moist.cli.main import cli
 from moist.config.overrides import parse
+from moist.results.objectives import DEFAULT
+from moist.study.spec import check_search
 from moist.sweepfile import config_of, problems, read_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +29,9 @@ def test_a_sweep_file_can_be_searched_and_one_of_constants_be_run(path):
     *start, last = yaml.safe_load(path.read_text())["command"]
     assert (start[:3], last) == (["${env}", "moist", "run"], "${args_no_hyphens}")
     assert start[3:] in ([], *([f"@sweeps/{name}.yaml"] for name in ("single", "short", "sound")))
-    if not sweep.parameters:
+    if sweep.parameters:
+        check_search(sweep.name, sweep, [one.name for one in sweep.objectives or DEFAULT])
+    else:
         assert parse([f"@{path}"]) == config_of(sweep, {})
 
 

@@ -10,11 +10,13 @@ from moist.cli.options import FILE, JSON, of_study, output, print_json
 from moist.cli.sweep_optuna import optuna
 from moist.cli.sweep_wandb import wandb
 from moist.reporting import study_tables, terminal
+from moist.results.objectives import DEFAULT
 from moist.study.doctor import examine
 from moist.study.leases import driver_of
 from moist.study.ref import StudyRef
+from moist.study.spec import check_search
 from moist.study.storage import load
-from moist.sweepfile import catalog, problems, read_sweep, size
+from moist.sweepfile import Sweep, catalog, problems, read_sweep, size
 
 
 @click.group()
@@ -39,12 +41,13 @@ sweep.add_command(wandb)
 def check(file: Path, as_json: bool) -> None:
     """List the problems of a sweep file.
 
-    The exit code is 2 if there are any.
+    What passes can be started by `moist sweep optuna FILE`; whether its data and the teacher's
+    weights are there is only found then. The exit code is 2 if there are problems.
 
     \b
     moist sweep check sweeps/pareto.yaml
     """
-    found = problems(file)
+    found = problems(file, _check_start)
     if as_json:
         print_json([{"problem": problem} for problem in found])
     else:
@@ -59,6 +62,11 @@ def check(file: Path, as_json: bool) -> None:
             f"{read.name}: {len(read.parameters)} parameters, {len(read.fixed)} fixed,"
             f" {'infinitely many' if points is None else points} points"
         )
+
+
+def _check_start(read: Sweep) -> None:
+    """Raise ConfigError for a sweep that `moist sweep optuna` rejects without other options."""
+    check_search(read.name, read, [one.name for one in read.objectives or DEFAULT])
 
 
 @sweep.command()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moist.disk import write_atomically
-from moist.errors import ConfigError
+from moist.errors import ConfigError, StoreError
 from moist.reporting import matplotlib_figure, page
 from moist.reporting.frontier_plot import COST, Errors, FrontierPlot, frontier_plot
 from moist.results.objectives import Objective
@@ -53,7 +53,8 @@ def save_plot(
     """Draw a plot; the suffix of `path` selects the format.
 
     `command` reproduces the study; `importances` are the share of each parameter, by objective
-    (only pages show them). The file is written atomically. Raises ConfigError when it can't be.
+    (only pages show them). The file is written atomically. Raises ConfigError for
+    its name, and StoreError when it can't be written.
     """
     kind = _kind(path)
     if kind == "html":
@@ -63,9 +64,7 @@ def save_plot(
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise ConfigError(
-            f"can't write `{path}`: {error.strerror}", "name another file"
-        ) from error
+        raise StoreError(f"can't write `{path}`: {error.strerror}", "name another file") from error
 
 
 def check_plot_path(path: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 CREDENTIALS = re.compile(r"(://[^:/@\s]*):\S*@")
 QUERY_PASSWORD = re.compile(r"([?&]\w*(?:password|passwd|pwd)=)[^&\s'\"]+", re.IGNORECASE)
+LONGEST = 200
+"""Bytes of a study's name; a file's name has at most 255, and a suffix follows."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,19 @@ class StudyRef:
             "is the server running, are you allowed to log in (`PGPASSWORD` or `~/.pgpass` keep"
             " the password out of the URL), is its client installed (for PostgreSQL:"
             " `pip install moist[postgres]`)?"
+        )
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError for a study's name that can't be the name of its plot and log folder."""
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ConfigError(
+            f"`{name}` can't be a study's name", "use letters, digits and any of `_ . + -`"
+        )
+    if len(os.fsencode(name)) > LONGEST:
+        raise ConfigError(
+            f"`{name[:20]}...` is too long for a study's name: {len(os.fsencode(name))} bytes",
+            f"a name has at most {LONGEST}: files are named after it",
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +12,6 @@ from moist.config import Config
 from moist.config.overrides import build
 from moist.disk import expanded, sha256
 from moist.errors import ConfigError, DataError
-from moist.results.objectives import check_honest, check_measured
 from moist.results.trials import Trial
 from moist.store.calls import Call
 from moist.study.driver import Driver
@@ -22,7 +20,7 @@ from moist.study.ledger import in_memory, opened
 from moist.study.ref import StudyRef
 from moist.study.samplers import Untried, chosen, point, seed_of, suggest
 from moist.study.settings import SearchResult, Settings
-from moist.study.spec import Content, StudySpec, check_content, continued
+from moist.study.spec import Content, StudySpec, check_content, check_search, continued
 from moist.study.stopping import USELESS_DRAWS
 from moist.study.storage import NoStudy, existing, trials_of
 from moist.study.workers import Pool, Slot
@@ -114,20 +112,14 @@ def _checked(ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings) -
 
     Raises ConfigError for what fails every trial.
     """
-    if not re.fullmatch(r"\w[\w.+-]*", ref.name):
-        raise ConfigError(
-            f"`{ref.name}` can't be a study's name", "use letters, digits and any of `_ . + -`"
-        )
+    check_search(ref.name, sweep, settings.needed(spec.objectives))
     if settings.sampler == "grid" and size(sweep) is None:
         raise ConfigError(
             "`--sampler grid` needs a finite space, and a range of reals is infinite",
             "write `values`, or `distribution: q_uniform` with `q`",
         )
-    check_honest(str(sweep.fixed.get("router", "")))
     names = [name for name in sweep.fixed if name.startswith("data.") or name == "teacher.weights"]
-    config = build({name: sweep.fixed[name] for name in names})
-    check_measured(settings.needed(spec.objectives), config.data.val_fraction)
-    return config
+    return build({name: sweep.fixed[name] for name in names})
 
 
 def with_content(ref: StudyRef, spec: StudySpec, config: Config, fetch: bool = True) -> StudySpec:

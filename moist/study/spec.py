@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,13 @@ from pydantic import Field
 from moist.config import Config, flat
 from moist.config.schema import is_location
 from moist.errors import ConfigError
-from moist.results.objectives import Objective, parse_objectives
+from moist.results.objectives import Objective, check_honest, check_measured, parse_objectives
 from moist.results.report import Machine, Record
 from moist.store import runs
 from moist.store.objects import now
-from moist.study.ref import StudyRef
-from moist.sweepfile import Parameter, Sweep
+from moist.study.ref import StudyRef, check_name
+from moist.sweepfile import Parameter, Sweep, ends
+from moist.sweepfile.errors import noted, raised_together
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -102,6 +103,24 @@ def search_spec(
         seed=seed,
         machine=machine,
     )
+
+
+def check_search(name: str, sweep: Sweep, needed: Iterable[str]) -> None:
+    """Raise ConfigError, one line per mistake, for what a study of this name can't search.
+
+    That is a name that can't be a file's, and values with which a trial is no model to select or
+    lacks one of the `needed` quantities.
+    """
+    with raised_together() as mistakes:
+        with noted(mistakes):
+            check_name(name)
+        for router in ends(sweep, "router"):
+            with noted(mistakes):
+                check_honest(router)
+        with noted(mistakes):
+            check_measured(needed, min(ends(sweep, "data.val_fraction")))
+        if mistakes and not sweep.parameters:
+            mistakes.append(f"a file that searches nothing is one run: `moist run @{sweep.path}`")
 
 
 def sweep_of(spec: StudySpec, name: str) -> Sweep:

@@ -16,9 +16,18 @@ agent passes the `@FILE` on to `moist run`, where later arguments win too.
 
 from moist.sweepfile.catalog import catalog
 from moist.sweepfile.reading import problems, read_sweep
-from moist.sweepfile.space import Parameter, Sweep, active, config_of, distribution, grid, size
+from moist.sweepfile.space import (
+    Parameter,
+    Sweep,
+    active,
+    config_of,
+    distribution,
+    ends,
+    grid,
+    size,
+)
 
 __all__ = [
-    "Parameter", "Sweep", "active", "catalog", "config_of", "distribution", "grid", "problems",
-    "read_sweep", "size",
+    "Parameter", "Sweep", "active", "catalog", "config_of", "distribution", "ends", "grid",
+    "problems", "read_sweep", "size",
 ]  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from moist.errors import ConfigError
 from moist.sweepfile.entries import read_entries
 from moist.sweepfile.errors import noted, raised_together
 from moist.sweepfile.header import check_header, read_objectives, wandb_only
-from moist.sweepfile.space import Parameter, Sweep, config_of, grid, in_order, possible, size
+from moist.sweepfile.space import Parameter, Sweep, config_of, ends, grid, in_order, possible, size
 
 EXHAUSTIVE = 1000
 """Most points of a space that is searched exhaustively for one that is a valid config."""
@@ -55,10 +56,10 @@ def read_sweep(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     return sweep
 
 
-def problems(path: Path) -> list[str]:
-    """Return every mistake for which `read_sweep` rejects a file, a line each."""
+def problems(path: Path, check: Callable[[Sweep], None] = lambda sweep: None) -> list[str]:
+    """Return each mistake for which `read_sweep`, and then `check`, rejects a file, as a line."""
     try:
-        read_sweep(path)
+        check(read_sweep(path))
     except ConfigError as error:
         return str(error.args[0]).splitlines()
     return []
@@ -134,16 +135,10 @@ def _infeasible(sweep: Sweep) -> Iterator[str]:
 def _without_effect(sweep: Sweep, own: Collection[str]) -> Iterator[str]:
     """Yield which of the keys that are given, and not by a recipe, no point of the space reads."""
     defaults = flat(Config())
-    searched = {one.name: one for one in sweep.parameters}
-
-    def values(key: str) -> Collection[Any]:
-        if key in searched:
-            return searched[key].ends()
-        return [sweep.fixed.get(key, defaults[key])]
-
-    for key in (*sweep.fixed, *searched):
+    searched = {one.name for one in sweep.parameters}
+    for key in (*sweep.fixed, *(one.name for one in sweep.parameters)):
         if key in own and (key in searched or sweep.fixed[key] != defaults[key]):
-            yield from filter(None, [no_effect(key, values)])
+            yield from filter(None, [no_effect(key, partial(ends, sweep))])
 
 
 def _conflict(sweep: Sweep, params: Mapping[str, Any]) -> str:

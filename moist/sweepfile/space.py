@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from moist.config import Config
+from moist.config import Config, flat
 from moist.config.overrides import build
 from moist.errors import ConfigError
 from moist.results.objectives import Objective
@@ -135,6 +135,12 @@ def size(sweep: Sweep) -> int | None:
         return sum(count({**chosen, first.name: value}, rest) for value in first.values())
 
     return count({}, sweep.parameters)
+
+
+def ends(sweep: Sweep, key: str) -> Sequence[Any]:
+    """Return the values that a key may have in a search; of a range, the two bounds."""
+    searched = [one.ends() for one in sweep.parameters if one.name == key]
+    return searched[0] if searched else [sweep.fixed.get(key, flat(Config())[key])]
 
 
 def config_of(sweep: Sweep, params: Mapping[str, Any]) -> Config:

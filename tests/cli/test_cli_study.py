@@ -12,10 +12,17 @@ from pathlib import Path
 
 import pytest
 import toy
+import yaml
+from click.testing import CliRunner
 from forked import MOIST, Forked
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from shell import Said
+from sweep_texts import written
 from tiny import STUDY
 
+from moist.cli.main import cli
+from moist.errors import ConfigError
 from moist.reporting import study_tables
 from moist.results.objectives import parse_objectives
 from moist.results.trials import Trial
@@ -53,6 +60,105 @@ def test_restarting_a_finished_sweep_computes_nothing_and_prints_the_frontier(as
     assert command[:3] == ["moist", "best", "four"] and command[-2] == "--home"
     best = ask(*command[1:], "--json").json
     assert best["number"] in {trial["number"] for trial in ask("pareto", "four", "--json").json}
+
+
+SPACES = {
+    "k": st.sampled_from(
+        [{"value": 2}, {"values": [2, 3]}, {"min": 1, "max": 3}, {"min": 3, "max": 1}]
+    ),
+    "router": st.sampled_from(
+        [{"value": "oracle"}, {"values": ["linear", "oracle"]}, {"values": ["linear", "cnn"]}]
+    ),
+    "data.val_fraction": st.sampled_from(
+        [{"value": 0}, {"values": [0, 0.1]}, {"min": 0.0, "max": 0.3}, {"min": 0.1, "max": 0.3}]
+    ),
+    "temperature": st.sampled_from(
+        [{"min": 1.0, "max": 4.0}, {"distribution": "q_uniform", "min": 1, "max": 4, "q": 0.5},
+         {"distribution": "log_uniform_values", "min": 0, "max": 4}]
+    ),
+    "joint.top": st.just({"values": [2, 3]}),
+}  # fmt: skip
+NAMES = ["some", "a study", ".some", "-some", "s" * 196, "s" * 220, "ö" * 110]
+
+
+@given(
+    st.fixed_dictionaries({}, optional=SPACES).filter(bool),
+    st.sampled_from(["grid", "random"]),
+    st.sampled_from([None, ["mflops", "params"], ["accuracy", "params"]]),
+    st.sampled_from(NAMES),
+)
+@example({"router": {"value": "oracle"}, "data.val_fraction": {"value": 0}}, "grid", None, "a b")
+@example({"data.val_fraction": {"values": [0, 0.1]}}, "random", ["mflops", "params"], "some")
+@settings(max_examples=6, deadline=None)
+def test_check_passes_what_a_sweep_starts_with_and_finds_all_else(
+    tmp_path_factory, entries, method, metrics, name
+):
+    folder = tmp_path_factory.mktemp("sweeps")
+    content = {
+        "program": "moist",
+        "method": "custom" if metrics else method,
+        "command": ["${env}", "moist", "run", "${args_no_hyphens}"],
+        "parameters": entries,
+    }
+    if metrics:
+        content["scheduler"] = {"engine": "optuna"}
+        content["metrics"] = [
+            {"name": f"objective/{one}", "goal": "maximize" if one == "accuracy" else "minimize"}
+            for one in metrics
+        ]
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    found = CliRunner().invoke(cli, ["sweep", "check", str(path)])
+    words = ["--dry-run", "--trials", "1", "--quiet", "--home", str(folder)]
+    started = CliRunner().invoke(cli, ["sweep", "optuna", str(path), *words])
+    if found.exit_code == 0:
+        assert started.exit_code == 0, started.exception
+    else:
+        assert found.exit_code == 2 and isinstance(started.exception, ConfigError)
+        assert found.stdout == f"{started.exception.args[0]}\n"
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("router: {value: oracle}", "`router=oracle` knows each image's class"),
+        ("router: {values: [cnn, oracle]}", "`router=oracle` knows each image's class"),
+        ("data.val_fraction: {value: 0}", "`accuracy` is measured on validation images"),
+        ("data.val_fraction: {min: 0.0, max: 0.1}", "`accuracy` is measured on validation"),
+    ],
+)
+def test_values_that_no_study_may_have_are_problems(tmp_path, capsys, entry, problem):
+    path = written(tmp_path, entry)
+    said = Said(capsys, "sweep", "check", path)
+    assert said.code == 2 and said.out.startswith(problem)
+    assert (f"one run: `moist run @{path}`" in said.out) == ("value:" in entry)
+    started = Said(capsys, "sweep", "optuna", path, "--home", tmp_path, "--quiet")
+    assert started.code == 2 and started.err == f"error: {said.out}"
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("a/b", "`a/b` can't be a study's name"),
+        ("../b", "`../b` can't be a study's name"),
+        (".b", "`.b` can't be a study's name"),
+        ("-b", "`-b` can't be a study's name"),
+        ("a b", "`a b` can't be a study's name"),
+        ("a\n", "can't be a study's name"),
+        ("a\0b", "`--study=a\\0b` has a zero byte"),
+        ("s" * 201, "`ssssssssssssssssssss...` is too long for a study's name: 201 bytes"),
+        ("ö" * 101, "is too long for a study's name: 202 bytes"),
+    ],
+)
+def test_a_name_that_can_not_be_a_files_is_rejected_before_anything_is_made(
+    tmp_path, capsys, name, problem
+):
+    path = written(tmp_path, "k: {values: [2, 3]}")
+    words = ["sweep", "optuna", path, f"--study={name}", "--home", tmp_path / "home"]
+    for dry in ([], ["--dry-run"]):
+        said = Said(capsys, *words, *dry)
+        assert (said.code, said.out) == (2, "") and problem in said.err
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_plot_that_can_not_be_written_comes_after_the_table(trained, capsys, file):

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
-from moist.errors import ConfigError
+from moist.errors import ConfigError, StoreError
 from moist.reporting.frontier_plot import BLUE, GREY, PRINTED, RED, axis_label, frontier_plot
 from moist.reporting.plots import SUFFIXES, save_plot
 from moist.results.objectives import QUANTITIES, Objective
@@ -494,7 +494,7 @@ def test_a_missing_folder_is_reported_by_name(tmp_path):
 
 def test_a_folder_in_place_of_the_file_is_rejected(tmp_path):
     (tmp_path / "a.svg").mkdir()
-    with pytest.raises(ConfigError, match=r"can't write `.*a.svg`: Is a directory"):
+    with pytest.raises(StoreError, match=r"can't write `.*a.svg`: Is a directory"):
         saved(tmp_path / "a.svg")
     assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]
 
@@ -514,7 +514,7 @@ def files_of_at_most(size):
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, suffix):
     path = saved(tmp_path / f"a{suffix}")
     old = path.read_bytes()
-    with files_of_at_most(5000), pytest.raises(ConfigError, match=r"can't write .*too large"):
+    with files_of_at_most(5000), pytest.raises(StoreError, match=r"can't write .*too large"):
         saved(path, title="another")
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
