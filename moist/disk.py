@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 from safetensors import SafetensorError
 
 from moist.errors import ConfigError, StoreError
@@ -20,6 +23,8 @@ ELSEWHERE = "choose another folder with `--home DIR` or MOIST_HOME"
 SPACE = f"free some space (`moist cache gc` deletes the least recently used), or {ELSEWHERE}"
 UNFINISHED = ".downloading-"
 """Prefix of the folder that a download is written to until it is complete."""
+NOTICE = 2.0
+"""Seconds after which a wait for another process is reported."""
 
 
 def expanded(path: Path, option: str = "") -> Path:
@@ -119,25 +124,57 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def warn(message: str) -> None:
+    """Print a warning on stderr."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+class Wait:
+    """A wait for another process, which is reported once it has taken `notice` seconds."""
+
+    def __init__(
+        self,
+        describe: Callable[[], str],
+        warn: Callable[[str], None] = warn,
+        notice: float = NOTICE,
+    ) -> None:
+        self.describe, self.warn, self.notice = describe, warn, notice
+        self.began = time.monotonic()
+        self.reported = False
+
+    def seconds(self) -> float:
+        """Return how long it has taken; call this several times a second."""
+        waited = time.monotonic() - self.began
+        if waited >= self.notice and not self.reported:
+            self.reported = True
+            self.warn(self.describe())
+        return waited
+
+
 @contextmanager
-def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock of a file; call `waiting` once if another process holds it, then wait for it.
+def locked(
+    path: Path,
+    what: str = "another process",
+    warn: Callable[[str], None] = warn,
+    notice: float = NOTICE,
+) -> Iterator[None]:
+    """Hold the lock of a file; wait while another process holds it, and report a long wait.
 
     The kernel frees the lock when its holder dies, however it dies. Raises StoreError where the
     file can't be created.
     """
-    with locked_if_free(path) as free:
-        if free:
-            yield
-            return
-    waiting()
-    with locked_if_free(path, timeout=-1):
-        yield
+    wait = Wait(lambda: f"waiting for {what}: {_obstacle(path)}", warn, notice)
+    while True:
+        with locked_if_free(path, timeout=0.2) as free:
+            if free:
+                yield
+                return
+        wait.seconds()
 
 
 @contextmanager
 def locked_if_free(path: Path, timeout: float = 0.0) -> Iterator[bool]:
-    """Hold the lock of a file unless another process has it for `timeout` seconds (-1: forever).
+    """Hold the lock of a file unless another process has it for `timeout` seconds.
 
     Yields whether it is held. Raises StoreError where the file can't be created.
     """
@@ -147,6 +184,67 @@ def locked_if_free(path: Path, timeout: float = 0.0) -> Iterator[bool]:
         with suppress(Timeout):
             lock.acquire(timeout=timeout)
     try:
+        if lock.is_locked and not isinstance(lock, SoftFileLock):  # which has such a record
+            with suppress(OSError):  # a full disk; it is only for messages
+                path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
         yield lock.is_locked
     finally:
         lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock of a file; takes no lock, and creates no file.
+
+    Raises StoreError where the file can't be read.
+    """
+    held = _probe(path)
+    if held is None:  # a file is a lock by being there, and has a record while it is held
+        import psutil
+
+        pid, host = _record(path)
+        return bool(pid) and (host != socket.gethostname() or psutil.pid_exists(pid))
+    return held
+
+
+def this_process() -> str:
+    """Name this process to users of other machines."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def holder(path: Path) -> str:
+    """Name the process that holds the lock of a file."""
+    pid, host = _record(path)
+    return f"process {pid} on {host}" if pid else "another process"
+
+
+def _record(path: Path) -> tuple[int, str]:
+    """Read who holds a lock, as it wrote when it took it; 0 if there is no such record."""
+    try:
+        pid, host, *_ = path.read_text().splitlines()
+        return int(pid), host
+    except (OSError, ValueError):
+        return 0, ""
+
+
+def _obstacle(path: Path) -> str:
+    """Say who holds the lock of a file."""
+    held = f"{holder(path)} holds `{path}`"
+    if _probe(path) is None:
+        held += ", which may be left over, as this file system has no locks: delete it if it is"
+    return held
+
+
+def _probe(path: Path) -> bool | None:
+    """Return whether the kernel knows a holder of a file's lock; None where it has no locks."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several may check at once
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            return None
+        raise StoreError(f"can't read `{path}`: {error.strerror}", ELSEWHERE) from error
+    return False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import sys
 from collections.abc import Iterable
 
 NEAR = 0.75
@@ -11,13 +13,16 @@ NEAR = 0.75
 
 
 class MoistError(Exception):
-    """Base of every error moist raises on purpose; `hint` is printed on a line of its own."""
+    """Base of every error moist raises on purpose; `hint` is printed on a line of its own.
+
+    Neither shows a password.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(masked(message))
+        self.hint = masked(hint)
 
     def __str__(self) -> str:
         message = super().__str__()
@@ -83,3 +88,44 @@ def brief(error: Exception) -> str:
     """Return an error's class and the first line of its message."""
     name, message = type(error).__name__, first_line(error)
     return name if message == name else f"{name}: {message}"
+
+
+QUERY = re.compile(r"([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=).*", re.I | re.S)
+CREDENTIALS = re.compile(r"(?<!sqlite)(?<!sqlite:)(?<!/)(:?//)(.*)@", re.S)
+PORT = re.compile(r"(://[^:/@\[]*:)(?!\d+(?:\W|$))(?!\*\*\*@).+", re.S)
+
+
+def masked(text: str) -> str:
+    """Mask the passwords in a text, so that it can be stored and shown.
+
+    They are those in URLs, in particular of this process's command line and of MOIST_STORAGE,
+    and the API key of W&B.
+    """
+    given = [os.environ.get("MOIST_STORAGE", ""), *sys.argv[1:]]
+    for word in given:
+        if masked_word(word) == word:
+            continue
+        key, _, value = word.partition("=")
+        for part in (word, value, value.strip()):
+            text = text.replace(part, masked_word(part)) if part else text
+        if "//" in key:  # the `=` is one of the password
+            text = text.replace(key, f"{key.partition('//')[0]}//***")
+    if secret := os.environ.get("WANDB_API_KEY"):
+        text = text.replace(secret, "***")
+    return re.sub(r"[\w+]{0,30}:?//\S*", lambda match: masked_word(match[0]), text)
+
+
+def masked_word(word: str) -> str:
+    """Mask the passwords in a URL, or a word of a command line with one, whatever is in them.
+
+    All between `://USER:` and the last `@` counts as password, and all that follows a parameter
+    of such a name.
+    """
+    return PORT.sub(r"\1***", CREDENTIALS.sub(_hidden, QUERY.sub(r"\1***", word)))
+
+
+def _hidden(match: re.Match[str]) -> str:
+    user, colon, _ = match[2].partition(":")
+    if not colon:
+        return match[0]
+    return f"{match[1]}{user}:***@" if "/" not in user else f"{match[1]}***@"

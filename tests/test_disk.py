@@ -1,13 +1,26 @@
 """Files are written whole or not at all, and a lock has one holder."""
 
 import os
+import platform
+import signal
+import sys
 import threading
 from pathlib import Path
 
+import forked
 import pytest
 from disks import largest_file
 
-from moist.disk import expanded, install, locked, locked_if_free, scratch, write_atomically
+from moist.disk import (
+    expanded,
+    install,
+    is_locked,
+    locked,
+    locked_if_free,
+    scratch,
+    this_process,
+    write_atomically,
+)
 from moist.errors import ConfigError, StoreError
 
 TIMEOUT = 60.0
@@ -97,23 +110,70 @@ def test_a_scratch_file_is_gone_unless_it_was_renamed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
-def test_a_lock_is_waited_for_once_and_only_if_it_is_held(tmp_path: Path) -> None:
-    path, waited, entered = tmp_path / "folder" / "lock", threading.Event(), []
+def test_a_lock_is_waited_for_and_the_wait_is_reported_once_with_its_holder(
+    tmp_path: Path,
+) -> None:
+    path, reported, entered, said = tmp_path / "folder" / "lock", threading.Event(), [], []
+
+    def warn(message: str) -> None:
+        said.append(message)
+        reported.set()
 
     def wait() -> None:
-        with locked(path, waited.set):
+        with locked(path, "its end", warn, notice=0.0):
             entered.append(True)
 
-    with locked(path, lambda: entered.append("waits for no holder")):
+    with locked(path, "no holder", said.append, notice=0.0):
         thread = threading.Thread(target=wait)
         thread.start()
-        assert waited.wait(TIMEOUT) and entered == []
+        assert reported.wait(TIMEOUT) and entered == []
         with locked_if_free(path) as free, locked_if_free(path, timeout=0.01) as later:
-            assert (free, later) == (False, False)
+            assert (free, later, is_locked(path)) == (False, False, True)
+        reported.clear()
+        assert not reported.wait(0.5)  # two more attempts
     thread.join(TIMEOUT)
-    assert entered == [True]
+    assert said == [f"waiting for its end: {this_process()} holds `{path}`"]
+    assert entered == [True] and not is_locked(path)
     with locked_if_free(path) as free:
         assert free
+
+
+def test_to_see_whether_a_file_is_locked_creates_none(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path / "lock") and [*tmp_path.iterdir()] == []
+
+
+WITHOUT_FLOCK = """
+import ctypes, platform, struct, sys
+from pathlib import Path
+number = {"x86_64": 73, "aarch64": 32}[platform.machine()]
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50026), (0x06, 0, 0, 0x7FFF0000)]
+text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in code))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(text)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program) == 0
+from moist.disk import is_locked, locked
+path = Path(sys.argv[1])
+print(is_locked(path), flush=True)
+with locked(path, "its end", print, notice=0.0):
+    pass
+"""
+"""The kernel refuses flock, as many file systems do, with ENOSYS."""
+
+
+def test_where_there_are_no_locks_an_old_lock_file_is_named_and_ctrl_c_ends_the_wait(
+    tmp_path: Path,
+) -> None:
+    if platform.machine() not in {"x86_64", "aarch64"} or sys.platform != "linux":
+        pytest.skip("the kernel's filter of system calls is needed, and known, on Linux only")
+    path = tmp_path / "old.lock"
+    path.touch()
+    with forked.Forked(["-c", WITHOUT_FLOCK, str(path)]) as waiting:
+        waiting.until(lambda: "waiting" in waiting.out)
+        waiting.signal(signal.SIGINT)
+        assert waiting.wait() == -signal.SIGINT
+    held, said, *_ = waiting.out.splitlines()
+    assert held == "False"
+    assert said.startswith(f"waiting for its end: another process holds `{path}`, which may be")
 
 
 def test_a_lock_that_cannot_be_created_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,10 +22,10 @@ from moist.cli.study import best, dashboard, table
 from moist.cli.sweep import sweep
 from moist.cli.wandb import browse, sync, wandb
 from moist.disk import check_text
-from moist.errors import ConfigError, MoistError, StoreError
+from moist.errors import ConfigError, MoistError, StoreError, masked
 from moist.interrupts import Interrupted, handled
 from moist.reporting import terminal
-from moist.study.ref import masked
+from moist.study.ref import this_command
 from moist.tracking.client import is_stopped_by_agent
 
 
@@ -65,7 +65,8 @@ def main() -> None:
         terminal.fail(f"{error.format_message()}{flag_hint(error.option_name, sys.argv)}")
         sys.exit(2)
     except click.ClickException as error:
-        error.show()
+        error.show(file=(shown := io.StringIO()))
+        click.echo(masked(shown.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except MoistError as error:
         terminal.fail(str(error))
@@ -153,7 +154,7 @@ def _stop(stopped: Interrupted) -> NoReturn:
     """
     if is_stopped_by_agent(stopped):
         sys.exit(0)
-    again = stopped.again or shlex.join(["moist", *map(masked, sys.argv[1:])])
+    again = stopped.again or this_command()
     with suppress(OSError):  # the terminal was closed
         terminal.fail(
             f"{stopped}; finished work and checkpoints are kept, continue with\n  {again}"

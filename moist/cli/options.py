@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from moist.disk import expanded
 from moist.errors import ConfigError
 from moist.reporting import terminal
-from moist.study.ref import StudyRef, url_of
+from moist.study.ref import StudyRef, storage_shown, url_of
 from moist.tracking.mode import FLAGS
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def of_study(command: Command) -> Command:
 def study_ref(name: str, storage: str | None, home: Path) -> StudyRef:
     """Refer to a study as the running command's options say. Raises ConfigError."""
     given = {} if click.get_current_context(silent=True) is None else _given()
-    values = {"--home": str(home), "--storage": storage or ""}
+    values = {"--home": str(home), "--storage": storage_shown(storage or "")}
     options = {option: value for option, value in values.items() if option in given}
     return StudyRef(name, url_of(storage, home), home, options)
 

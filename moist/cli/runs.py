@@ -103,7 +103,10 @@ def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> No
     moist predict last photo.jpg
     """
     from moist.serving.predict import predict_images
+    from moist.store.plan import Plan
 
-    with Compute(home, quiet=True).store() as store:
+    compute = Compute(home, quiet=True)
+    with compute.progress() as progress:
+        store = Plan(home, compute.env(progress))  # it writes nothing
         predictions = predict_images(store, RunRecords(home).find(run), images)
     output(as_json, predictions, lambda: run_tables.print_predictions(predictions))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 
 import click
@@ -29,7 +27,7 @@ from moist.errors import StageError
 from moist.reporting import study_tables, terminal
 from moist.results.objectives import DEFAULT, parse_limits, parse_objectives, parse_values
 from moist.results.queries import members
-from moist.study.ref import masked
+from moist.study.ref import this_command
 from moist.study.settings import BEST, SAMPLERS, Settings
 from moist.study.spec import study_spec
 from moist.sweepfile import Sweep, read_sweep
@@ -166,7 +164,7 @@ def optuna(
     slots = make_slots(devices, workers, threads)
     ref = study_ref(study or sweep.name, storage, home)
     goals = parse_objectives(objectives) if objectives else sweep.objectives or DEFAULT
-    command = shlex.join(["moist", *map(masked, sys.argv[1:])])
+    command = this_command()
     settings = Settings(
         trials=requested_trials(sweep, trials),
         sampler=sampler,

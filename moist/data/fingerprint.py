@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
 from moist.disk import write_atomically, writing
-from moist.errors import DataError
+from moist.errors import DataError, StoreError
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,13 @@ class File:
     stat: tuple[int, int, int]
 
 
-def fingerprint(root: Path, files: list[File], signature: str, home: Path) -> str:
-    """Return a digest of names and contents; read files only if their `signature` has changed."""
+def fingerprint(
+    root: Path, files: list[File], signature: str, home: Path, create: bool = True
+) -> str:
+    """Return a digest of names and contents; read files only if their `signature` has changed.
+
+    It is cached in the home folder; with `create=False` only if that exists and can be written to.
+    """
     folder = digest(os.fsencode(root.resolve()))
     cache = home / "data" / "fingerprints" / f"{folder}.json"
     content = _cached(cache, signature)
@@ -31,7 +37,9 @@ def fingerprint(root: Path, files: list[File], signature: str, home: Path) -> st
         for name in sorted(file.name for file in files):
             total.update(os.fsencode(f"{name}\n{digest(read(root / name))}\n"))
         content = total.hexdigest()
-        _store(cache, signature, content)
+        with nullcontext() if create else suppress(StoreError):
+            if create or home.is_dir():
+                _store(cache, signature, content)
     return content
 
 

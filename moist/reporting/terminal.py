@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from moist.errors import ConfigError
+from moist.errors import ConfigError, masked
 
 SHORT = 8
 """Characters of a key that are printed; commands accept any unique prefix."""
@@ -85,12 +85,13 @@ class TerminalProgress:
         self.noted(f"{stage:<18} {key[:SHORT]}  reused, {duration(seconds)} saved")
 
     def warned(self, message: str) -> None:
-        self.console.print(f"warning: {message}", style="yellow", soft_wrap=True)
+        text = f"warning: {masked(message)}"
+        self.console.print(text, style="yellow", soft_wrap=True)
 
     def noted(self, text: str) -> None:
         """Print a line of progress."""
         if not self.quiet:
-            self.console.print(text, soft_wrap=True)
+            self.console.print(masked(text), soft_wrap=True)
 
     def close(self) -> None:
         """Remove the bar of a stage that has ended."""
@@ -158,7 +159,7 @@ def _widths(lines: Sequence[Sequence[str]], available: int) -> list[int] | None:
 
 def fail(message: str) -> None:
     """Print an error on stderr."""
-    console(stderr=True).print(f"error: {message}", style="red", soft_wrap=True)
+    console(stderr=True).print(f"error: {masked(message)}", style="red", soft_wrap=True)
 
 
 def parse_size(text: str) -> int:

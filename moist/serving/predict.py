@@ -18,8 +18,8 @@ from moist.nets.build import module
 from moist.nets.cascade import CascadeNet
 from moist.nets.mixture import MoIST
 from moist.store.artifacts import Dataset
+from moist.store.calls import Backend
 from moist.store.runs import Run
-from moist.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Answer:
     deferred_B: torch.Tensor | None = None
 
 
-def predict_images(store: Store, run: Run, paths: Sequence[Path]) -> list[dict[str, Any]]:
+def predict_images(store: Backend, run: Run, paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Classify images, one record each: class and probability; of a mixture also the expert and
     the router's confidence (None for an image that no expert saw), of a cascade whether the image
     was deferred.

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from moist.env import Env
+from moist.errors import StoreError
+from moist.store.checkpoint import read_artifact, verified
 from moist.store.keys import encoded, key_of
-from moist.store.objects import ObjectStore
+from moist.store.objects import Damaged, ObjectStore
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -137,6 +139,19 @@ class Backend(ABC):
     @abstractmethod
     def value(self, request: StageCall) -> Any:
         """Return the output of a call that was resolved."""
+
+    def load(self, key: str) -> Any:
+        """Return a stored output by its whole key. Raises StoreError if missing or damaged."""
+        try:
+            manifest = verified(self.objects, key)
+        except Damaged as damage:
+            raise StoreError(
+                f"stored output `{key}` is damaged ({damage})", "run again to compute it"
+            ) from None
+        if manifest is None:
+            raise StoreError(f"no stored output `{key}`", "run again to compute it")
+        self.objects.touch(key)
+        return read_artifact(self.objects.folder(key))
 
     def keys(self) -> dict[str, tuple[str, ...]]:
         """Return the keys of all outputs called for, by stage, in order."""

@@ -5,6 +5,7 @@ Knows files only, as `objects.py` does: no torch here, so that the commands answ
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Collection
@@ -58,18 +59,31 @@ def _entry(objects: ObjectStore, key: str) -> Entry | None:
 def verify(objects: ObjectStore) -> list[tuple[str, str]]:
     """Move each damaged object to quarantine; return their keys and problems.
 
-    Skips keys that another process is computing.
+    Skips keys that another process is computing: its object can look damaged while it replaces
+    it. In a home that can't be written to, damaged objects stay.
     """
     problems: list[tuple[str, str]] = []
     for entry in entries(objects):
-        with objects.locked_if_free(entry.key) as free:
-            try:
-                if free:
-                    objects.check(entry.key)
-            except Damaged as damage:
-                objects.quarantine(entry.key, str(damage))
+        try:
+            objects.check(entry.key)
+        except Damaged as damage:
+            if os.access(objects.home, os.W_OK):
+                problems += _moved_aside(objects, entry.key)
+            else:
                 problems.append((entry.key, str(damage)))
     return problems
+
+
+def _moved_aside(objects: ObjectStore, key: str) -> list[tuple[str, str]]:
+    """Move an object to quarantine if it is damaged and no other process is computing it."""
+    with objects.locked_if_free(key) as free:
+        try:
+            if free:
+                objects.check(key)
+        except Damaged as damage:
+            objects.quarantine(key, str(damage))
+            return [(key, str(damage))]
+    return []
 
 
 def gc(objects: ObjectStore, max_bytes: int, pinned: Collection[str] = ()) -> int:

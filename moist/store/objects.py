@@ -136,10 +136,10 @@ class ObjectStore:
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def locked(
-        self, key: str, waiting: Callable[[], None] = lambda: None
+        self, key: str, what: str = "another process", warn: Callable[[str], None] = disk.warn
     ) -> AbstractContextManager[None]:
         """Hold a key's lock, as writing its object requires; see `disk.locked`."""
-        return disk.locked(self._lock(key), waiting)
+        return disk.locked(self._lock(key), what, warn)
 
     def locked_if_free(self, key: str) -> AbstractContextManager[bool]:
         """Hold a key's lock, or yield False if another process does."""

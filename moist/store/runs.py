@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from moist.config import Config, flat
 from moist.config.unread import unread
-from moist.disk import write_atomically, writing
+from moist.disk import warn, write_atomically, writing
 from moist.errors import ConfigError, first_line
 from moist.results import frames
 from moist.results.report import Report
@@ -49,17 +48,13 @@ class Run(ChecksummedRecord):
         return {**self.report.model_dump(mode="json"), **origin}
 
 
-def _print(message: str) -> None:
-    print(message, file=sys.stderr)
-
-
 class RunRecords:
     """The records of the runs in one home folder: `HOME/runs/KEY.json`.
 
     `warn` is called with a message for each record that is damaged, which is then skipped.
     """
 
-    def __init__(self, home: Path, warn: Callable[[str], None] = _print) -> None:
+    def __init__(self, home: Path, warn: Callable[[str], None] = warn) -> None:
         self.folder = home / "runs"
         self.warn = warn
 

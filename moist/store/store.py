@@ -38,9 +38,8 @@ class Store(Backend):
         """Reuse or compute the output, once no other process computes it."""
         if call := self.find(request):
             return call
-        output = f"`{request.name}` {request.key[:8]}"
-        waiting = f"waiting for another process to finish {output}"
-        with self.objects.locked(request.key, lambda: self.env.progress.warned(waiting)):
+        what = f"another process to finish `{request.name}` {request.key[:8]}"
+        with self.objects.locked(request.key, what, self.env.progress.warned):
             return self.compute(request)
 
     def value(self, request: StageCall) -> Any:
@@ -51,19 +50,6 @@ class Store(Backend):
             self._verified.pop(request.key, None)
             self.resolve(request)
             return self.value(request)
-
-    def load(self, key: str) -> Any:
-        """Return a stored output by its whole key. Raises StoreError if missing or damaged."""
-        try:
-            manifest = verified(self.objects, key)
-        except Damaged as damage:
-            raise StoreError(
-                f"stored output `{key}` is damaged ({damage})", "run again to compute it"
-            ) from None
-        if manifest is None:
-            raise StoreError(f"no stored output `{key}`", "run again to compute it")
-        self.objects.touch(key)
-        return read_artifact(self.objects.folder(key))
 
     def find(self, request: StageCall) -> Call | None:
         """Reuse the stored output; return None if there is none, or it is damaged."""

@@ -7,15 +7,14 @@ database, or in the home folder (there it excludes only drivers with the same ho
 from __future__ import annotations
 
 import hashlib
-import os
-import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moist.disk import ELSEWHERE, locked, locked_if_free, writing
+from moist.disk import Wait, holder, is_locked, locked, locked_if_free, this_process
 from moist.errors import StoreError
 from moist.study.ref import StudyRef
 
@@ -24,15 +23,12 @@ if TYPE_CHECKING:
 
 LOCK_TIMEOUT = 1.0
 """Seconds for which a process may hold a lock only to see whether it is free."""
+POLL = 0.1
+"""Seconds between attempts to get a lock of a server."""
 
 
 class AlreadyDriven(StoreError):
     """Another process drives the study."""
-
-
-def this_process() -> str:
-    """Name this process to users of other machines."""
-    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 @contextmanager
@@ -47,10 +43,7 @@ def driver_of(ref: StudyRef) -> str | None:
     if ref.is_postgres:
         return _advisory_owner(ref)
     path = lock_file(ref)
-    if not path.exists():
-        return None
-    with locked_if_free(path) as free:
-        return None if free else _owner(path)
+    return holder(path) if is_locked(path) else None
 
 
 def lock_file(ref: StudyRef) -> Path:
@@ -64,12 +57,12 @@ def lock_file(ref: StudyRef) -> Path:
 @contextmanager
 def turn(ref: StudyRef) -> Iterator[None]:
     """Wait until no other process creates tables or studies in the database."""
-    database = replace(ref, name="")
+    database, what = replace(ref, name=""), f"another process to prepare `{ref.shown}`"
     if ref.is_postgres:
-        with _advisory(database, wait=True):
+        with _advisory(database, what):
             yield
     else:
-        with locked(lock_file(database)):
+        with locked(lock_file(database), what):
             yield
 
 
@@ -78,17 +71,8 @@ def _locked(ref: StudyRef) -> Iterator[None]:
     path = lock_file(ref)
     with locked_if_free(path, timeout=LOCK_TIMEOUT) as free:
         if not free:
-            raise _already_driven(ref, _owner(path))
-        with writing(path.parent, ELSEWHERE):
-            path.with_suffix(".owner").write_text(this_process())
+            raise _already_driven(ref, holder(path))
         yield
-
-
-def _owner(path: Path) -> str:
-    """Read the owner's name, which it writes just after it took the lock."""
-    with suppress(FileNotFoundError):
-        return path.with_suffix(".owner").read_text() or "another process"
-    return "another process"
 
 
 def _already_driven(ref: StudyRef, driver: str) -> AlreadyDriven:
@@ -99,15 +83,24 @@ def _already_driven(ref: StudyRef, driver: str) -> AlreadyDriven:
 
 
 @contextmanager
-def _advisory(ref: StudyRef, wait: bool = False) -> Iterator[None]:
-    """Hold a lock of the server, as long as this connection lives; the connection names us."""
+def _advisory(ref: StudyRef, what: str = "") -> Iterator[None]:
+    """Hold a lock of the server, as long as this connection lives; the connection names us.
+
+    Waits for the lock if the wait has a name, else raises AlreadyDriven.
+    """
     from sqlalchemy import text
 
-    function = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
+    def owner() -> str:
+        return _advisory_owner(ref) or "another process"
+
+    query, key = text("SELECT pg_try_advisory_lock(:key)"), {"key": _number(ref.name)}
+    wait = Wait(lambda: f"waiting for {what}: {owner()} holds its lock")
     with _engine(ref) as engine, engine.connect() as connection:
-        answer = connection.execute(text(f"SELECT {function}(:key)"), {"key": _number(ref.name)})
-        if answer.scalar() is False:
-            raise _already_driven(ref, _advisory_owner(ref) or "another process")
+        while not connection.execute(query, key).scalar():
+            if not what:
+                raise _already_driven(ref, owner())
+            wait.seconds()
+            time.sleep(POLL)
         yield
 
 

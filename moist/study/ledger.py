@@ -237,7 +237,7 @@ def opened(ref: StudyRef, spec: StudySpec) -> Iterator[Ledger]:
     import optuna
 
     with ref.translated_errors(), lease(ref), ExitStack() as stack:
-        storage = open_storage(ref, keep=True)
+        storage = open_storage(ref, write=True)
         stack.callback(storage.engine.dispose)
         with turn(ref):
             study = optuna.create_study(
@@ -251,6 +251,8 @@ def opened(ref: StudyRef, spec: StudySpec) -> Iterator[Ledger]:
         stored = spec.model_dump(mode="json")
         if stored != study.user_attrs.get(FACTS):
             study.set_user_attr(FACTS, stored)
+        with writing(ref.home):
+            (ref.home / "artifacts").mkdir(parents=True, exist_ok=True)
         yield Ledger(study, storage, spec, artifact_store(ref.home))
 
 
@@ -269,7 +271,4 @@ def artifact_store(home: Path) -> ArtifactStore:
     """Return the folder of trials' files that optuna-dashboard shows."""
     from optuna.artifacts import FileSystemArtifactStore
 
-    folder = home / "artifacts"
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return FileSystemArtifactStore(folder)
+    return FileSystemArtifactStore(home / "artifacts")

@@ -5,21 +5,27 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moist.errors import ConfigError, StoreError
+from moist.errors import QUERY, ConfigError, StoreError, masked_word
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
-CREDENTIALS = re.compile(r"(://[^:/@\s]*):\S*@")
-QUERY_PASSWORD = re.compile(r"([?&]\w*(?:password|passwd|pwd)=)[^&\s'\"]+", re.IGNORECASE)
 LONGEST = 200
 """Bytes of a study's name; a file's name has at most 255, and a suffix follows."""
+PACKAGES = {
+    "psycopg": "moist[postgres]",
+    "psycopg2": "psycopg2-binary",
+    "mysqldb": "mysqlclient",
+    "mysqlconnector": "mysql-connector-python",
+}
+"""What to install for a database's client, where it has another name."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class StudyRef:
     """A study by its name, in the database at `url`; its runs are in the folder `home`.
 
     `options` are the `--home` and `--storage` of the command line, and only those: what an
-    environment variable sets, it sets for the next command, too.
+    environment variable sets, it sets for the next command, too. Passwords are masked in them.
     """
 
     name: str
@@ -45,12 +51,17 @@ class StudyRef:
         """Return whether the database is on a PostgreSQL server."""
         return self.url.get_backend_name() == "postgresql"
 
+    @property
+    def shown(self) -> str:
+        """Return the database's URL, its passwords masked."""
+        return masked_word(self.url.render_as_string())
+
     def command(self, words: str, *arguments: str) -> str:
         """Write `moist WORDS NAME ARGUMENTS`, such that it finds this study again."""
         return self.locate(shlex.join(["moist", *words.split(), self.name, *arguments]))
 
     def locate(self, command: str, storage: bool = True) -> str:
-        """Add the `options` to a command that lacks them, passwords masked.
+        """Add the `options` to a command that lacks them.
 
         `storage` is False for a command that reads no study.
         """
@@ -59,7 +70,7 @@ class StudyRef:
             if option == "--storage" and not storage:
                 continue
             if not any(word == option or word.startswith(f"{option}=") for word in words):
-                command += f" {option} {shlex.quote(masked(value))}"
+                command += f" {option} {shlex.quote(value)}"
         return command
 
     @contextmanager
@@ -72,19 +83,36 @@ class StudyRef:
         try:
             yield
         except refusals as error:
+            root = _root(error)
             raise StoreError(
-                f"the database `{self.url.render_as_string()}` failed: {_root(error)}",
-                self._remedy(),
+                f"the database `{self.shown}` failed: {root}", self._remedy(error, root)
             ) from error
 
-    def _remedy(self) -> str:
-        if self.is_file:
-            return "it must be a SQLite file that you may write, on a disk with free space"
-        return (
-            "is the server running, are you allowed to log in (`PGPASSWORD` or `~/.pgpass` keep"
-            " the password out of the URL), is its client installed (for PostgreSQL:"
-            " `pip install moist[postgres]`)?"
-        )
+    def _remedy(self, error: Exception, root: str) -> str:
+        """Return what to do about an error of the database, whose first line is `root`."""
+        if isinstance(error, ImportError):
+            return self._client()
+        if "storage upgrade" in root:
+            return (
+                "upgrade it, once no older program uses it (keep a copy):"
+                f" `optuna storage upgrade --storage {shlex.quote(self.shown)}`"
+            )
+        if "install -U optuna" in root:
+            return "a newer Optuna has made or upgraded it: `pip install -U optuna`"
+        if not self.is_file:
+            return (
+                "is the server running, are you allowed to log in (`PGPASSWORD` or `~/.pgpass`"
+                " keep the password out of the URL)?"
+            )
+        if "locked" in root:
+            return "another process has locked it for too long: end that, or wait for its end"
+        return "it must be a SQLite file that you may read (a search: write), on a disk with space"
+
+    def _client(self) -> str:
+        """Return how to install the database's client, which can't be imported."""
+        driver = self.url.get_dialect().driver
+        other = ", or write `mysql+pymysql://` and install pymysql" if driver == "mysqldb" else ""
+        return f"its client is not installed: `pip install {PACKAGES.get(driver, driver)}`{other}"
 
 
 def check_name(name: str) -> None:
@@ -107,31 +135,75 @@ def _root(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def masked(text: str) -> str:
-    """Mask the passwords of all URLs in a text, so that it can be stored and shown."""
-    return QUERY_PASSWORD.sub(r"\1***", CREDENTIALS.sub(r"\1:***@", text))
+def this_command() -> str:
+    """Return this process's command, passwords masked."""
+    words, after = ["moist"], ""
+    for word in sys.argv[1:]:
+        option, equals, value = word.partition("=")
+        if after == "--storage":
+            words.append(storage_shown(word))
+        elif option == "--storage" and equals:
+            words.append(f"{option}={storage_shown(value)}")
+        else:
+            words.append(masked_word(word))
+        after = word
+    return shlex.join(words)
+
+
+def storage_shown(storage: str) -> str:
+    """Mask the passwords in a database's URL; if it is none, all that may be one."""
+    try:
+        _parsed(storage)
+        return masked_word(storage)
+    except ValueError:
+        head = re.match(r"[\w+]*(?::|//)[:/]*", storage)
+        return f"{head[0]}***" if head else masked_word(storage)
 
 
 def url_of(storage: str | None, home: Path) -> URL:
     """Parse `storage`; None is one SQLite file in the home folder. Raises ConfigError."""
-    from sqlalchemy import URL, make_url
-    from sqlalchemy.exc import ArgumentError
+    from sqlalchemy import URL
 
     if not storage:
         return URL.create("sqlite", database=str(home / "studies.db"))
     try:
-        url = make_url(storage)
-        url.get_dialect()
-    except (ArgumentError, ValueError):
-        # The parser does not say where it failed, so anything before an `@` may be a password.
-        shown = re.sub(r":.*@", ":***@", storage)
+        url = _parsed(storage)
+    except ValueError:
         raise ConfigError(
-            f"`--storage {shown}` is not a database URL",
-            "for example: sqlite:///studies.db or postgresql://USER@HOST/NAME",
+            f"`--storage {storage_shown(storage)}` is not a database URL",
+            "for example: sqlite:///studies.db or postgresql://USER@HOST/NAME; in a password,"
+            " write `%40` for `@`, or leave it to `PGPASSWORD` or `~/.pgpass`",
         ) from None
-    if url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}:
+    if url.get_backend_name() != "sqlite":
+        return url
+    if url.database in {None, "", ":memory:"}:
         raise ConfigError(
-            f"`--storage {storage}` is SQLite in memory, which can't be resumed",
+            f"`--storage {storage_shown(storage)}` is SQLite in memory, which can't be resumed",
             "name a file: sqlite:///studies.db",
         )
+    if url.query or str(url.database).startswith("file:"):
+        raise ConfigError(
+            f"`--storage {storage_shown(storage)}` has parameters, and SQLite files take none",
+            f"sqlite:///{str(url.database).removeprefix('file:')}",
+        )
+    return url
+
+
+def _parsed(storage: str) -> URL:
+    """Parse a database's URL. Raises ValueError if it is none, or with an unclear password.
+
+    SQLAlchemy takes what follows an `@` in a password for the host.
+    """
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(storage)
+        url.get_dialect()
+    except ArgumentError as error:
+        raise ValueError(str(error)) from None
+    credentials = storage.partition("://")[2].rpartition("@")[0]
+    clear = re.fullmatch(r"[^:/@]*(:[^@]*)?", credentials) and not QUERY.search(credentials)
+    if url.get_backend_name() != "sqlite" and not clear:
+        raise ValueError("it has an `@` that does not end the credentials")
     return url

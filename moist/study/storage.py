@@ -1,4 +1,4 @@
-"""A study's database: open it, create its tables once, read the study and its trials.
+"""A study's database: open it, to read it or with its tables created; read a study's trials.
 
 Any storage that Optuna takes. Only the study's driver writes to it (`ledger.py`).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from moist.results.trials import State, Trial
 from moist.study.leases import turn
 from moist.study.ref import StudyRef
 from moist.study.spec import FACTS, StudySpec
+from moist.study.sqlite import connect
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -36,34 +38,44 @@ class NoStudy(ConfigError):
     """No study has the given name."""
 
 
-def open_storage(ref: StudyRef, keep: bool = False) -> RDBStorage:
-    """Open Optuna's storage, creating its tables once; SQLite in WAL mode with a long timeout.
+def open_storage(ref: StudyRef, write: bool = False) -> RDBStorage:
+    """Open Optuna's storage to read it; or to `write`, which creates its tables once.
 
-    A caller that wants to `keep` connections open must dispose of the engine. Raises StoreError
-    when the database can't be reached or written.
+    Who reads needs no lock and creates nothing. Who writes keeps connections open, and must
+    dispose of the engine. Raises NoStudy when there are no tables to read, StoreError when the
+    database can't be reached, read or written.
     """
     import optuna
     from optuna.storages import RDBStorage
-    from sqlalchemy import NullPool, event
+    from sqlalchemy import NullPool, QueuePool
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # it logs the traceback of a Ctrl-C during its work, although it raises it, too
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
-    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if ref.is_file else {}
-    options |= {} if keep else {"poolclass": NullPool}
-    with ref.translated_errors(ImportError, RuntimeError), turn(ref):
-        storage = RDBStorage(ref.url.render_as_string(hide_password=False), options)
-        if ref.is_file:
-            event.listen(storage.engine, "connect", _write_ahead)
-            storage.engine.dispose()
-            storage.engine.connect().close()  # switching to WAL needs an exclusive lock
-    return storage
+    url = ref.url.render_as_string(hide_password=False)
+    options: dict[str, Any] = {"poolclass": QueuePool if write else NullPool}
+    if ref.is_file:
+        url = "sqlite://"
+        options["creator"] = partial(connect, Path(ref.url.database or ""), write)
+    with ref.translated_errors(ImportError, RuntimeError):
+        if not write:
+            _check_tables(ref, url, options)
+            return RDBStorage(url, options, skip_table_creation=True)
+        with turn(ref):
+            storage = RDBStorage(url, options)
+            if ref.is_file:
+                storage.engine.dispose()
+            return storage
 
 
-def _write_ahead(connection: Any, _record: Any) -> None:
-    """Let readers and the writer not block each other; a power failure may cost the last trial."""
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
+def _check_tables(ref: StudyRef, url: str, options: dict[str, Any]) -> None:
+    """Raise NoStudy unless Optuna's tables are complete: the last one says which version."""
+    from alembic.migration import MigrationContext
+    from sqlalchemy import create_engine
+
+    with create_engine(url, **options).connect() as connection:
+        if MigrationContext.configure(connection).get_current_revision() is None:
+            raise NoStudy(f"no study `{ref.name}`: `{ref.shown}` has no tables of Optuna's")
 
 
 def load(ref: StudyRef) -> tuple[StudySpec, list[Trial]]:
@@ -93,7 +105,7 @@ def existing(ref: StudyRef) -> Study:
     names = optuna.get_all_study_names(storage)
     if name not in names:
         hint = did_you_mean(name, sorted(names)) if names else start
-        raise NoStudy(f"no study `{name}` in `{url.render_as_string()}`", hint)
+        raise NoStudy(f"no study `{name}` in `{ref.shown}`", hint)
     return optuna.load_study(study_name=name, storage=storage)
 
 

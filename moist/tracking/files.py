@@ -11,7 +11,6 @@ process leaves a log without an exit record.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import subprocess
@@ -23,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from moist.disk import locked
+from moist.disk import is_locked, locked
 from moist.errors import StoreError
 from moist.results.report import Record
 
@@ -78,14 +77,7 @@ def is_open(folder: Path) -> bool:
 
     Never creates the lock file, as its presence marks a run as interrupted.
     """
-    try:
-        with (folder / OPEN).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several may check at once
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return is_locked(folder / OPEN)
 
 
 def logs(folder: Path) -> list[Path]:

@@ -70,7 +70,7 @@ def _environment() -> str:
 
 def host() -> str:
     """Return the server's name, with its port if it is unusual."""
-    return urlsplit(base_url()).netloc
+    return urlsplit(base_url()).netloc.rpartition("@")[2]
 
 
 def base_url() -> str:

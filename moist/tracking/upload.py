@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import TypeAdapter
 
 from moist.disk import sha256, write_atomically, writing
-from moist.errors import StoreError, first_line
+from moist.errors import StoreError, first_line, masked
 from moist.results.report import Record
 from moist.store.objects import now
 from moist.tracking.client import RunInfo, independent_environment
@@ -204,7 +204,7 @@ class Outbox:
         for run in runs:
             if is_online(run.paths[0]) and run.job_type != STUDY:
                 reason = complete(run, self.folder.parent, to, self.warn)
-                reasons |= {} if reason is None else {run.id: without_key(reason)}
+                reasons |= {} if reason is None else {run.id: masked(reason)}
         rest = [run for run in runs if run.id not in reasons]
         paths = [path for run in rest for path in run.paths]
         output = _wandb_sync(paths, to, self.folder / SENDING, lock) if paths else ""
@@ -276,7 +276,7 @@ def _failure(output: str, run: LoggedRun) -> str:
 def reason_for(output: str, run: LoggedRun) -> str:
     """Return the first error about a run, else the first error, else the first line."""
     lines = errors_of(output, run) or _errors(output) or output.split("\n")
-    return without_key(lines[0]) or "wandb gave no reason"
+    return masked(lines[0]) or "wandb gave no reason"
 
 
 def errors_of(output: str, run: LoggedRun) -> list[str]:
@@ -289,12 +289,6 @@ def errors_of(output: str, run: LoggedRun) -> list[str]:
 def _errors(output: str) -> list[str]:
     lines = [line.removeprefix("wandb: ") for line in output.splitlines()]
     return [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
-
-
-def without_key(text: str) -> str:
-    """Mask the API key."""
-    key = os.environ.get("WANDB_API_KEY")
-    return text.replace(key, "(key)") if key else text
 
 
 def complete(run: LoggedRun, home: Path, to: Destination, warn: Warn) -> str | None:

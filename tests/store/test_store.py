@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moist.config import ClusterConfig, Config, DistillConfig, TeacherConfig
-from moist.disk import UNFINISHED
+from moist.disk import UNFINISHED, this_process
 from moist.env import Env, Silent
 from moist.errors import StageError, StoreError
 from moist.results import report
@@ -757,7 +757,8 @@ def test_a_process_that_waits_for_another_warns_once(tmp_path):
         assert recorder.warned_once.wait(TIMEOUT)
         assert times(log) == 0
     waiter.join(TIMEOUT)
-    assert recorder.warnings == [f"waiting for another process to finish `logits` {key[:8]}"]
+    waiting = f"waiting for another process to finish `logits` {key[:8]}: {this_process()} holds"
+    assert len(recorder.warnings) == 1 and recorder.warnings[0].startswith(waiting)
     assert times(log) == 1
 
 

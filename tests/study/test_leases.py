@@ -1,15 +1,18 @@
 """One driver for each study, and its name."""
 
+import signal
 import sqlite3
 import threading
 import time
 
 import pytest
 from driving import PATIENCE, Driving, start, trials
+from forked import MOIST, Forked
 from toy import WAIT, Start, attempts, ref, search
 
+from moist.disk import this_process
 from moist.errors import ConfigError, StoreError
-from moist.study.leases import AlreadyDriven, driver_of, lease, lock_file, this_process
+from moist.study.leases import AlreadyDriven, driver_of, lease, lock_file
 from moist.study.ledger import opened
 from moist.study.ref import url_of
 from moist.study.storage import load
@@ -114,7 +117,7 @@ def test_a_database_that_can_not_be_resumed_from_is_rejected(storage, tmp_path):
 def test_a_mistaken_url_is_shown_without_its_password(storage, tmp_path):
     with pytest.raises(ConfigError) as error:
         url_of(storage, tmp_path)
-    assert "s3cret" not in str(error.value) and "@host" in str(error.value)
+    assert "s3cret" not in str(error.value)
 
 
 def test_a_home_may_have_any_name(tmp_path):
@@ -122,6 +125,41 @@ def test_a_home_may_have_any_name(tmp_path):
     home.mkdir()
     assert [one.state for one in search(Start(home, trials=1))] == ["complete"]
     assert (home / "studies.db").exists()
+
+
+@pytest.mark.slow
+def test_a_locked_database_is_reported_with_its_holder_and_ctrl_c_ends_the_wait(tmp_path, capsys):
+    search(Start(tmp_path, trials=1))
+    hold = (
+        "import sqlite3, sys; held = sqlite3.connect(sys.argv[1]);"
+        "held.execute('PRAGMA locking_mode=EXCLUSIVE'); held.execute('BEGIN EXCLUSIVE');"
+        "print('held', flush=True); sys.stdin.read(); import time; time.sleep(1000)"
+    )
+    database = tmp_path / "studies.db"
+    with Forked(["-c", hold, database]) as holder:
+        holder.until(lambda: "held" in holder.out)
+        with Forked([*MOIST, "pareto", "toy", "--home", tmp_path]) as waiting:
+            waiting.until(lambda: "warning" in waiting.err)
+            said = f"warning: waiting for `{database}`, locked by process {holder.pid}"
+            assert waiting.err.splitlines() == [said]
+            waiting.signal(signal.SIGINT)
+            assert waiting.wait() == 130
+        with Forked([*MOIST, "pareto", "toy", "--home", tmp_path]) as waiting:
+            waiting.until(lambda: "warning" in waiting.err)
+            holder.kill()
+            assert waiting.wait() == 0
+
+
+def test_a_database_of_another_optuna_is_refused_with_what_to_do(tmp_path):
+    search(Start(tmp_path, trials=1))
+    for revision, hint in (("v2.6.0.a", "optuna storage upgrade"), ("v9", "pip install -U")):
+        connection = sqlite3.connect(tmp_path / "studies.db")
+        connection.execute("UPDATE alembic_version SET version_num = ?", [revision])
+        connection.commit()
+        connection.close()
+        with pytest.raises(StoreError, match="set up by optuna") as error:
+            load(ref(tmp_path))
+        assert hint in error.value.hint
 
 
 def test_a_file_that_is_not_a_database_raises_a_store_error(tmp_path):

@@ -13,9 +13,8 @@ from test_leases import rivals
 from toy import SWEEP, WAIT, Start, attempts, ref
 
 from moist.cli.main import main
-from moist.errors import StoreError
+from moist.errors import StoreError, masked
 from moist.study.leases import driver_of, lease
-from moist.study.ref import masked
 from moist.study.storage import find, load
 
 pytestmark = pytest.mark.slow

@@ -1,11 +1,21 @@
 """Printed commands find the study that the command which printed them found."""
 
+import io
 import shlex
+import sys
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 
 import click
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from moist.cli.main import main
 from moist.cli.options import HOME, STORAGE, study_ref
+from moist.errors import ConfigError, StoreError, masked
+from moist.study.ref import this_command, url_of
+from moist.study.storage import load
 
 
 def printed(*words: str, command: str = "moist best four", storage: bool = True) -> list[str]:
@@ -53,3 +63,76 @@ def test_a_command_about_the_study_names_it(tmp_path):
     ref = study_ref("four", None, tmp_path)
     assert ref.command("sweep status") == "moist sweep status four"
     assert ref.command("best", "--max", "mflops=1") == "moist best four --max mflops=1"
+
+
+FORMS = (
+    "postgresql://u:{}@127.0.0.1:1/db",
+    "postgresql://u@127.0.0.1:1/db?sslmode=disable&password={}",
+    "postgresql://dom/u:{}@127.0.0.1:1/db",
+    "postgresql//u:{}@127.0.0.1/db",
+    "mysql://u:{}@127.0.0.1:1/db",
+    "sqlite:///x.db?password={}",
+)
+ORDINARY = ("ABCD", "A@BCD", "A BCD", "A/B:C#D", "%41BCD", "A&BCD")
+PASSWORDS = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=4)
+
+
+def printed_about(storage: str) -> str:
+    """Return all that is printed and stored when a storage is named in any place."""
+    shown = io.StringIO()
+    for words in (
+        ["pareto", "four", "--storage", storage],
+        ["best", "four", f"--storage={storage}"],
+        ["best", "four", storage],
+        ["run", storage],
+        ["sweep", "optuna", "quickstart", f"k={storage}"],
+    ):
+        sys.argv = ["moist", *words]
+        with redirect_stdout(shown), redirect_stderr(shown), pytest.raises(SystemExit):
+            main()
+        shown.write(masked(f"it can't open {storage}, or `{storage}`"))
+        if "--storage" in " ".join(words):
+            shown.write(this_command())
+    with suppress(ConfigError):
+        url_of(storage, Path("home"))
+        shown.write(study_ref("four", storage, Path("home")).command("best"))
+    return shown.getvalue()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(password=PASSWORDS)
+@example("p@ss%2Fw#rd")
+@example("se cret@word")
+@example("secret&word")
+@example("secret`w'o\"rd")
+@example("://secret:word@")
+def test_no_four_characters_of_a_password_are_shown(form: str, password: str) -> None:
+    usual = "".join(printed_about(form.format(one)) for one in ORDINARY)
+    shown = printed_about(form.format(password))
+    for piece in (password[i : i + 4] for i in range(len(password) - 3)):
+        assert piece not in shown or piece in usual
+
+
+@pytest.mark.parametrize(
+    "storage", ["postgresql://u:secretword", "postgresql:u:secretword", "u:secretword@host/db"]
+)
+def test_of_a_url_that_can_not_be_parsed_only_the_scheme_is_shown(storage, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="is not a database URL") as error:
+        url_of(storage, tmp_path)
+    assert "secret" not in str(error.value) and "word" not in str(error.value).partition("\n")[0]
+
+
+def test_the_key_of_wandb_is_masked(monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    assert masked(f"401: {'k' * 40} is not valid") == "401: *** is not valid"
+
+
+def test_a_missing_client_is_named_with_what_to_install(tmp_path) -> None:
+    for storage, install in (
+        ("mysql://u@h/d", "pip install mysqlclient"),
+        ("mysql+pymysql://u@h/d", "pip install pymysql"),
+        ("postgresql+psycopg2://u@h/d", "pip install psycopg2-binary"),
+    ):
+        with pytest.raises(StoreError, match="No module named") as error:
+            load(study_ref("four", storage, tmp_path))
+        assert install in error.value.hint

@@ -321,7 +321,7 @@ def test_a_reason_is_that_of_the_run_and_never_has_the_key(tmp_path, monkeypatch
     one, ten = read(tmp_path, fail)
     output = "wandb: Syncing\nwandb: ERROR [p/r-10] ten: secret\nwandb: ERROR for all\n"
     monkeypatch.setenv("WANDB_API_KEY", "secret")
-    assert reason_for(output, ten) == "[p/r-10] ten: (key)"
+    assert reason_for(output, ten) == "[p/r-10] ten: ***"
     assert reason_for("wandb: ERROR run r-1: one\n" + output, one) == "run r-1: one"
     monkeypatch.delenv("WANDB_API_KEY")
     assert reason_for("", one) == "wandb gave no reason"
