@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +29,18 @@ from moist.training.job import Job
 WHITENED = 5000
 """Training images from whose patches a whitening stem is made."""
 
+SAVE = "save the state dict alone: `torch.save(net.state_dict(), FILE)`"
+FORMS = (
+    (b"version https://git-lfs", "it is a Git LFS pointer, not the file", "run `git lfs pull`"),
+    (b"<", "it is a web page, not the file", "download the file itself"),
+    (b"\x1f\x8b", "it is a gzip archive", "unpack it"),
+)
+"""First bytes of what is no file of weights, what that is, and what to do."""
+PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
+"""Prefixes that wrappers of a network put before the names of all its tensors."""
+CIFAR = {".shortcut.": ".downsample.", "linear.": "fc."}
+"""Parts of names of pytorch-cifar's ResNet-18, and torchvision's."""
+
 
 @dataclass(frozen=True)
 class WeightsFile:
@@ -35,11 +51,19 @@ class WeightsFile:
 
     def __post_init__(self) -> None:
         try:
-            object.__setattr__(self, "key", sha256(self.path))
+            stat = self.path.stat()
+            facts = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+            object.__setattr__(self, "key", _digest(self.path.absolute(), facts))
         except OSError as error:
             raise ConfigError(
                 f"can't read teacher.weights `{self.path}`: {error.strerror}"
             ) from None
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, facts: tuple[int, ...]) -> str:
+    """Return the digest of a file, once for each state of it that its `facts` tell apart."""
+    return sha256(path)
 
 
 def spec_of(arch: str, data: Dataset) -> Spec:
@@ -92,8 +116,12 @@ def load_teacher(env: Env, *, data: Dataset, arch: str, weights: WeightsFile) ->
     """Load a teacher's state dict, as float32. Raises ConfigError naming what does not fit."""
     spec = spec_of(arch, data)
     wanted = TEACHERS[arch].build(spec.image_shape, spec.outputs).state_dict()
-    found = read_state(weights.path)
-    if WeightsFile(weights.path).key != weights.key:
+    found, done = unwrapped(read_file(weights.path), weights.path)
+    if "fc.weight" in wanted and "linear.weight" in found:
+        done.append("with pytorch-cifar's names as torchvision's")
+        for old, new in CIFAR.items():
+            found = {name.replace(old, new): tensor for name, tensor in found.items()}
+    if sha256(weights.path) != weights.key:
         raise ConfigError(f"`{weights.path}` changed while it was read", "run again")
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
     state = {name: wanted[name] for name in counters} | found
@@ -109,26 +137,91 @@ def load_teacher(env: Env, *, data: Dataset, arch: str, weights: WeightsFile) ->
             f" {spec.image_shape} images:\n  " + "\n  ".join(differ[:5]) + rest,
             "choose the teacher.arch and the data set it was trained for",
         )
+    for name, tensor in found.items():
+        if not tensor.isfinite().all():
+            what = "NaN" if tensor.isnan().any() else "infinity"
+            raise ConfigError(
+                f"teacher.weights `{weights.path}` has {what} in `{name}`", "give another file"
+            )
+    if done:
+        env.progress.warned(f"teacher.weights `{weights.path}`: took {', '.join(done)}")
     return Teacher(spec, {name: state[name].to(wanted[name].dtype) for name in wanted}, ())
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a .safetensors file, or of a .pth without running any code."""
+def read_file(path: Path) -> Any:
+    """Read what a .safetensors file holds, or a .pth without running any code."""
     from safetensors.torch import load_file
 
     try:
-        if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            head = file.read(32)
+        what, hint = _mistaken(path, head)
+        if not what and path.suffix == ".safetensors":
+            what, hint = "it is damaged or cut off", "copy it again"
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not what:
+            what, hint = "it is damaged, or not made by `torch.save`", f"copy it again, or {SAVE}"
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        what, hint = error.strerror or first_line(error), ""
     except Exception as error:  # a damaged pickle raises IndexError, KeyError, struct.error, ...
-        raise ConfigError(f"can't read teacher.weights `{path}`: {first_line(error)}") from None
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
-    ):
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            what, hint = f"it holds Python objects (`{found[1]}`), not only tensors", SAVE
+    raise ConfigError(f"can't read teacher.weights `{path}`: {what}", hint) from None
+
+
+def _mistaken(path: Path, head: bytes) -> tuple[str, str]:
+    """Say what a file is if its first bytes don't fit its name, and what to do."""
+    if not head:
+        return "it is empty", "copy it again"
+    for start, what, hint in FORMS:
+        if head.startswith(start):
+            return what, hint
+    tensors = path.suffix == ".safetensors"
+    if head[8:9] == b"{" and not tensors:
+        return "it is a safetensors file", "name it .safetensors"
+    if head.startswith(b"PK"):
+        if not zipfile.is_zipfile(path):
+            return "it is damaged or cut off", "copy it again"
+        with zipfile.ZipFile(path) as archive:
+            names = {Path(name).name for name in archive.namelist()}
+        if "constants.pkl" in names:
+            return "it is a TorchScript archive", SAVE
+        if "data.pkl" not in names:
+            return "it is a zip archive, not made by `torch.save`", "unpack it"
+    if tensors and head.startswith((b"PK", b"\x80")):
+        return "it was made by `torch.save`", "name it .pth"
+    return "", ""
+
+
+def unwrapped(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return the only state dict inside, without prefixes of all its names, and what was done."""
+    done: list[str] = []
+    if isinstance(content, dict) and not _is_state(content):
+        inside = [key for key, value in content.items() if _is_state(value)]
+        if len(inside) > 1:
+            names = ", ".join(f"`{key}`" for key in inside)
+            raise ConfigError(f"`{path}` contains several state dicts: {names}", "save one alone")
+        if inside:
+            content = content[inside[0]]
+            done.append(f"`{inside[0]}`")
+    if not _is_state(content):
         raise ConfigError(
             f"`{path}` does not contain a state dict of tensors", "save it with `net.state_dict()`"
         )
-    return state
+    prefix = ""
+    while more := [p for p in PREFIXES if all(name.startswith(prefix + p) for name in content)]:
+        prefix += more[0]
+    if prefix:
+        done.append(f"names without the prefix `{prefix}`")
+    return {name.removeprefix(prefix): tensor for name, tensor in content.items()}, done
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in value.items()
+    )  # fmt: skip
 
 
 def _shape(state: dict[str, torch.Tensor], name: str) -> str:

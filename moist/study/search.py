@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from moist.config import Config
 from moist.config.overrides import build
-from moist.disk import expanded, sha256
+from moist.disk import expanded
 from moist.errors import ConfigError, DataError
 from moist.results.trials import Trial
 from moist.store.calls import Call
@@ -112,7 +113,13 @@ def _checked(ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings) -
 
     Raises ConfigError for what fails every trial.
     """
+    from moist.stages.teacher import WeightsFile
+
     check_search(ref.name, sweep, settings.needed(spec.objectives))
+    for parameter in sweep.parameters:
+        if parameter.name == "teacher.weights":
+            for file in filter(None, parameter.choices):
+                WeightsFile(expanded(Path(file), "teacher.weights="))
     if settings.sampler == "grid" and size(sweep) is None:
         raise ConfigError(
             "`--sampler grid` needs a finite space, and a range of reals is infinite",
@@ -125,17 +132,18 @@ def _checked(ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings) -
 def with_content(ref: StudyRef, spec: StudySpec, config: Config, fetch: bool = True) -> StudySpec:
     """Describe the content of a config's data and of the teacher's weights in a search's spec.
 
-    Raises DataError if the data are missing, and ConfigError if the spec has other content. A
-    file of weights that is missing fails each trial, with its reason.
+    Raises DataError if the data are missing, and ConfigError if the spec has other content or
+    the file of weights can't be read.
     """
     from moist.data.sources import locate
     from moist.stages import VERSIONS
+    from moist.stages.teacher import WeightsFile
 
     source = locate(config.data, ref.home, fetch)
     content = {"data": Content(key=source.key, text=str(source))}
     weights = config.teacher.weights and expanded(config.teacher.weights, "teacher.weights=")
-    if weights and weights.is_file():
-        key = sha256(weights)
+    if weights:
+        key = WeightsFile(weights).key
         content["teacher.weights"] = Content(key=key, text=f"weights of content {key[:12]}")
     found = spec.model_copy(update={"content": content, "installed": VERSIONS})
     check_content(ref, spec, found)

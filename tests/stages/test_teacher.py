@@ -2,14 +2,19 @@
 
 import math
 import pickle
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch import nn
 
 from moist.config import AugmentConfig, TeacherConfig
 from moist.data.augment import Pass, batches, normalize
@@ -23,7 +28,7 @@ from moist.stages.logits import teacher_logits
 from moist.stages.teacher import (
     WeightsFile,
     load_teacher,
-    read_state,
+    read_file,
     sample,
     spec_of,
     train_teacher,
@@ -174,7 +179,7 @@ def test_no_garbage_escapes_as_another_error(tmp_path: Path, content: bytes) -> 
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(ConfigError):
-        read_state(path)
+        read_file(path)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -212,7 +217,7 @@ def pickle_to(value: object, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [[1, 2], {"epoch": 3}, {"state_dict": {"a": torch.ones(1)}}, {0: torch.ones(1)}]
+    "value", [[1, 2], {"epoch": 3}, {"state": {0: {"a": torch.ones(1)}}}, {0: torch.ones(1)}]
 )
 def test_what_is_no_state_dict_is_refused_with_the_way_to_make_one(
     value: object, tmp_path: Path
@@ -225,6 +230,134 @@ def test_what_is_no_state_dict_is_refused_with_the_way_to_make_one(
 def test_a_whole_network_in_a_file_is_refused(tmp_path: Path) -> None:
     said = refused(stored(tmp_path, TEACHERS["resnet8"].build((3, 8, 8), 4)))
     assert "can't read teacher.weights" in said
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def warned(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def heard(path: Path, arch: str = "resnet8") -> tuple[Teacher, list[str]]:
+    progress = Heard()
+    env = replace(ENV, progress=progress)
+    found = load_teacher(env, data=dataset(), arch=arch, weights=WeightsFile(path))
+    return found, progress.lines
+
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [("net", ""), ("net", "module."), ("state_dict", "model."), ("", "module._orig_mod.")],
+)
+def test_the_only_state_dict_of_a_checkpoint_is_taken_and_this_is_said(
+    key: str, prefix: str, tmp_path: Path
+) -> None:
+    state = trained_state()
+    inner: Any = {prefix + name: tensor for name, tensor in state.items()}
+    whole = {key: inner, "acc": 95.1, "epoch": 3, "optimizer": OPTIMIZER} if key else inner
+    found, lines = heard(path := stored(tmp_path, whole))
+    assert all(torch.equal(found.state[name], state[name]) for name in state)
+    said = [f"`{key}`"] * bool(key) + [f"names without the prefix `{prefix}`"] * bool(prefix)
+    assert lines == [f"teacher.weights `{path}`: took {', '.join(said)}"]
+
+
+def test_several_state_dicts_in_a_checkpoint_are_named(tmp_path: Path) -> None:
+    said = refused(stored(tmp_path, {"model": trained_state(), "ema": trained_state()}))
+    assert "contains several state dicts: `model`, `ema`\nhint: save one alone" in said
+
+
+class Block(nn.Module):
+    """A block of pytorch-cifar's ResNet-18."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (y + self.shortcut(x)).relu()
+
+
+class CifarResNet(nn.Module):
+    """pytorch-cifar's ResNet-18."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64)
+        for n, (i, o) in enumerate([(64, 64), (64, 128), (128, 256), (256, 512)], 1):
+            self.add_module(f"layer{n}", nn.Sequential(Block(i, o, 1 + (n > 1)), Block(o, o, 1)))
+        self.linear = nn.Linear(512, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bn1(self.conv1(x)).relu()
+        for n in range(1, 5):
+            x = self.get_submodule(f"layer{n}")(x)
+        return self.linear(x.mean((2, 3)))
+
+
+def test_pytorch_cifars_resnet18_gives_the_same_logits(tmp_path: Path) -> None:
+    net = CifarResNet()
+    x_BCHW = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    net(x_BCHW)
+    found, lines = heard(stored(tmp_path, {"net": net.state_dict(), "acc": 95.0}), "resnet18")
+    assert lines[0].endswith("took `net`, with pytorch-cifar's names as torchvision's")
+    with torch.inference_mode():
+        torch.testing.assert_close(module(found).eval()(x_BCHW), net.eval()(x_BCHW))
+
+
+def zipped(path: Path, *names: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "")
+
+
+def numpy_scalar(path: Path) -> None:
+    torch.save({"net": trained_state(), "acc": np.float64(0.9)}, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "said"),
+    [
+        ("w.pth", lambda p: p.write_bytes(b""), "it is empty"),
+        ("w.pth", lambda p: p.write_text("version https://git-lfs.github.com"), "Git LFS pointer"),
+        ("w.pth", lambda p: p.write_text("<!DOCTYPE html><html>"), "it is a web page"),
+        ("w.pth", lambda p: p.write_bytes(b"\x1f\x8b\x08"), "it is a gzip archive"),
+        ("w.pth", lambda p: zipped(p, "a.txt"), "it is a zip archive, not made by `torch.save`"),
+        ("w.pth", lambda p: zipped(p, "w/data.pkl", "w/constants.pkl"), "a TorchScript archive"),
+        ("w.pth", lambda p: save_file(trained_state(), p), "name it .safetensors"),
+        ("w.safetensors", lambda p: torch.save(trained_state(), p), "name it .pth"),
+        ("w.pth", lambda p: p.write_bytes(b"PK\x03\x04 and no end"), "it is damaged or cut off"),
+        ("w.pth", lambda p: p.mkdir(), "Is a directory"),
+        ("w.pth", numpy_scalar, "it holds Python objects (`numpy._core.multiarray.scalar`)"),
+        ("w.pth", lambda p: torch.save(nn.Linear(1, 1), p), "(`torch.nn.modules.linear.Linear`)"),
+    ],
+)
+def test_a_file_of_another_form_is_named_in_a_sentence(
+    name: str, write: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    write(path := tmp_path / name)
+    found = refused(path)
+    assert found.startswith(f"can't read teacher.weights `{path}`: ") and said in found
+    assert "weights_only" not in found and "\x1b" not in found
+
+
+@pytest.mark.parametrize(("value", "word"), [(math.nan, "NaN"), (math.inf, "infinity")])
+def test_weights_that_are_not_finite_are_named(value: float, word: str, tmp_path: Path) -> None:
+    state = trained_state()
+    state["fc.bias"][1] = value
+    assert f"has {word} in `fc.bias`\nhint: give another" in refused(stored(tmp_path, state))
 
 
 # training, and the logits on the training images

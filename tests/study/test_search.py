@@ -441,3 +441,14 @@ def test_a_study_is_continued_only_on_the_data_and_the_weights_that_it_was_made_
     weights.write_bytes(b"other weights")
     with pytest.raises(ConfigError, match=r"other teacher.weights: weights of content \w+; now"):
         study(tmp_path / "copy").plan(1)
+
+
+@pytest.mark.parametrize(
+    "line", ["teacher.weights: {{value: {}}}", "teacher.weights: {{values: [{}, a]}}"]
+)
+def test_a_search_does_not_begin_without_its_file_of_weights(line: str, tmp_path: Path) -> None:
+    (tmp_path / "some.yaml").write_text(GRID + "  " + line.format(tmp_path / "none.pth") + "\n")
+    study = Study(tmp_path, read_sweep(tmp_path / "some.yaml", TINY))
+    for start in (study.plan, study.search):
+        with pytest.raises(ConfigError, match=r"can't read teacher.weights `.*none.pth`: No such"):
+            start(1)
