@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -30,6 +31,8 @@ def cluster_classes(
 ) -> Clusters:
     """Group the classes into k clusters; `k=auto` takes the k with the best silhouette.
 
+    It tries those of which the teacher tells so many clusters apart.
+
     `random` gives clusters of the sizes that k-means found, k=auto included, to shuffled classes:
     a control for whether the teacher's grouping matters.
     """
@@ -43,13 +46,18 @@ def cluster_classes(
         )
     method = "kmeans" if cluster.method == "random" else cluster.method
     found = {n: partition(mean_CC, affinity_CC, n, method=method, seed=seed) for n in tried}
-    for n, of_class in found.items():
-        if max(of_class) + 1 < n:
-            raise StageError(
-                f"`cluster.method={cluster.method}` finds fewer than {n} clusters: the teacher"
-                " gives several classes the same logits",
-                "train the teacher longer, or with another `teacher.lr`",
-            )
+    found = {n: of_class for n, of_class in found.items() if max(of_class) + 1 == n}
+    if not found:
+        raise StageError(
+            f"`cluster.method={cluster.method}` finds fewer than {tried[0]} clusters: the teacher"
+            " gives several classes the same logits",
+            "train the teacher longer, or with another `teacher.lr`",
+        )
+    if missing := [n for n in tried if n not in found]:
+        env.progress.warned(
+            f"`k=auto` leaves out k={', '.join(map(str, missing))}: the teacher gives several"
+            " classes the same logits"
+        )
     scores = {n: silhouette(mean_CC, of_class) for n, of_class in found.items()}
     best = max(found, key=lambda n: (scores[n], -n))
     if cluster.method == "random":
@@ -81,13 +89,16 @@ def partition(
 ) -> tuple[int, ...]:
     """Find the cluster of each class, by the chosen method."""
     from sklearn.cluster import KMeans, SpectralClustering
+    from sklearn.exceptions import ConvergenceWarning
 
     if k in (1, len(mean_CC)):
         return tuple(range(len(mean_CC))) if k > 1 else (0,) * len(mean_CC)
     if method == "spectral":
         spectral = SpectralClustering(k, affinity="precomputed", random_state=seed)
         return relabelled(spectral.fit_predict(affinity_CC).tolist())
-    labels = KMeans(k, n_init=10, random_state=seed).fit_predict(mean_CC)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters: the caller counts
+        labels = KMeans(k, n_init=10, random_state=seed).fit_predict(mean_CC)
     if method == "random":
         labels = np.random.default_rng(seed).permutation(labels)
     return relabelled(labels.tolist())

@@ -1,5 +1,7 @@
 """Clusters of classes: found where they are obvious, named once, and the same every time."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from moist.config import ClusterConfig
 from moist.config.schema import choices
-from moist.env import Env
+from moist.env import Env, Silent
 from moist.errors import ConfigError, StageError
 from moist.stages.cluster import (
     class_means,
@@ -20,6 +22,7 @@ from moist.stages.cluster import (
 )
 from moist.store.artifacts import Clusters, Dataset, Logits, Split
 
+ENV = Env()
 METHODS = choices(ClusterConfig, "method")
 GROUPS = (0, 1, 2, 2, 2, 2, 2, 2, 0, 1)  # as the paper finds them: air and sea, road, animals
 PER_CLASS = 3
@@ -44,11 +47,15 @@ def taught(groups: tuple[int, ...] = GROUPS, noise: float = 0.3, views: int = 2)
 
 
 def clusters(
-    k: int | str, method: str = "kmeans", seed: int = 0, logits: Logits | None = None
+    k: int | str,
+    method: str = "kmeans",
+    seed: int = 0,
+    logits: Logits | None = None,
+    env: Env = ENV,
 ) -> Clusters:
     logits = logits or taught()
     return cluster_classes(
-        Env(),
+        env,
         data=dataset(logits.train_VNC.shape[2]),
         logits=logits,
         k=k,
@@ -136,7 +143,25 @@ def test_auto_needs_three_classes() -> None:
     assert clusters("auto", logits=taught((0, 0, 1))).of_class == (0, 0, 1)
 
 
-@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+@pytest.mark.parametrize("method", ["kmeans", "random"])
+def test_auto_leaves_out_a_k_of_which_there_are_fewer_clusters(method: str) -> None:
+    class Warned(Silent):
+        messages: ClassVar[list[str]] = []
+
+        def warned(self, message: str) -> None:
+            self.messages.append(message)
+
+    same = taught((0, 1, 2, 3, 4), noise=0.0)
+    same.train_VNC[:, dataset(5).train.labels_N >= 2] = torch.tensor([0, 0, 5, 5, 5]).half()
+    found = clusters("auto", method, logits=same, env=Env(progress=Warned()))
+    assert len(found.of_class) == 5 and max(found.of_class) + 1 in {2, 3}
+    assert "4" not in found.silhouette
+    assert Warned.messages == [
+        "`k=auto` leaves out k=4: the teacher gives several classes the same logits"
+    ]
+    assert clusters(3, logits=same).of_class == (0, 1, 2, 2, 2)
+
+
 @pytest.mark.parametrize("method", ["kmeans", "random"])
 def test_a_teacher_that_tells_no_classes_apart_is_refused(method: str) -> None:
     with pytest.raises(StageError, match="finds fewer than 3 clusters"):
