@@ -6,6 +6,7 @@ the machine's user reaches a test, and runs are not logged unless a test wants i
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing import util
@@ -95,6 +96,14 @@ class ClosingLine:
             self.counted = True
             count = getattr(node, "workeroutput", {}).get("deselected", 0)
             node.config.hook.pytest_deselected(items=[SimpleNamespace()] * count)
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_others() -> Iterator[None]:
+    """Take back a number of threads that a test set: results differ by it in their last bits."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

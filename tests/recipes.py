@@ -17,7 +17,7 @@ from moist.store.store import Store
 EPOCH = [
     f"@{SWEEPS / 'tiny.yaml'}",
     *(f"{section}.epochs=1" for section in ("teacher", "distill", "routing", "joint", "merge")),
-    "specialists.epochs=1",
+    "specialists.epochs=1", "precision=float32",
     "distill.views=2", "latency.repeats=10", "latency.seconds=0.01",
 ]  # fmt: skip
 """The tiny recipe with an epoch a stage."""

@@ -10,6 +10,7 @@ EPOCHS = {"teacher": 1, "distill": 2, "routing": 1, "joint": 3}
 TINY = [
     f"@{SWEEPS / 'tiny.yaml'}",
     *(f"{section}.epochs={count}" for section, count in EPOCHS.items()),
+    "precision=float32",  # some processors emulate bf16
     "distill.views=2", "latency.repeats=10", "latency.seconds=0.01",
 ]  # fmt: skip
 """Overrides, as `moist run` takes them."""

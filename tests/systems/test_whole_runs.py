@@ -174,7 +174,7 @@ VARIANTS: dict[str, Callable[[Report], bool]] = {
     "cluster.method=spectral": lambda r: r.k == 2,
     "cluster.method=random": lambda r: r.k == 2,
     "student.batch_norm=true": lambda r: r.accuracy > 0,
-    "precision=float32": lambda r: r.accuracy > 0,
+    "precision=bf16": lambda r: r.accuracy > 0,
     "teacher.optimizer=sgd": lambda r: r.accuracy > 0,
     "data.val_fraction=0": lambda r: r.val_accuracy is None and r.n_val == 0,
     "augment.shift=0": lambda r: r.accuracy > 0,
@@ -291,7 +291,7 @@ def test_a_systems_model_is_stored_printed_and_classifies_images(home, capsys, f
 
 def test_the_second_pass_is_computed_for_deferred_images_only(home, tmp_path, monkeypatch):
     """However many images there are: the class of one does not depend on the others."""
-    overrides = ("cascade.fallback=teacher", "cascade.defer=0.5", "precision=float32")
+    overrides = ("cascade.fallback=teacher", "cascade.defer=0.5")
     store, config = Store(home, env()), tiny(*overrides)
     report = run(config, store)
     prepared = [call.key for call in store.calls if call.stage == "prepare"]
