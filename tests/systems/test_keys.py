@@ -109,7 +109,7 @@ VAIN = {
 
 OTHER = {
     "data.image_size": "16", "data.val_fraction": "0.2", "k": "4", "augment.shift": "2",
-    "precision": "float32", "teacher.arch": "resnet18", "student.channels": "16,16",
+    "precision": "bf16", "teacher.arch": "resnet18", "student.channels": "16,16",
     "student.blocks": "1,3",
     "cluster.method": "random", "router": "cnn", "routing.widths": "32", "joint.objective": "em",
     "seed": "1", "student.arch": "resnet20", "data.root": "/elsewhere",
