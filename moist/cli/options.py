@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from moist.env import Env, Progress
+    from moist.store.plan import Plan
     from moist.store.store import Store
 
 Command = Callable[..., Any]
@@ -103,6 +104,14 @@ class Compute:
         from moist.env import make_env
 
         return make_env(progress, self.device, self.threads)
+
+    @contextmanager
+    def plan(self) -> Iterator[Plan]:
+        """Open a store that computes and stores nothing."""
+        from moist.store.plan import Plan
+
+        with self.progress() as progress:
+            yield Plan(self.home, self.env(progress))
 
     @contextmanager
     def store(self) -> Iterator[Store]:

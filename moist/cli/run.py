@@ -78,10 +78,8 @@ def plan(overrides: tuple[str, ...], as_json: bool, compute: Compute) -> None:
     config = parse(overrides)
     check_read(overrides)
     from moist.pipeline import stages
-    from moist.store.plan import Plan
 
-    with compute.progress() as progress:
-        store = Plan(compute.home, compute.env(progress))
+    with compute.plan() as store:
         stages(config, store)
     records = [call.record() for call in store.calls]
     output(as_json, records, lambda: run_tables.print_plan(store.calls))

@@ -103,10 +103,7 @@ def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> No
     moist predict last photo.jpg
     """
     from moist.serving.predict import predict_images
-    from moist.store.plan import Plan
 
-    compute = Compute(home, quiet=True)
-    with compute.progress() as progress:
-        store = Plan(home, compute.env(progress))  # it writes nothing
+    with Compute(home, quiet=True).plan() as store:
         predictions = predict_images(store, RunRecords(home).find(run), images)
     output(as_json, predictions, lambda: run_tables.print_predictions(predictions))

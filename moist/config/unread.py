@@ -54,10 +54,10 @@ def check_read(overrides: Iterable[str]) -> None:
     config = build(given(overrides))
     values, reasons = flat(config), unread(config)
     words = given(word for word in overrides if not word.startswith("@"))
-    told = [key for key in reasons if key in words or (is_location(key) and values[key])]
-    if told:
+    rejected = [key for key in reasons if key in words or (is_location(key) and values[key])]
+    if rejected:
         raise ConfigError(
-            "\n".join(map(reasons.__getitem__, told)), "set what it needs, or leave it out"
+            "\n".join(map(reasons.__getitem__, rejected)), "set what it needs, or leave it out"
         )
 
 

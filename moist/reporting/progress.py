@@ -56,7 +56,7 @@ class SearchProgress:
             case events.EpochDone(number=int(number)):
                 self.at[number] = f"{event.stage}  {event.done} of {event.total}"
             case events.Warned(int(), text) if text in self.warned:
-                pass  # each trial repeats what is said of its data
+                pass  # each trial repeats the warnings of its data
             case events.Warned():
                 self.warned.add(event.text)
                 where = "" if event.number is None else f"trial {event.number}: "

@@ -31,7 +31,7 @@ def cluster_classes(
 ) -> Clusters:
     """Group the classes into k clusters; `k=auto` takes the k with the best silhouette.
 
-    It tries those of which the teacher tells so many clusters apart.
+    It leaves out each k for which there are not so many clusters.
 
     `random` gives clusters of the sizes that k-means found, k=auto included, to shuffled classes:
     a control for whether the teacher's grouping matters.

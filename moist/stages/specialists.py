@@ -45,7 +45,7 @@ def train_specialists(
     because on training images it is more certain than on new ones; a threshold from validation
     images would defer too few. Each goes to the copy to which the student routes it, misrouted
     ones too: a specialist answers for all classes. With k=1 the generalist trains on, on the same
-    images for as long, which tells what specialization adds to it.
+    images for as long, which shows what specialization adds to it.
     """
     start = specialists_from(generalist, clusters)
     net = module(Cascade(student, start, 0.0), env.device)

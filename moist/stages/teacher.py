@@ -62,7 +62,7 @@ class WeightsFile:
 
 @lru_cache(maxsize=256)
 def _digest(path: Path, facts: tuple[int, ...]) -> str:
-    """Return the digest of a file, once for each state of it that its `facts` tell apart."""
+    """Return the digest of a file, computed once for each `facts` of it."""
     return sha256(path)
 
 
