@@ -1,0 +1,289 @@
+"""The experiments behind the tables and figures: what is done, and the command that continues.
+
+    uv run python -m analysis.experiments                     list them: runs done, hours left
+    uv run python -m analysis.experiments run --data IMAGES   train what is missing, in order
+    uv run python -m analysis.experiments run --data IMAGES students --jobs 2 --threads 1
+
+IMAGES is a folder with CIFAR-10's images, `IMAGES/{train,test}/<class>/*`. An experiment is a
+sweep file, of which every point is trained under several seeds, from a teacher that is trained
+first if `analysis/weights` lacks it. Each run that ends becomes a row of
+`analysis/results/NAME.csv` at once, and only runs without a row are trained: the command may be
+stopped at any time, and continued on another machine from a checkout alone. On the same machine a
+run that was stopped continues after its last epoch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from moist.cli.options import HOME, PATH
+from moist.config import Config, flat
+from moist.config.schema import is_location
+from moist.disk import write_atomically
+from moist.errors import MoistError, StageError
+from moist.reporting import terminal
+from moist.store.runs import Run, RunRecords, command_for, commit
+from moist.sweepfile import config_of, grid, read_sweep
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "analysis" / "weights"
+RESULTS = ROOT / "analysis" / "results"
+ORIGIN = ["point", "key", "created", "commit"]
+PER_CLASS = {"sent", "per_class_accuracy", "silhouette"}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A sweep file of which every point is trained under each seed.
+
+    `hours` is its expected time on two idle cores with bf16 instructions. `settings` are overrides
+    of the file. `teacher` is the `teacher.arch` whose weights in analysis/weights are distilled;
+    None: the runs train their own teacher.
+    """
+
+    name: str
+    hours: float
+    sweep: str
+    settings: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    teacher: str | None = "fastnet"
+    results: Path = RESULTS
+
+    @property
+    def table(self) -> Path:
+        return self.results / f"{self.name}.csv"
+
+    def configs(self) -> dict[str, Config]:
+        """Return the config of each run by its point: the searched values and the seed."""
+        settings = ["data.name=folder", *self.settings]
+        if self.teacher:
+            settings.append(f"teacher.arch={self.teacher}")
+        sweep = read_sweep(ROOT / "sweeps" / f"{self.sweep}.yaml", settings)
+        found = {}
+        for seed in self.seeds:
+            for chosen in grid(sweep):
+                config = config_of(sweep, {**chosen, "seed": seed})
+                words = (f"{name}={flat(config)[name]}" for name in (*chosen, "seed"))
+                found[shlex.join(words)] = config
+        return found
+
+    def done(self) -> list[dict[str, str]]:
+        """Return the rows of the runs that ended, as written."""
+        return read(self.table)
+
+    def missing(self) -> dict[str, Config]:
+        """Return the configs of the runs that have no row, by point."""
+        points = {row["point"] for row in self.done()}
+        return {point: one for point, one in self.configs().items() if point not in points}
+
+    def add(self, point: str, run: Run) -> None:
+        """Write a run's row: where it comes from, the values that are no defaults, its report.
+
+        Values per class are JSON texts, as `sent`: the test images of each class by student.
+        """
+        defaults = flat(Config())
+        changed = {
+            name: value
+            for name, value in run.config.items()
+            if value != defaults[name] and not is_location(name)
+        }
+        report = run.report.model_dump(mode="json", exclude={"key"})
+        origin = dict(zip(ORIGIN, [point, run.key, run.created, commit()], strict=True))
+        append(self.table, {**origin, **changed, **dict(_leaves(report))})
+
+
+LONG = (
+    "distill.epochs=60",
+    "distill.views=16",
+    "distill.batch_size=256",
+    "distill.lr=0.004",
+    "augment.shift=2",
+    "temperature=2",
+)
+"""The recipe of the frontier's students: many epochs on many views; the rest as in single.yaml."""
+ALL = ("data.val_fraction=0",)
+"""As the paper: all training images are trained on. Nothing is selected from these runs."""
+PLAN = (
+    Experiment("students", 4.4, "residual", LONG),
+    Experiment("specialists", 3.5, "specialists", (*LONG, "specialists.epochs=20")),
+    Experiment("peers", 6.0, "peers", LONG, seeds=(0,)),
+    Experiment("paper_table", 6.5, "paper_table", ALL, teacher=None),
+    Experiment("paper_oracle", 1.5, "paper_table", (*ALL, "router=oracle"), teacher=None),
+    Experiment("paper_k", 2.5, "paper_k", ALL, seeds=(0,), teacher=None),
+    Experiment("paper_width", 4.0, "paper_width", ALL, seeds=(0,), teacher=None),
+)
+"""In the order of training; hours are estimates from milliseconds an image."""
+
+
+def read(table: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file as texts, none if there is no file."""
+    if not table.exists():
+        return []
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(table: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a CSV file, which gets a column for each of its names."""
+    rows: list[Mapping[str, Any]] = [*read(table), row]
+    text = io.StringIO(newline="")
+    heads = dict.fromkeys(name for one in rows for name in one)
+    writer = csv.DictWriter(text, heads, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(table, text.getvalue().encode())
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a report's values by dotted name, the lists and those per class as JSON texts."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and name not in PER_CLASS:
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, json.dumps(value) if isinstance(value, dict | list) else value
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains what is missing in processes of their own: `jobs` runs at a time."""
+
+    data: Path
+    home: Path
+    jobs: int = 1
+    threads: int = 2
+    precision: str = "bf16"
+    weights: Path = WEIGHTS
+    running: list[subprocess.Popen[str]] = field(default_factory=list, compare=False)
+
+    def teacher(self, arch: str, recipe: Sequence[str] = ("@sweeps/teacher.yaml",)) -> Path:
+        """Return the weights of a teacher, which is trained first if they are not there."""
+        path = self.weights / f"{arch}.safetensors"
+        if not path.exists():
+            words = [*recipe, "data.name=folder", f"teacher.arch={arch}", *self._where()]
+            options = [f"--home={self.home}", f"--threads={self.threads}", "-o", str(path)]
+            self._call(["analysis.teacher", *words, *options], stdout=None)
+        return path
+
+    def train(self, experiments: Iterable[Experiment]) -> None:
+        """Train the missing runs and write the row of each.
+
+        When one fails, those that are running end first; a signal ends them all. Raises
+        StageError.
+        """
+        missing = [(one, *item) for one in experiments for item in one.missing().items()]
+        teachers = {one.teacher: self.teacher(one.teacher) for one, *_ in missing if one.teacher}
+        with ThreadPoolExecutor(self.jobs) as pool:
+            started = {
+                pool.submit(self._run, config, one.teacher and teachers[one.teacher]): (one, point)
+                for one, point, config in missing
+            }
+            try:
+                for future in as_completed(started):
+                    (one, point), run = started[future], future.result()
+                    one.add(point, run)
+                    score = f"{100 * run.report.accuracy:.2f} % of the test images"
+                    click.echo(f"{one.name}: {point}: {score}", err=True)
+            except StageError:
+                pool.shutdown(cancel_futures=True)
+                raise
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in [*self.running]:
+                    process.terminate()
+                raise
+
+    def _run(self, config: Config, weights: Path | str | None) -> Run:
+        words = [*shlex.split(command_for(config))[2:], *self._where()]
+        if weights:
+            words.append(f"teacher.weights={weights}")
+        options = ["--json", "--wandb=off", f"--home={self.home}", f"--threads={self.threads}"]
+        output = self._call(["moist", "run", *words, *options], stdout=subprocess.PIPE)
+        return RunRecords(self.home).find(json.loads(output)["key"])
+
+    def _where(self) -> list[str]:
+        return [f"data.root={self.data}", f"precision={self.precision}"]
+
+    def _call(self, words: Sequence[str], stdout: int | None) -> str:
+        command = [sys.executable, "-m", *words]
+        with subprocess.Popen(command, stdout=stdout, text=True, cwd=ROOT) as process:
+            self.running.append(process)
+            try:
+                output, _ = process.communicate()
+            except BaseException:
+                process.terminate()
+                raise
+        self.running.remove(process)
+        if process.returncode:
+            raise StageError(f"`{shlex.join(command)}` ended with exit code {process.returncode}")
+        return output or ""
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """List the experiments behind the tables and figures, or train what is missing.
+
+    \b
+    python -m analysis.experiments
+    python -m analysis.experiments run --data IMAGES
+    """
+    if context.invoked_subcommand is None:
+        rows = []
+        for one in PLAN:
+            runs, missing = len(one.configs()), len(one.missing())
+            hours = f"{one.hours * missing / runs:.1f}" if missing else ""
+            rows.append([one.name, f"{runs - missing} of {runs}", hours])
+        terminal.print_table("", ["experiment", "runs", "hours left"], rows)
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[EXPERIMENT]...")
+@click.option("--data", required=True, type=PATH, help="CIFAR-10: DIR/{train,test}/<class>/*.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs at once.")
+@click.option(
+    "--threads", default=2, show_default=True, type=click.IntRange(1), help="Threads of each run."
+)
+@click.option(
+    "--precision",
+    default="bf16",
+    show_default=True,
+    type=click.Choice(["bf16", "float32"]),
+    help="float32 is faster on a processor without bf16 instructions.",
+)
+@HOME
+def run(names: tuple[str, ...], **where: Any) -> None:
+    """Train the runs that have no row yet: all, or those of the named experiments."""
+    known = {one.name: one for one in PLAN}
+    for name in names:
+        if name not in known:
+            raise click.UsageError(f"no experiment `{name}`; there are: {', '.join(known)}")
+    where["data"] = where["data"].resolve()
+    Trainer(**where).train([known[name] for name in names] or PLAN)
+
+
+def main() -> None:
+    """Run the command line; a signal of a batch system ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        cli.main(prog_name="python -m analysis.experiments")
+    except MoistError as error:
+        terminal.fail(str(error))
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
