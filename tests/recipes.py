@@ -8,6 +8,7 @@ from tiny import SWEEPS
 from moist.config import Config
 from moist.config.overrides import parse
 from moist.env import Env, Silent
+from moist.nets.cnn import TEACHERS
 from moist.pipeline import run, stages
 from moist.results.report import Report
 from moist.store.calls import Call
@@ -53,6 +54,14 @@ CALLED = {
 def of_system(name: str) -> str:
     """Return the overrides that select a system, with what it can't do without."""
     return SPECIALISTS if name == "specialists" else f"system={name}"
+
+
+def weights(path: Path, channels: int = 1, classes: int = 10, seed: int = 0) -> Path:
+    """Save the state dict of an untrained resnet8, the teacher of the tiny recipe."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.save(TEACHERS["resnet8"].build((channels, 8, 8), classes).state_dict(), path)
+    return path
 
 
 def env(progress: Silent | None = None) -> Env:

@@ -42,7 +42,7 @@ def check(file: Path, as_json: bool) -> None:
     """List the problems of a sweep file.
 
     What passes can be started by `moist sweep optuna FILE`; whether its data and the teacher's
-    weights are there is only found then. The exit code is 2 if there are problems.
+    weights are there, and fit, is only found then. The exit code is 2 if there are problems.
 
     \b
     moist sweep check sweeps/pareto.yaml

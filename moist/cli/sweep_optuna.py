@@ -154,7 +154,7 @@ def optuna(
     from moist.reporting.progress import SearchProgress
     from moist.reporting.wandb_summary import log_summary
     from moist.study.events import Observer
-    from moist.study.search import plan_search, requested_trials, search
+    from moist.study.search import check_start, plan_search, requested_trials, search
     from moist.study.tracking import WandbObserver
     from moist.study.workers import machine_of, make_slots
     from moist.tracking.tracker import open_tracker
@@ -178,12 +178,15 @@ def optuna(
     )
     machine = machine_of(slots, settings.needed(goals))
     spec = study_spec(sweep, goals, seed, command, machine=machine)
+    progress = terminal.TerminalProgress(quiet)
+    spec, conflicts = check_start(ref, sweep, spec, settings, fetch=not dry_run)
+    if conflicts:
+        progress.warned(conflicts)
     if dry_run:
         found = plan_search(ref, sweep, spec, settings, slots=slots)
         output(as_json, found.record(), lambda: study_tables.print_search_plan(found, workers))
         return
     page = plot or home / "plots" / f"{ref.name}.html"
-    progress = terminal.TerminalProgress(quiet)
     with open_tracker(wandb, home, progress.noted, progress.warned) as tracker:
         with SearchProgress(quiet) as shown:
             observers: list[Observer] = [shown]

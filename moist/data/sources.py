@@ -56,6 +56,7 @@ class Source:
     image_size: int | None
     classes: tuple[str, ...]
     key: str
+    channels: int = 3
     pixels: tuple[int, int] | None = None
     """Height and width, if known before decoding."""
     signature: str | None = None
@@ -87,10 +88,11 @@ def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
     Raises DataError if they are missing (with `fetch=False`: not downloaded yet), unreadable or
     not laid out as classes.
     """
-    root, signature, images, skipped = None, None, None, ""
+    root, signature, images, skipped, channels = None, None, None, "", 3
     pixels: tuple[int, int] | None
     if data.name == "digits":
-        classes, pixels, content = DIGITS, (8, 8), digest(read(_digits_file()))
+        classes, pixels, channels = DIGITS, (8, 8), 1
+        content = digest(read(_digits_file()))
     else:
         root = _root_of(data, home)
         found = _found(data.name, root, fetch)
@@ -100,14 +102,15 @@ def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
         if data.name == "folder":
             images = len(files)
             _check_held_out(root, data.val_fraction, found)
-        side = PUBLIC[data.name].side if data.name in PUBLIC else None
-        pixels = (side, side) if side else size_of(root / files[0].name)
+        public = PUBLIC.get(data.name)
+        channels = public.channels if public else 3
+        pixels = (public.side,) * 2 if public else size_of(root / files[0].name)
     key = digest(json.dumps([data.name, content, data.image_size]).encode())
     if data.image_size is not None:
         pixels = (data.image_size, data.image_size)
     return Source(
-        data.name, root, data.image_size, classes, key=key, pixels=pixels, signature=signature,
-        images=images, skipped=skipped,
+        data.name, root, data.image_size, classes, key=key, channels=channels, pixels=pixels,
+        signature=signature, images=images, skipped=skipped,
     )  # fmt: skip
 
 

@@ -20,12 +20,13 @@ DIGITS = tuple("0123456789")
 
 @dataclass(frozen=True)
 class Public:
-    """A data set of torchvision's: its class there, image side in pixels, files and classes."""
+    """A data set of torchvision's: its class there, its images' side in pixels and channels."""
 
     builder: str
     side: int
     files: tuple[str, ...]
     classes: tuple[str, ...]
+    channels: int = 3
 
 
 PUBLIC = {
@@ -67,6 +68,7 @@ PUBLIC = {
             "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
             "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
         ),
+        channels=1,
     ),
     "svhn": Public("SVHN", 32, ("train_32x32.mat", "test_32x32.mat"), DIGITS),
 }  # fmt: skip

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import zipfile
+from argparse import Namespace
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -16,14 +18,15 @@ from torch.nn import functional as F
 from moist.config import AugmentConfig, TeacherConfig
 from moist.data.augment import Batch, normalize
 from moist.data.random import seeded
-from moist.disk import sha256
+from moist.disk import expanded, sha256
 from moist.env import Env
 from moist.errors import ConfigError, first_line
 from moist.nets.build import fresh, module
 from moist.nets.cnn import TEACHERS
+from moist.nets.entry import Shape
 from moist.nets.fastnet import whiten
 from moist.stages import stage
-from moist.store.artifacts import Dataset, Spec, Teacher
+from moist.store.artifacts import Dataset, Spec, Teacher, not_finite
 from moist.training.job import Job
 
 WHITENED = 5000
@@ -40,6 +43,21 @@ PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
 """Prefixes that wrappers of a network put before the names of all its tensors."""
 CIFAR = {".shortcut.": ".downsample.", "linear.": "fc."}
 """Parts of names of pytorch-cifar's ResNet-18, and torchvision's."""
+NUMBERS = "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "SU"
+MAKERS = {"scalar": np.float64().__reduce__()[0], "_reconstruct": np.empty(0).__reduce__()[0]}
+BESIDE: list[Any] = [
+    *((PosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *(
+        (make, f"{package}.multiarray.{name}")
+        for package in ("numpy._core", "numpy.core")
+        for name, make in MAKERS.items()
+    ),
+    np.ndarray, np.dtype, *{type(np.dtype(code)) for code in NUMBERS}, Namespace,
+]  # fmt: skip
+"""What people store beside a state dict, and how it is made: none of it runs code of the file.
+
+A pair has the name in the file; numpy 2 renamed its `core`, Python 3.13 a module of `pathlib`.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,6 +76,12 @@ class WeightsFile:
             raise ConfigError(
                 f"can't read teacher.weights `{self.path}`: {error.strerror}"
             ) from None
+
+
+def weights_of(teacher: TeacherConfig) -> WeightsFile | None:
+    """Find the file of a teacher's weights, if it has one. Raises ConfigError if it is missing."""
+    path = teacher.weights and expanded(teacher.weights, "teacher.weights=")
+    return WeightsFile(path) if path else None
 
 
 @lru_cache(maxsize=256)
@@ -115,14 +139,33 @@ def sample(data: Dataset, count: int) -> torch.Tensor:
 def load_teacher(env: Env, *, data: Dataset, arch: str, weights: WeightsFile) -> Teacher:
     """Load a teacher's state dict, as float32. Raises ConfigError naming what does not fit."""
     spec = spec_of(arch, data)
-    wanted = TEACHERS[arch].build(spec.image_shape, spec.outputs).state_dict()
-    found, done = unwrapped(read_file(weights.path), weights.path)
+    state, done = fitted(weights, arch, spec.image_shape, spec.outputs)
+    if sha256(weights.path) != weights.key:
+        raise ConfigError(f"`{weights.path}` changed while it was read", "run again")
+    if done:
+        env.progress.warned(f"teacher.weights `{weights.path}`: took {', '.join(done)}")
+    return Teacher(spec, state, ())
+
+
+@lru_cache(maxsize=256)
+def check_fits(weights: WeightsFile, arch: str, image_shape: Shape, classes: int) -> None:
+    """Raise ConfigError for weights that `load_teacher` will reject; read each file once."""
+    fitted(weights, arch, image_shape, classes)
+
+
+def fitted(
+    weights: WeightsFile, arch: str, image_shape: Shape, classes: int
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Read a state dict for a teacher's network; return it, and how it was unwrapped.
+
+    Raises ConfigError naming what does not fit.
+    """
+    wanted = TEACHERS[arch].build(image_shape, classes).state_dict()
+    found, done = read_state(weights.path)
     if "fc.weight" in wanted and "linear.weight" in found:
         done.append("with pytorch-cifar's names as torchvision's")
         for old, new in CIFAR.items():
             found = {name.replace(old, new): tensor for name, tensor in found.items()}
-    if sha256(weights.path) != weights.key:
-        raise ConfigError(f"`{weights.path}` changed while it was read", "run again")
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
     state = {name: wanted[name] for name in counters} | found
     differ = [
@@ -133,19 +176,25 @@ def load_teacher(env: Env, *, data: Dataset, arch: str, weights: WeightsFile) ->
     if differ:
         rest = f"\n  and {len(differ) - 5} more" if len(differ) > 5 else ""
         raise ConfigError(
-            f"`{weights.path}` does not fit teacher.arch={arch} on {spec.outputs} classes of"
-            f" {spec.image_shape} images:\n  " + "\n  ".join(differ[:5]) + rest,
+            f"`{weights.path}` does not fit teacher.arch={arch} on {classes} classes of"
+            f" {image_shape} images:\n  " + "\n  ".join(differ[:5]) + rest,
             "choose the teacher.arch and the data set it was trained for",
         )
+    return {name: state[name].to(wanted[name].dtype) for name in wanted}, done
+
+
+def read_state(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Read the state dict in a file; return it, and how it was unwrapped.
+
+    Raises ConfigError for other content, and for what is not finite as float32.
+    """
+    found, done = unwrapped(read_file(path), path)
     for name, tensor in found.items():
-        if not tensor.isfinite().all():
-            what = "NaN" if tensor.isnan().any() else "infinity"
+        if what := tensor.is_floating_point() and not_finite(tensor.float()):
             raise ConfigError(
-                f"teacher.weights `{weights.path}` has {what} in `{name}`", "give another file"
+                f"teacher.weights `{path}` has {what} in `{name}`", "give another file"
             )
-    if done:
-        env.progress.warned(f"teacher.weights `{weights.path}`: took {', '.join(done)}")
-    return Teacher(spec, {name: state[name].to(wanted[name].dtype) for name in wanted}, ())
+    return found, done
 
 
 def read_file(path: Path) -> Any:
@@ -161,7 +210,8 @@ def read_file(path: Path) -> Any:
             return load_file(path)
         if not what:
             what, hint = "it is damaged, or not made by `torch.save`", f"copy it again, or {SAVE}"
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(BESIDE):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         what, hint = error.strerror or first_line(error), ""
     except Exception as error:  # a damaged pickle raises IndexError, KeyError, struct.error, ...

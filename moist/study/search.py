@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
-from typing import Any
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 from moist.config import Config
 from moist.config.overrides import build
-from moist.disk import expanded
 from moist.errors import ConfigError, DataError
 from moist.results.trials import Trial
 from moist.store.calls import Call
@@ -25,10 +25,17 @@ from moist.study.spec import Content, StudySpec, check_content, check_search, co
 from moist.study.stopping import USELESS_DRAWS
 from moist.study.storage import NoStudy, existing, trials_of
 from moist.study.workers import Pool, Slot
-from moist.sweepfile import Sweep, config_of, size
+from moist.sweepfile import EXHAUSTIVE, Sweep, config_of, ends, grid, size
+
+if TYPE_CHECKING:
+    from moist.data.sources import Source
+    from moist.stages.teacher import WeightsFile
 
 TRIALS = 20
 """Complete trials to end with, unless the sweep or the user says."""
+SAMPLE = 100
+"""Points of a larger space that are checked against the data before the first trial."""
+WEIGHTS = "teacher.weights"
 
 
 def requested_trials(sweep: Sweep, trials: int | None) -> int:
@@ -51,15 +58,16 @@ def search(
 ) -> SearchResult:
     """Run a sweep's trials until `settings.trials` are complete, those before included.
 
-    Raises AlreadyDriven when another process drives the study, ConfigError when it was made for
-    another search, KeyboardInterrupt once the results at the time of Ctrl-C are written.
+    Raises AlreadyDriven when another process drives the study, what `check_start` raises unless
+    `spec` is its result, KeyboardInterrupt once the results at the time of Ctrl-C are written.
     """
     from moist.env import Silent, make_env
     from moist.store.store import Store
     from moist.study.costs import CostEstimator
     from moist.study.trainer import Trainer
 
-    spec = with_content(ref, spec, _checked(ref, sweep, spec, settings))
+    if not spec.installed:
+        spec, _ = check_start(ref, sweep, spec, settings)
     env = make_env(Silent(), slots[0].device, slots[0].threads)
     crowded = env.crowding(len(slots))  # before the workers' server starts to import
     emulated = env.emulation(sweep.fixed.get("precision", Config().precision))
@@ -108,46 +116,77 @@ class SearchPlan:
         }
 
 
-def _checked(ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings) -> Config:
-    """Return the data and the teacher's weights of all trials, as a config of these keys alone.
+def check_start(
+    ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings, fetch: bool = True
+) -> tuple[StudySpec, str]:
+    """Check a search against its data, weights and earlier trials, before anything is trained.
 
-    Raises ConfigError for what fails every trial.
+    Returns the spec with their content, and a warning of points that can't run, empty if all can.
+    Raises DataError if the data are missing, and ConfigError for what fails every trial, for
+    weights that can't be read, and when the study was made for another search.
     """
-    from moist.stages.teacher import WeightsFile
+    from moist.data.sources import locate
+    from moist.stages.teacher import read_state, weights_of
 
     check_search(ref.name, sweep, settings.needed(spec.objectives))
-    for parameter in sweep.parameters:
-        if parameter.name == "teacher.weights":
-            for file in filter(None, parameter.choices):
-                WeightsFile(expanded(Path(file), "teacher.weights="))
     if settings.sampler == "grid" and size(sweep) is None:
         raise ConfigError(
             "`--sampler grid` needs a finite space, and a range of reals is infinite",
             "write `values`, or `distribution: q_uniform` with `q`",
         )
-    names = [name for name in sweep.fixed if name.startswith("data.") or name == "teacher.weights"]
-    return build({name: sweep.fixed[name] for name in names})
+    names = [name for name in sweep.fixed if name.startswith("data.")]
+    source = locate(build({name: sweep.fixed[name] for name in names}).data, ref.home, fetch)
+    for file in ends(sweep, WEIGHTS):
+        if weights := weights_of(build({WEIGHTS: file}).teacher):
+            read_state(weights.path)
+    fixed = build({WEIGHTS: sweep.fixed.get(WEIGHTS)}).teacher
+    spec = with_content(ref, spec, source, weights_of(fixed))
+    with suppress(NoStudy):
+        continued(ref, existing(ref), spec)
+    return spec, _conflicts(sweep, spec, settings, source)
 
 
-def with_content(ref: StudyRef, spec: StudySpec, config: Config, fetch: bool = True) -> StudySpec:
-    """Describe the content of a config's data and of the teacher's weights in a search's spec.
+def with_content(
+    ref: StudyRef, spec: StudySpec, source: Source, weights: WeightsFile | None
+) -> StudySpec:
+    """Describe the content of a search's data, and of the teacher's weights, in its spec.
 
-    Raises DataError if the data are missing, and ConfigError if the spec has other content or
-    the file of weights can't be read.
+    Raises ConfigError if the spec has other content.
     """
-    from moist.data.sources import locate
     from moist.stages import VERSIONS
-    from moist.stages.teacher import WeightsFile
 
-    source = locate(config.data, ref.home, fetch)
     content = {"data": Content(key=source.key, text=str(source))}
-    weights = config.teacher.weights and expanded(config.teacher.weights, "teacher.weights=")
     if weights:
-        key = WeightsFile(weights).key
-        content["teacher.weights"] = Content(key=key, text=f"weights of content {key[:12]}")
+        text = f"weights of content {weights.key[:12]}"
+        content[WEIGHTS] = Content(key=weights.key, text=text)
     found = spec.model_copy(update={"content": content, "installed": VERSIONS})
     check_content(ref, spec, found)
     return found
+
+
+def _conflicts(sweep: Sweep, spec: StudySpec, settings: Settings, source: Source) -> str:
+    """Describe which points can't run on the data; empty if all can. Raises it if none can."""
+    from moist.systems.checks import check
+
+    points, what = list(settings.points or ()), "points"
+    if not points and (size(sweep) or inf) <= EXHAUSTIVE:
+        points, what = list(grid(sweep)), "points of the space"
+    elif not points:
+        fresh = _draws(sweep, spec, replace(settings, sampler="random"), ())
+        points, what = list(islice(fresh, SAMPLE)), "points drawn at random"
+    found: list[tuple[str, ConfigError]] = []
+    for params in points:
+        try:
+            check(config_of(sweep, params), source)
+        except ConfigError as error:
+            found.append((" ".join(f"{key}={value}" for key, value in params.items()), error))
+    if not found:
+        return ""
+    values, first = found[0]
+    of = f"{len(found)} of {len(points)} {what} can't run, for example `{values}`: {first.args[0]}"
+    if len(found) < len(points):
+        return of
+    raise first if len({str(error) for _, error in found}) == 1 else ConfigError(of, first.hint)
 
 
 def plan_search(
@@ -156,14 +195,15 @@ def plan_search(
     """Plan what `search` would run if trials had no results, which only some samplers ignore.
 
     First come trials that were begun or requeued. Values that conflict are skipped: the search
-    fails such a trial at once and draws another. Raises ConfigError when the study was made for
-    another search, and DataError for data that are missing: no trial can be planned then.
+    fails such a trial at once and draws another. Raises what `check_start` raises, unless `spec`
+    is its result.
     """
     from moist.env import Silent, make_env
     from moist.store.plan import Plan
     from moist.study.costs import CostEstimator
 
-    spec = with_content(ref, spec, _checked(ref, sweep, spec, settings), fetch=False)
+    if not spec.installed:
+        spec, _ = check_start(ref, sweep, spec, settings, fetch=False)
     env = make_env(Silent(), slots[0].device, slots[0].threads)
     estimator = CostEstimator(Plan(ref.home, env), settings.reuse)
     before = earlier_trials(ref, spec)

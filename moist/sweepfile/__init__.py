@@ -15,7 +15,7 @@ agent passes the `@FILE` on to `moist run`, where later arguments win too.
 """
 
 from moist.sweepfile.catalog import catalog
-from moist.sweepfile.reading import problems, read_sweep
+from moist.sweepfile.reading import EXHAUSTIVE, problems, read_sweep
 from moist.sweepfile.space import (
     Parameter,
     Sweep,
@@ -28,6 +28,6 @@ from moist.sweepfile.space import (
 )
 
 __all__ = [
-    "Parameter", "Sweep", "active", "catalog", "config_of", "distribution", "ends", "grid",
-    "problems", "read_sweep", "size",
+    "EXHAUSTIVE", "Parameter", "Sweep", "active", "catalog", "config_of", "distribution", "ends",
+    "grid", "problems", "read_sweep", "size",
 ]  # fmt: skip

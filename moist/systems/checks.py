@@ -7,13 +7,18 @@ from moist.config.systems import SYSTEMS
 from moist.data.sources import Source
 from moist.errors import ConfigError
 from moist.nets.cnn import STUDENTS
+from moist.stages.teacher import check_fits, weights_of
 
 SMALLEST = 4
 """Pixels a side of the smallest image that two 2x2 poolings leave a pixel of."""
 
 
 def check(config: Config, source: Source) -> None:
-    """Raise ConfigError for what cannot work on these data, before anything is computed."""
+    """Raise ConfigError for what cannot work on these data, before anything is computed.
+
+    The content of the teacher's weights is checked, too. The source may be that of another
+    `data.image_size`.
+    """
     classes, clusters = len(source.classes), SYSTEMS[config.system].clusters
     if clusters and config.k != "auto" and config.k > classes:
         raise ConfigError(
@@ -22,10 +27,11 @@ def check(config: Config, source: Source) -> None:
         )
     if clusters and config.k == "auto" and classes < 3:
         raise ConfigError(f"`k=auto` needs 3 or more classes, found {classes}", "set k=1 or k=2")
-    if source.pixels is None:
+    side = config.data.image_size
+    if not (pixels := (side, side) if side else source.pixels):
         return
-    short, long = sorted(source.pixels)
-    images = f"{source.pixels[1]}x{source.pixels[0]} images"
+    short, long = sorted(pixels)
+    images = f"{pixels[1]}x{pixels[0]} images"
     if short < SMALLEST:
         raise ConfigError(
             f"two poolings leave nothing of {images}", f"set `data.image_size={SMALLEST}` or more"
@@ -44,3 +50,5 @@ def check(config: Config, source: Source) -> None:
             f"`augment.shift={config.augment.shift}` is too far for {images}",
             f"reflection reaches `augment.shift={short - 1}` at most",
         )
+    if weights := weights_of(config.teacher):
+        check_fits(weights, config.teacher.arch, (source.channels, *pixels), classes)

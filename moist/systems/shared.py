@@ -7,13 +7,12 @@ from typing import Any
 from moist.config import Config
 from moist.config.systems import SYSTEMS
 from moist.data.sources import locate
-from moist.disk import expanded
 from moist.nets.build import Architecture
 from moist.results.report import Evaluation, Latencies
 from moist.stages.evaluate import evaluate
 from moist.stages.latency import measure_latency
 from moist.stages.prepare import prepare
-from moist.stages.teacher import WeightsFile
+from moist.stages.teacher import WeightsFile, weights_of
 from moist.store.artifacts import Clusters, Dataset
 from moist.store.calls import Backend, Ref
 from moist.systems.bound import Bound
@@ -31,9 +30,8 @@ def prepared(config: Config, store: Backend) -> tuple[Ref[Dataset], WeightsFile 
     check(c, source)
     if source.skipped:
         store.env.progress.warned(source.skipped)
-    weights = c.teacher.weights and expanded(c.teacher.weights, "teacher.weights=")
     data = store.call(prepare, source=source, val_fraction=c.data.val_fraction)
-    return data, WeightsFile(weights) if weights else None
+    return data, weights_of(c.teacher)
 
 
 def timed(

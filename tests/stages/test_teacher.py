@@ -1,10 +1,12 @@
 """Teachers: trained, brought along in a file, and what they say of the training images."""
 
+import argparse
 import math
 import pickle
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +207,10 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
             return (Path.write_text, (trace, "ran"))
 
     for name, dump in {"torch.pth": torch.save, "plain.pth": pickle_to}.items():
-        dump({"fc.weight": Writes()}, tmp_path / name)
-        assert "can't read teacher.weights" in refused(tmp_path / name)
-        assert not trace.exists()
+        for bad in (Writes(), np.array([Writes()]), argparse.Namespace(best=Writes())):
+            dump({"net": trained_state(), "acc": bad}, tmp_path / name)
+            assert "can't read teacher.weights" in refused(tmp_path / name)
+            assert not trace.exists()
     pickle.loads((tmp_path / "plain.pth").read_bytes())
     assert trace.exists()  # it would have run
 
@@ -264,6 +267,28 @@ def test_the_only_state_dict_of_a_checkpoint_is_taken_and_this_is_said(
     assert all(torch.equal(found.state[name], state[name]) for name in state)
     said = [f"`{key}`"] * bool(key) + [f"names without the prefix `{prefix}`"] * bool(prefix)
     assert lines == [f"teacher.weights `{path}`: took {', '.join(said)}"]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        *(np.float64(94.1), np.float32(0.9), np.float16(1), np.int64(3), np.bool_(True)),
+        *(np.str_("cifar10"), np.array([[0.5, 0.7]]), np.random.RandomState(0).get_state()),
+        argparse.Namespace(lr=0.1, out=Path("runs")),
+    ],
+)
+@pytest.mark.parametrize("core", [b"numpy._core", b"numpy.core"])
+def test_numbers_and_arguments_beside_a_state_dict_are_no_obstacle(
+    core: bytes, beside: object, tmp_path: Path
+) -> None:
+    state, path = trained_state(), tmp_path / "w.pth"
+    whole = {"net": state, "acc": beside, "epoch": 3}
+    torch.save(whole, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"numpy._core", core))
+    found, _ = heard(path)
+    assert all(torch.equal(found.state[name], state[name]) for name in state)
+    torch.save(whole, path)
+    assert heard(path)[0].state.keys() == state.keys()
 
 
 def test_several_state_dicts_in_a_checkpoint_are_named(tmp_path: Path) -> None:
@@ -323,10 +348,6 @@ def zipped(path: Path, *names: str) -> None:
             archive.writestr(name, "")
 
 
-def numpy_scalar(path: Path) -> None:
-    torch.save({"net": trained_state(), "acc": np.float64(0.9)}, path)
-
-
 @pytest.mark.parametrize(
     ("name", "write", "said"),
     [
@@ -340,7 +361,7 @@ def numpy_scalar(path: Path) -> None:
         ("w.safetensors", lambda p: torch.save(trained_state(), p), "name it .pth"),
         ("w.pth", lambda p: p.write_bytes(b"PK\x03\x04 and no end"), "it is damaged or cut off"),
         ("w.pth", lambda p: p.mkdir(), "Is a directory"),
-        ("w.pth", numpy_scalar, "it holds Python objects (`numpy._core.multiarray.scalar`)"),
+        ("w.pth", lambda p: torch.save({"a": Fraction(1)}, p), "objects (`fractions.Fraction`)"),
         ("w.pth", lambda p: torch.save(nn.Linear(1, 1), p), "(`torch.nn.modules.linear.Linear`)"),
     ],
 )

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from recipes import weights
+from shell import Said
 from toy import ref
 
 from moist.config import Config
@@ -30,10 +32,10 @@ from moist.study.samplers import Untried, suggest
 from moist.study.search import (
     TRIALS,
     SearchPlan,
+    check_start,
     plan_search,
     requested_trials,
     search,
-    with_content,
 )
 from moist.study.settings import SearchResult, Settings
 from moist.study.spec import study_spec, sweep_of
@@ -89,6 +91,7 @@ class Study:
 
 
 def grid(home: Path, text: str = GRID, name: str = "some") -> Study:
+    home.mkdir(exist_ok=True)
     path = home / f"{name}.yaml"
     path.write_text(text)
     return Study(home, read_sweep(path, TINY))
@@ -413,23 +416,22 @@ def images(root: Path, classes: int, each: int = 4) -> Path:
 
 
 def test_a_study_is_continued_only_on_the_data_and_the_weights_that_it_was_made_from(tmp_path):
-    here, weights = images(tmp_path / "here", 3), tmp_path / "teacher.pth"
-    weights.write_bytes(b"some weights")
+    here, file = images(tmp_path / "here", 3), weights(tmp_path / "teacher.pth", 3, 3)
     path = tmp_path / "some.yaml"
     path.write_text(GRID)
 
-    def study(root: Path, weights: Path = weights) -> Study:
-        words = ["data.name=folder", f"data.root={root}", f"teacher.weights={weights}"]
+    def study(root: Path, file: Path = file) -> Study:
+        words = ["data.name=folder", f"data.root={root}", f"teacher.weights={file}"]
         return Study(tmp_path, read_sweep(path, [*TINY, *words]))
 
     made = study(here).arguments(1)
-    spec = with_content(made["ref"], made["spec"], config_of(made["sweep"], POINTS[0]))
+    spec, _ = check_start(*(made[name] for name in ("ref", "sweep", "spec", "settings")))
     with opened(made["ref"], spec):  # the study exists from here on
         pass
     assert study(here).plan(1).trials == 1
     shutil.copytree(here, tmp_path / "copy")
     (tmp_path / "more").mkdir()
-    shutil.copy(weights, tmp_path / "more" / "renamed.pth")
+    shutil.copy(file, tmp_path / "more" / "renamed.pth")
     assert study(tmp_path / "copy", tmp_path / "more" / "renamed.pth").plan(1).trials == 1
 
     there = images(tmp_path / "there", 5)
@@ -438,17 +440,90 @@ def test_a_study_is_continued_only_on_the_data_and_the_weights_that_it_was_made_
     (here / "train" / "class0" / "0.png").unlink()
     with pytest.raises(ConfigError, match=r"24 images \(content \w+\); now .*23 images"):
         study(here).plan(1)
-    weights.write_bytes(b"other weights")
+    weights(file, 3, 3, seed=1)
     with pytest.raises(ConfigError, match=r"other teacher.weights: weights of content \w+; now"):
         study(tmp_path / "copy").plan(1)
 
 
 @pytest.mark.parametrize(
-    "line", ["teacher.weights: {{value: {}}}", "teacher.weights: {{values: [{}, a]}}"]
+    ("form", "said"),
+    [
+        ("value: none.pth", r"can't read teacher.weights `.*none.pth`: No such"),
+        ("values: [none.pth, fits.pth]", r"can't read teacher.weights `.*none.pth`: No such"),
+        ("value: page.pth", "it is a web page"),
+        ("values: [fits.pth, page.pth]", "it is a web page"),
+        ("value: four.pth", "does not fit teacher.arch=resnet8 on 10 classes"),
+        (
+            "values: [four.pth, five.pth]",
+            r"4 of 4 points .*`k=2 .*=four.pth`: `four.pth` does not",
+        ),
+    ],
 )
-def test_a_search_does_not_begin_without_its_file_of_weights(line: str, tmp_path: Path) -> None:
-    (tmp_path / "some.yaml").write_text(GRID + "  " + line.format(tmp_path / "none.pth") + "\n")
-    study = Study(tmp_path, read_sweep(tmp_path / "some.yaml", TINY))
+def test_a_search_does_not_begin_with_weights_that_fail_every_trial(
+    form: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("page.pth").write_text("<html>")
+    for name, classes in (("fits", 10), ("four", 4), ("five", 5)):
+        weights(Path(f"{name}.pth"), classes=classes)
+    text = GRID.replace("temperature: {values: [2.0, 4.0]}", f"teacher.weights: {{{form}}}")
+    study = grid(tmp_path / "home", text)
     for start in (study.plan, study.search):
-        with pytest.raises(ConfigError, match=r"can't read teacher.weights `.*none.pth`: No such"):
+        with pytest.raises(ConfigError, match=said):
             start(1)
+    assert files(study.home).keys() == {study.sweep.path}
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (
+            "k: {values: [11, 12]}",
+            "4 of 4 points of the space .*`k=11 temperature=2.0`: `k=11` is",
+        ),
+        ("k: {value: 11}", "^`k=11` is more clusters"),
+        ("k: {min: 11, max: 99}", r"178 of 178 points of .*`k=11 temperature=2.0`"),
+        (
+            "k: {min: 11, max: 900}",
+            r"100 of 100 points drawn at random .*`k=\d+ temperature=[24].0`",
+        ),
+        ("data.image_size: {values: [2, 3]}", "4 of 4 .*poolings leave nothing of 2x2 images"),
+        (
+            "augment.shift: {values: [8, 9]}",
+            "4 of 4 .*`augment.shift=8` is too far for 8x8 images",
+        ),
+    ],
+)
+def test_a_search_of_which_no_point_can_run_on_the_data_does_not_begin(
+    entry: str, said: str, tmp_path: Path
+) -> None:
+    study = grid(tmp_path, GRID.replace("k: {values: [2, 3]}", entry))
+    for start in (study.plan, study.search):
+        with pytest.raises(ConfigError, match=said):
+            start(1)
+
+
+def test_points_that_can_not_run_are_counted_with_an_example(tmp_path: Path) -> None:
+    study = grid(tmp_path, GRID.replace("[2, 3]", "[2, 11, 12]") + "  augment.shift: {value: 9}\n"
+                 "  data.image_size: {values: [16]}\n")  # fmt: skip
+    made = study.arguments(1)
+    _, warning = check_start(*(made[name] for name in ("ref", "sweep", "spec", "settings")))
+    expected = "4 of 6 points of the space can't run, for example `k=11 temperature=2.0 data.image"
+    assert warning.startswith(expected)
+    assert study.plan(99).trials == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("k=11 --study new", "`k=11` is more"), ("temperature=3", "was made with other parameters")],
+)
+def test_a_start_is_refused_before_it_says_how_it_tracks(
+    words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = grid(tmp_path)
+    made = study.arguments(1)
+    with opened(made["ref"], made["spec"]):
+        pass
+    command = ["sweep", "optuna", study.sweep.path, *TINY, *words.split(), "--wandb", "offline"]
+    found = Said(capsys, *command, "--home", tmp_path)
+    assert found.code == 2 and found.err.startswith("error: ") and said in found.err

@@ -1,16 +1,24 @@
 """A config that cannot work on the data is reported before anything is computed."""
 
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from recipes import env, ran, tiny
-from safetensors.torch import save_file
+from recipes import env, ran, tiny, weights
+from torch import nn
 
+from moist.data.sources import locate
 from moist.errors import ConfigError
+from moist.nets.cnn import TEACHERS
 from moist.pipeline import run
 from moist.store import maintenance
 from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
 from moist.store.store import Store
+from moist.systems.shared import prepared
 
 
 @pytest.mark.parametrize(
@@ -63,15 +71,47 @@ def test_k_auto_needs_three_classes(tmp_path, folder):
     assert maintenance.entries(ObjectStore(tmp_path / "home")) == []
 
 
-def test_weights_that_are_not_there_are_refused_before_anything_trains(tmp_path):
-    with pytest.raises(ConfigError, match=r"can't read teacher.weights `/nowhere.pth`"):
-        ran(tmp_path, "teacher.weights=/nowhere.pth")
-    assert {entry.stage for entry in maintenance.entries(ObjectStore(tmp_path))} <= {"prepare"}
+def state(**changed: Any) -> dict[str, torch.Tensor]:
+    return TEACHERS["resnet8"].build((1, 8, 8), 10).state_dict() | changed
 
 
-def test_weights_that_do_not_fit_are_refused_by_tensor(tmp_path):
-    save_file({"fc.weight": torch.ones(3, 64)}, tmp_path / "w.safetensors")
-    with pytest.raises(ConfigError, match=r"does not fit teacher.arch=resnet8 on 10 classes"):
-        ran(tmp_path / "home", f"teacher.weights={tmp_path / 'w.safetensors'}")
-    stored = {entry.stage for entry in maintenance.entries(ObjectStore(tmp_path / "home"))}
-    assert stored == {"prepare", "measure_latency"}
+BIAS = {"fc.bias": torch.full((10,), math.nan)}
+HUGE = {"fc.bias": torch.full((10,), 1e300, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: path.write_text("version https://git-lfs.github.com"), "a Git LFS pointer"),
+        (lambda path: path.write_text("<!DOCTYPE html>"), "it is a web page"),
+        (lambda path: path.write_bytes(weights(path).read_bytes()[:9999]), "damaged or cut off"),
+        (lambda path: weights(path, classes=4), "does not fit teacher.arch=resnet8 on 10 classes"),
+        (lambda path: weights(path, channels=3), r"does not .* \(1, 8, 8\) images:\n  `conv1"),
+        (lambda path: torch.save(state(**BIAS), path), "has NaN in `fc.bias`"),
+        (lambda path: torch.save(state(**HUGE), path), "has infinity in `fc.bias`"),
+        (lambda path: torch.save(nn.Linear(1, 1), path), "it holds Python objects"),
+        (lambda path: torch.save({"epoch": 3}, path), "does not contain a state dict of tensors"),
+    ],
+)  # fmt: skip
+def test_bad_weights_are_refused_by_a_plan_and_a_run_before_anything_is_computed(
+    tmp_path: Path, write: Callable[[Path], object], said: str
+) -> None:
+    write(path := tmp_path / "w.pth")
+    config = tiny(f"teacher.weights={path}")
+    for store in (Plan(tmp_path, env()), Store(tmp_path, env())):
+        with pytest.raises(ConfigError, match=said):
+            run(config, store)
+    assert maintenance.entries(ObjectStore(tmp_path)) == []
+
+
+@pytest.mark.parametrize("size", ["none", "12"])
+def test_the_shape_of_the_images_is_known_before_they_are_decoded(
+    tmp_path: Path, folder: Path, size: str
+) -> None:
+    store = Store(tmp_path / "home", env())
+    for words in ([], ["data.name=folder", f"data.root={folder}"]):
+        config = tiny(*words, f"data.image_size={size}")
+        source = locate(config.data, store.home)
+        shape = prepared(config, store)[0].value.image_shape
+        assert (source.channels, *source.pixels) == shape

@@ -4,10 +4,11 @@ Each stage has a list of the config keys that it takes; a changed one changes th
 the stages that take it, and of those that need their outputs.
 """
 
+import shutil
 from pathlib import Path
 
 import pytest
-from recipes import CALLED, SPECIALISTS, env, plan_of, tiny
+from recipes import CALLED, SPECIALISTS, env, plan_of, tiny, weights
 
 from moist.config import Config, JointConfig, flat
 from moist.config.schema import choices, keys
@@ -302,8 +303,8 @@ def test_behind_an_oracle_the_mixture_is_measured_once(tmp_path):
 
 
 def test_weights_from_a_file_are_known_by_their_content(tmp_path):
-    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
-        (tmp_path / name).write_bytes(content)
+    shutil.copy(weights(tmp_path / "a"), tmp_path / "b")
+    weights(tmp_path / "c", seed=1)
     a, b, c = (plan_of(tmp_path / "home", f"teacher.weights={tmp_path / name}") for name in "abc")
     assert changed(a, b) == set()
     assert {"load_teacher/0"} <= changed(a, c) == {*names(a)} - {"prepare/0", "measure_latency/0"}
