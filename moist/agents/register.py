@@ -16,6 +16,7 @@ from moist.config.overrides import given
 from moist.errors import ConfigError, StoreError
 from moist.study.search import requested_trials
 from moist.sweepfile import read_sweep, size
+from moist.sweepfile.header import present
 from moist.tracking.client import PROJECT
 from moist.tracking.mode import choose_mode
 
@@ -49,7 +50,7 @@ def registration(
     overrides = tuple(overrides)
     search = read_sweep(path, overrides)
     path = search.path
-    content: dict[str, Any] = yaml.safe_load(path.read_bytes())
+    content = present(yaml.safe_load(path.read_bytes()))
     overridden = given(overrides)
     own = flattened(content["parameters"])
     parameters = own | {

@@ -24,6 +24,18 @@ GOALS: dict[str, Direction] = {"maximize": "max", "minimize": "min"}
 ARGUMENTS = "${args_no_hyphens}"
 
 
+def present(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the settings that are null: W&B's server and agents read them as absent.
+
+    But `wandb sweep` fails at `controller: null`, which is kept to be rejected.
+    """
+    return {
+        word: value
+        for word, value in content.items()
+        if getattr(value, "seen", value) is not None or word == "controller"
+    }
+
+
 def check_header(content: Mapping[str, Any]) -> None:
     """Raise ConfigError, one line per mistake, for a file that W&B or moist can't run."""
     with raised_together() as mistakes:
@@ -53,6 +65,8 @@ def _run_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"`command`: `{late[0]}` would win over the parameters; write it before `{ARGUMENTS}`"
         )
+    if not isinstance(content.get("controller", {}), dict):
+        yield f"`controller`: expected {{type: cloud}}, found `{content['controller']}`"
     cap = getattr(content.get("run_cap", None), "seen", None)
     if "run_cap" in content and not (type(cap) is int and cap > 0):
         yield f"`run_cap`: expected a whole number above 0, found `{content['run_cap']}`"

@@ -16,7 +16,7 @@ from moist.config.unread import no_effect
 from moist.errors import ConfigError
 from moist.sweepfile.entries import read_entries
 from moist.sweepfile.errors import noted, raised_together
-from moist.sweepfile.header import check_header, read_objectives, wandb_only
+from moist.sweepfile.header import check_header, present, read_objectives, wandb_only
 from moist.sweepfile.space import Parameter, Sweep, config_of, ends, grid, in_order, possible, size
 
 EXHAUSTIVE = 1000
@@ -37,6 +37,7 @@ def read_sweep(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     content = document(path)
     if not isinstance(content, dict):
         raise ConfigError(f"`{path}` is not a W&B sweep", "`moist sweep list` has examples")
+    content = present(content)
     mistakes: list[str] = []
     with noted(mistakes):
         check_header(content)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from sweep_texts import ACCURACY, CUSTOM, HEAD, MFLOPS, begins, written
 
+from moist.agents.register import registration
 from moist.results.objectives import Objective
-from moist.sweepfile import (
-    read_sweep,
-)
+from moist.sweepfile import read_sweep
+from moist.sweepfile.header import WORDS
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 
@@ -56,8 +56,17 @@ def test_metrics_are_the_objectives_and_a_metric_is_not(read):
         ),
         (
             "random",
-            "random\nearly_terminate: null",
+            "random\nearly_terminate: {}",
             "`early_terminate`: expected `type: hyperband",
+        ),
+        ("program: moist", "program: null", "`program`: expected `moist`, found `none`"),
+        ("random", "null", "`method`: expected grid | random | bayes | custom, found `none`"),
+        ("random", "bayes\nmetric: null", "`method: bayes` needs a `metric`; write"),
+        ("random", "custom\nscheduler: ~", "`method: custom` needs a `scheduler`, or W&B starts"),
+        (
+            "random",
+            "random\ncontroller: null",
+            "`controller`: expected {type: cloud}, found `null`",
         ),
         ("method: random", "", "`method`: expected grid | random | bayes | custom, found `none`"),
         ("random", "tpe", "`method`: expected grid | random | bayes | custom, found `tpe`"),
@@ -132,6 +141,19 @@ def test_metrics_are_the_objectives_and_a_metric_is_not(read):
 def test_a_file_that_wandb_or_moist_can_not_run_is_rejected(refused, old, new, line):
     assert old in HEAD
     assert begins(refused("k: {min: 1, max: 3}", HEAD.replace(old, new)), line)
+
+
+OPTIONAL = set(WORDS) - {"program", "command", "method", "parameters", "controller"}
+
+
+@pytest.mark.parametrize("word", sorted(OPTIONAL))
+@pytest.mark.parametrize("null", ["null", "~", ""])
+def test_an_optional_setting_that_is_null_is_read_as_absent(tmp_path, word, null):
+    entries = "k: {min: 1, max: 3}"
+    expected = read_sweep(written(tmp_path, entries))
+    path = written(tmp_path, entries, f"{HEAD}{word}: {null}\n")
+    assert read_sweep(path) == expected
+    assert word not in registration(path).content
 
 
 @pytest.mark.parametrize(
