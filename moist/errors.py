@@ -8,6 +8,8 @@ import re
 import sys
 from collections.abc import Iterable
 
+from pydantic import ValidationError
+
 NEAR = 0.75
 """The least similarity, of 1 for the same text, at which a name counts as a misspelling."""
 
@@ -80,7 +82,17 @@ class StoreError(MoistError):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its class if the message is empty."""
+    """Return the first line of an error's message, or its class if the message is empty.
+
+    Of pydantic's errors, return the first value that is wrong.
+    """
+    if isinstance(error, ValidationError):
+        wrong = error.errors()
+        name = ".".join(map(str, wrong[0]["loc"])) or "all of it"
+        what = {"missing": "is missing", "extra_forbidden": "is unknown to this version"}.get(
+            wrong[0]["type"], f"can't be `{str(wrong[0]['input'])[:40]}`"
+        )
+        return f"`{name}` {what}" + (f", and {len(wrong) - 1} more" if wrong[1:] else "")
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

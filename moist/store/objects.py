@@ -65,13 +65,19 @@ class ChecksummedRecord(Record):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Parse a verified text. Raises ValueError unless it is, byte by byte, as written."""
+        """Parse a verified text. Raises ValueError unless it is, byte by byte, as written.
+
+        `errors.first_line` says what is wrong.
+        """
+        constants: list[str] = []
         try:
-            body = json.loads(data)
+            body = json.loads(data, parse_constant=constants.append)
             del body["checksum"]
             intact = data == _checksummed(body)
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError("not readable") from None
+        if constants:
+            raise ValueError(f"it has {constants[0]} where a number must be")
         if not intact:
             raise ValueError("checksum differs")
         return cls.model_validate(body)

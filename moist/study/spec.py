@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from moist.config import Config, flat
 from moist.config.schema import is_location
-from moist.errors import ConfigError
+from moist.errors import ConfigError, StoreError, first_line
 from moist.results.objectives import Objective, check_honest, check_measured, parse_objectives
 from moist.results.report import Machine, Record
 from moist.store import runs
@@ -72,6 +73,24 @@ class StudySpec(Record):
     @property
     def objectives(self) -> tuple[Objective, ...]:
         return parse_objectives(self.facts.objectives)
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Raise StoreError for a record in a study's database that this version can't read."""
+    try:
+        yield
+    except ValidationError as error:
+        raise StoreError(
+            f"can't read {what}: {first_line(error)}",
+            "it is damaged, or written by a later version of moist: use that version",
+        ) from None
+
+
+def spec_of(study: Study) -> StudySpec:
+    """Return the spec that is stored with a study. Raises StoreError if it can't be read."""
+    with readable(f"the search of study `{study.study_name}`"):
+        return StudySpec.model_validate(study.user_attrs[FACTS])
 
 
 def study_spec(
@@ -148,14 +167,13 @@ def continued(ref: StudyRef, study: Study, spec: StudySpec) -> StudySpec:
     differs, when the study was made for another search, from other data or weights, or timed on
     another machine.
     """
-    stored = study.user_attrs.get(FACTS)
-    if stored is None:
+    if FACTS not in study.user_attrs:
         if study.get_trials(deepcopy=False):
             raise ConfigError(
                 f"study `{ref.name}` was not made by moist", "choose another `--study`"
             )
         return spec
-    old = StudySpec.model_validate(stored)
+    old = spec_of(study)
     _check_search(ref, old, spec)
     _check_machine(ref, old.facts.machine, spec.facts.machine)
     check_content(ref, old, spec)

@@ -16,7 +16,7 @@ from moist.results.objectives import Objective
 from moist.results.trials import State, Trial
 from moist.study.leases import turn
 from moist.study.ref import StudyRef
-from moist.study.spec import FACTS, StudySpec
+from moist.study.spec import FACTS, StudySpec, readable, spec_of
 from moist.study.sqlite import connect
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _check_tables(ref: StudyRef, url: str, options: dict[str, Any]) -> None:
 def load(ref: StudyRef) -> tuple[StudySpec, list[Trial]]:
     """Read a study and its trials, in order. Raises ConfigError, listing similar names."""
     study = find(ref)
-    spec = StudySpec.model_validate(study.user_attrs[FACTS])
+    spec = spec_of(study)
     return spec, trials_of(study, spec.objectives)
 
 
@@ -115,17 +115,18 @@ def trials_of(study: Study, objectives: Sequence[Objective]) -> list[Trial]:
 
 
 def trial_of(frozen: FrozenTrial, objectives: Sequence[Objective]) -> Trial:
-    """Convert Optuna's trial to a record."""
+    """Convert Optuna's trial to a record. Raises StoreError if it can't be read."""
     state = STATES[frozen.state.name]
     values = frozen.values if state == "complete" else []
-    return Trial(
-        number=frozen.number,
-        state=state,
-        params=frozen.params or frozen.system_attrs.get("fixed_params", {}),
-        values=dict(zip((o.name for o in objectives), values, strict=False)),
-        constraints=frozen.constraints,
-        attempts=tuple(frozen.user_attrs.get(ATTEMPTS, ())),
-        drawn=ASKED in frozen.user_attrs,
-        retry_of=frozen.user_attrs.get(RETRY_OF),
-        **frozen.user_attrs.get(RUN, {}),
-    )
+    with readable(f"trial {frozen.number}"):
+        return Trial(
+            number=frozen.number,
+            state=state,
+            params=frozen.params or frozen.system_attrs.get("fixed_params", {}),
+            values=dict(zip((o.name for o in objectives), values, strict=False)),
+            constraints=frozen.constraints,
+            attempts=tuple(frozen.user_attrs.get(ATTEMPTS, ())),
+            drawn=ASKED in frozen.user_attrs,
+            retry_of=frozen.user_attrs.get(RETRY_OF),
+            **frozen.user_attrs.get(RUN, {}),
+        )

@@ -103,6 +103,32 @@ def test_a_record_under_another_name_is_damaged(tmp_path):
     assert RunRecords(tmp_path, warnings.append).all() == [] and "run `ab`" in warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"loss": float("nan")}, "it has NaN where a number must be"),
+        ({"loss": -float("inf")}, "it has -Infinity where a number must be"),
+        ({"loss": None}, "`report.loss` can't be `None`"),
+        ({"k": "two", "loss": None}, "`report.loss` can't be `None`, and 1 more"),
+        ({"future": 1}, "`report.future` is unknown to this version"),
+    ],
+)
+def test_a_record_that_is_intact_and_can_not_be_read_is_skipped_in_a_sentence(
+    tmp_path, changed, said
+):
+    save(tmp_path, "ab12")
+    (path,) = (tmp_path / "runs").iterdir()
+    body = json.loads(path.read_text())
+    del body["checksum"]
+    body["report"] |= changed
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    signed = body | {"checksum": hashlib.sha256(text.encode()).hexdigest()}
+    path.write_text(json.dumps(signed, sort_keys=True, indent=1))
+    warnings = []
+    assert RunRecords(tmp_path, warnings.append).all() == []
+    assert warnings == [f"skipped run record `{path}`, which can't be read: {said}"]
+
+
 SINCE = ("system", "merge.", "mixture.", "ensemble.", "cascade.")
 
 

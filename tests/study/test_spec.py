@@ -1,5 +1,6 @@
 """A study is continued by its own search and by no other."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,12 @@ import optuna
 import pytest
 import toy
 
-from moist.errors import ConfigError
+from moist.errors import ConfigError, StoreError
 from moist.results.objectives import DEFAULT, parse_objectives
 from moist.results.report import Machine
 from moist.study.ledger import opened
 from moist.study.spec import FACTS, Content, StudySpec, continued, study_spec
-from moist.study.storage import load
+from moist.study.storage import RUN, load, trials_of
 from moist.sweepfile import Parameter, Sweep
 
 SWEEP = Sweep("some", Path("some.yaml"), "grid", None, {}, (Parameter("k", "int", low=2, high=9),))
@@ -163,3 +164,24 @@ def test_content_is_compared_by_its_digest_however_it_was_described():
     made = spec().model_copy(update={"content": {"data": Content(key="ab", text="3 classes")}})
     now = spec().model_copy(update={"content": {"data": Content(key="ab", text="three classes")}})
     assert continued(REF, kept(made.model_dump(mode="json")), now).content == now.content
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"quantities": {"accuracy": math.nan}}, "`quantities.accuracy` can't be `nan`"),
+        ({"future": 3}, "`future` is unknown to this version"),
+    ],
+)
+def test_a_trial_that_can_not_be_read_is_named_in_a_sentence(changed, said):
+    study = kept(None)
+    study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={RUN: changed}))
+    with pytest.raises(StoreError, match=f"^can't read trial 0: {said}\nhint: it is damaged, or"):
+        trials_of(study, DEFAULT)
+
+
+def test_a_study_of_a_later_version_is_named_in_a_sentence():
+    study = kept(spec().model_dump(mode="json") | {"future": 1})
+    said = "^can't read the search of study `some`: `future` is unknown to this version\nhint: it"
+    with pytest.raises(StoreError, match=said):
+        continued(REF, study, spec())
