@@ -15,6 +15,7 @@ import click
 from moist import config as configs
 from moist.cli.bench import bench
 from moist.cli.pareto import pareto
+from moist.cli.report import report
 from moist.cli.run import config, plan, run
 from moist.cli.runs import curve, predict, runs, show
 from moist.cli.store import cache, data
@@ -46,8 +47,8 @@ def cli() -> None:
 
 
 for command in (
-    bench, best, browse, cache, config, curve, dashboard, data, pareto, plan, predict, run, runs,
-    show, sweep, sync, table, wandb,
+    bench, best, browse, cache, config, curve, dashboard, data, pareto, plan, predict, report, run,
+    runs, show, sweep, sync, table, wandb,
 ):  # fmt: skip
     cli.add_command(command)
 

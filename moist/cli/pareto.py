@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import click
 
@@ -32,9 +32,6 @@ from moist.results.objectives import DEFAULT, Objective, known, parse_values
 from moist.results.trials import Trial
 from moist.study.ref import StudyRef
 from moist.study.storage import load
-
-if TYPE_CHECKING:
-    from moist.study.reseed import Member
 
 APART = (
     ("--compare", "--hypervolume", "--reseed", "--csv"),
@@ -136,7 +133,7 @@ def pareto(
     """
     check_together(APART, NEEDED)
     _check_count(len(studies) + len(sources), 2 if compare else 1)
-    from moist.reporting.plots import check_plot_path
+    from moist.reporting.plots import check_plot_path, plot_study
 
     check_plot_path(plot)
     refs = [study_ref(study, storage, home) for study in studies]
@@ -144,7 +141,6 @@ def pareto(
     first = results[0]
     axes = _axes(first.objectives, x, y)
     corner = parse_values(reference, "--reference")
-    members: Sequence[Member] = ()
     if compare:
         found = queries.compare(first.trials, results[1].trials, axes, corner or None)
         names = [one.name for one in results]
@@ -164,7 +160,7 @@ def pareto(
         _print_frontier(first, axes, as_csv, as_json)
     if plot:
         if refs:
-            _plot_study(plot, refs[0], axes, members)
+            plot_study(plot, refs[0], axes)
         else:
             _plot_wandb(plot, first, axes, sources[0])
         click.echo(f"plot: {plot}", err=True)
@@ -237,18 +233,6 @@ def _print_hypervolume(
     click.echo(f"hypervolume {volume:.6g}, up to {options}")
 
 
-def _plot_study(
-    path: Path, ref: StudyRef, axes: Sequence[Objective], members: Sequence[Member]
-) -> None:
-    """Plot a study, with error bars for reseeded members."""
-    from moist.reporting.plots import plot_study
-
-    y = axes[0].name
-    spreads = {one.number: one.values[y] for one in members if y in one.values}
-    errors = {number: (spread.mean, spread.sd) for number, spread in spreads.items()}
-    plot_study(path, ref, axes, errors)
-
-
 def _plot_wandb(path: Path, results: Results, axes: Sequence[Objective], source: str) -> None:
     from moist.reporting.frontier_plot import COST, frontier_plot
     from moist.reporting.plots import save_plot
@@ -257,4 +241,4 @@ def _plot_wandb(path: Path, results: Results, axes: Sequence[Objective], source:
     plot = frontier_plot(results.trials, queries.members(results.trials, axes), x, y)
     group = [] if results.name == source else ["--group", results.name]
     command = shlex.join(["moist", "pareto", "--wandb", source, *group])
-    save_plot(path, plot, f"Pareto frontier of {results.name}", command)
+    save_plot(path, plot, f"Pareto frontier of {results.name}", command, results.trials)

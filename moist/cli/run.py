@@ -55,7 +55,11 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
             store = Store(home, replace(env, progress=WandbProgress(progress, journal)))
             report = run_pipeline(config, store)
             RunRecords(home).save(
-                command=command, config=config, report=report, artifacts=store.keys()
+                command=command,
+                config=config,
+                report=report,
+                artifacts=store.keys(),
+                computed=store.computed(),
             )
             facts = {"key": report.key, "command": command, "seconds": report.seconds}
             journal.end("complete", summary_of(quantities(report), reported(report), **facts))

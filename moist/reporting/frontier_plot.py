@@ -20,7 +20,7 @@ Errors = Mapping[int, tuple[float, float]]
 COST = Objective("mflops", "min")
 """The x-axis of a study that has only one objective."""
 
-LOG_RATIO = 30
+LOG_RATIO = 5
 """Values whose extremes differ by more than this factor get a logarithmic axis."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

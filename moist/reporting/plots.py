@@ -1,23 +1,26 @@
-"""A study's plot as a file: the frontier among all trials, as an HTML page, a PNG or an SVG.
+"""A study's frontier as a PNG or an SVG, and the HTML report of a study or of a run, as files.
 
-plotly and matplotlib are imported when something is drawn, so that nothing else waits for them.
+matplotlib and torch are imported when something is drawn, so that nothing else waits for them.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moist.disk import write_atomically
 from moist.errors import ConfigError, StoreError
-from moist.reporting import matplotlib_figure, page
-from moist.reporting.frontier_plot import COST, Errors, FrontierPlot, frontier_plot
+from moist.reporting import matplotlib_figure
+from moist.reporting.frontier_plot import COST, FrontierPlot, frontier_plot
 from moist.results.objectives import Objective
 from moist.results.queries import members
+from moist.results.trials import Trial
+from moist.store.runs import Run, RunRecords
 from moist.study.ref import StudyRef
+from moist.study.reseed import reseeded
 from moist.study.storage import find, load
 
 if TYPE_CHECKING:
@@ -25,46 +28,80 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SUFFIXES = (".html", ".png", ".svg")
+MIN_TRIALS = 10
+"""Complete trials below which the importance of a parameter means nothing."""
 
 
-def plot_study(
-    path: Path, ref: StudyRef, axes: Sequence[Objective] = (), errors: Errors | None = None
-) -> None:
+def plot_study(path: Path, ref: StudyRef, axes: Sequence[Objective] = ()) -> None:
     """Write a study's frontier over the first two of `axes`, y first; default: its objectives.
 
-    The suffix of `path` selects the format. Raises ConfigError for an unknown suffix, a missing
-    folder, and a study without a complete trial.
+    The suffix of `path` selects the format; a page is the whole report. Members that were trained
+    again (`reseed`) have error bars. Raises ConfigError for an unknown suffix, a missing folder,
+    and a study without a complete trial.
     """
+    kind = _kind(path)
     spec, trials = load(ref)
     axes = axes or spec.objectives
     y, x = (*axes, COST)[:2]
-    plot = frontier_plot(trials, members(trials, axes), x, y, errors=errors)
-    shares = importances(find(ref), spec.objectives)
-    save_plot(path, plot, f"Pareto frontier of {ref.name}", spec.command, importances=shares)
+    found = members(trials, axes)
+    plot = frontier_plot(trials, found, x, y, errors=reseeded(ref, found, y.name))
+    if kind != "html":
+        save_plot(path, plot, f"Pareto frontier of {ref.name}", spec.command)
+        return
+    from moist.env import Env
+    from moist.reporting.report.page import StudyReport, study_page
+    from moist.store.plan import Plan
+
+    records = RunRecords(ref.home)
+    runs = {t.key: run for t in trials if t.key and (run := records.get(t.key)) is not None}
+    report = StudyReport(
+        f"Study {ref.name}", ref.locate(spec.command), trials, plot,
+        importances=importances(find(ref), spec.objectives), runs=runs,
+        store=Plan(ref.home, Env()), limited=partial(ref.command, "best", "--max"),
+        enough=MIN_TRIALS,
+    )  # fmt: skip
+    _write(path, study_page(report).encode())
 
 
 def save_plot(
-    path: Path,
-    plot: FrontierPlot,
-    title: str,
-    command: str,
-    importances: Mapping[str, Mapping[str, float]] | None = None,
+    path: Path, plot: FrontierPlot, title: str, command: str, trials: Sequence[Trial] = ()
 ) -> None:
-    """Draw a plot; the suffix of `path` selects the format.
+    """Write a plot of trials that no study here has; the suffix of `path` selects the format.
 
-    `command` reproduces the study; `importances` are the share of each parameter, by objective
-    (only pages show them). The file is written atomically. Raises ConfigError for
-    its name, and StoreError when it can't be written.
+    `command` reproduces it; a page lists the `trials` that have no result, too. The file is
+    written atomically. Raises ConfigError for its name, and StoreError when it can't be written.
     """
     kind = _kind(path)
     if kind == "html":
-        content = page.page(plot, title, command, importances or {}).encode()
+        from moist.reporting.report.page import StudyReport, study_page
+
+        content = study_page(StudyReport(title, command, trials, plot)).encode()
     else:
         content = matplotlib_figure.render(plot, title, command, kind)
+    _write(path, content)
+
+
+def save_run(path: Path, run: Run, home: Path) -> None:
+    """Write the report of one run as a page. Raises ConfigError for a name of another kind."""
+    from moist.env import Env
+    from moist.reporting.report.page import run_page
+    from moist.store.plan import Plan
+
+    check_page_path(path)
+    _write(path, run_page(run, Plan(home, Env())).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
     try:
         write_atomically(path, content)
     except OSError as error:
         raise StoreError(f"can't write `{path}`: {error.strerror}", "name another file") from error
+
+
+def check_page_path(path: Path) -> None:
+    """Raise ConfigError for a report that can't be written, or whose name is not a page's."""
+    if _kind(path) != "html":
+        raise ConfigError(f"a report is a page, and `{path}` is not", "for example: report.html")
 
 
 def check_plot_path(path: Path | None) -> None:
@@ -97,7 +134,7 @@ def importances(study: Study, objectives: Sequence[Objective]) -> dict[str, dict
     from optuna.importance import get_param_importances
 
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    if len(complete) < page.MIN_TRIALS:
+    if len(complete) < MIN_TRIALS:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -70,7 +70,12 @@ def best(trials: Sequence[Trial], limits: Sequence[Limit], by: Objective) -> Tri
     kept = keeping(pool, limits)
     if not kept:
         raise _missed(trials, pool, limits)
-    return min(kept, key=lambda trial: _rank(trial, by))
+    return ranked(kept, by)[0]
+
+
+def ranked(trials: Iterable[Trial], by: Objective) -> list[Trial]:
+    """Return trials from the best to the worst by one objective, ties as `best` breaks them."""
+    return sorted(_by_number(trials), key=lambda trial: _rank(trial, by))
 
 
 def keeping(trials: Iterable[Trial], limits: Sequence[Limit]) -> list[Trial]:
@@ -164,7 +169,11 @@ def _side(
 
 def _feasible(trials: Iterable[Trial]) -> list[Trial]:
     """Return the feasible trials by number, so that the first of equals has the lowest."""
-    return sorted((trial for trial in trials if trial.feasible), key=lambda trial: trial.number)
+    return _by_number(trial for trial in trials if trial.feasible)
+
+
+def _by_number(trials: Iterable[Trial]) -> list[Trial]:
+    return sorted(trials, key=lambda trial: trial.number)
 
 
 def _some(trials: Sequence[Trial], study: str = "the study") -> list[Trial]:

@@ -42,13 +42,8 @@ def predict_images(store: Backend, run: Run, paths: Sequence[Path]) -> list[dict
     DataError for a file that can't be decoded, StageError for a model that needs labels, and
     StoreError for one that is gone.
     """
-    if run.report.model_key is None:
-        raise StoreError(
-            f"run `{run.key}` was recorded by an older moist, without its model's key",
-            f"run it again: `{run.command}`",
-        )
-    data: Dataset = store.load(run.artifacts["prepare"][0])
-    net = module(store.load(run.report.model_key), store.env.device)
+    data, model = stored(store, run)
+    net = module(model, store.env.device)
     found: list[dict[str, Any]] = []
     with inference(net, store.env.device, run.config["precision"]):
         for start in range(0, len(paths), EVAL_BATCH):
@@ -61,6 +56,16 @@ def predict_images(store: Backend, run: Run, paths: Sequence[Path]) -> list[dict
                 for i, path in enumerate(batch)
             ]
     return found
+
+
+def stored(store: Backend, run: Run) -> tuple[Dataset, Any]:
+    """Return a run's images and its model. Raises StoreError for what is no longer stored."""
+    if run.report.model_key is None:
+        raise StoreError(
+            f"run `{run.key}` was recorded by an older moist, without its model's key",
+            f"run it again: `{run.command}`",
+        )
+    return store.load(run.artifacts["prepare"][0]), store.load(run.report.model_key)
 
 
 def answer_of(net: nn.Module, x_BCHW: torch.Tensor) -> Answer:

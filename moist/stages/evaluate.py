@@ -106,14 +106,24 @@ def with_oracle(mixture: Mixture) -> Mixture:
 
 def routed(data: Dataset, model: Model, test: Answers, hit_N: torch.Tensor) -> Routing | None:
     """Describe the routing of all test images, or of those deferred to students of a mixture."""
-    rows_N = torch.ones_like(hit_N)
-    if isinstance(model, Cascade) and isinstance(model.fallback, Mixture):
-        rows_N, model = test.below(model.threshold), model.fallback
-    elif isinstance(model, Cascade):
-        model = model.first
-    if not isinstance(model, Mixture) or test.gate_NE is None or not rows_N.any():
+    found = routed_rows(model, test)
+    if found is None or test.gate_NE is None or not found[1].any():
         return None
-    return routing(data, model.clusters, test.gate_NE, hit_N, rows_N)
+    mixture, rows_N = found
+    return routing(data, mixture.clusters, test.gate_NE, hit_N, rows_N)
+
+
+def routed_rows(model: Model, answers: Answers) -> tuple[Mixture, torch.Tensor] | None:
+    """Return the mixture that routes, and whether it routes each image (N,); None without one.
+
+    A cascade that defers to a mixture routes only the images that it defers.
+    """
+    rows_N = torch.ones(len(answers.logits_NC), dtype=torch.bool)
+    if isinstance(model, Cascade) and isinstance(model.fallback, Mixture):
+        return model.fallback, answers.below(model.threshold)
+    if isinstance(model, Cascade):
+        model = model.first
+    return (model, rows_N) if isinstance(model, Mixture) else None
 
 
 def routing(

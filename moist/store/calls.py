@@ -153,6 +153,14 @@ class Backend(ABC):
         self.objects.touch(key)
         return read_artifact(self.objects.folder(key))
 
+    def computed(self) -> dict[str, float]:
+        """Return the seconds that each stage computed here, without what was reused."""
+        seconds: dict[str, float] = {}
+        for call in self.calls:
+            if not call.reused:
+                seconds[call.stage] = seconds.get(call.stage, 0.0) + (call.seconds or 0.0)
+        return seconds
+
     def keys(self) -> dict[str, tuple[str, ...]]:
         """Return the keys of all outputs called for, by stage, in order."""
         stages = dict.fromkeys(call.stage for call in self.calls)

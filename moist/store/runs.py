@@ -32,7 +32,11 @@ def command_for(config: Config) -> str:
 
 
 class Run(ChecksummedRecord):
-    """A finished run: `config` by dotted names, `artifacts` the keys of each stage's outputs."""
+    """A finished run: `config` by dotted names, `artifacts` the keys of each stage's outputs.
+
+    `computed` has the seconds of each stage that this run computed itself, the rest being reused;
+    None in records of earlier versions.
+    """
 
     key: str
     created: str
@@ -41,6 +45,7 @@ class Run(ChecksummedRecord):
     config: dict[str, Any]
     report: Report
     artifacts: dict[str, tuple[str, ...]]
+    computed: dict[str, float] | None = None
 
     def record(self) -> dict[str, Any]:
         """Return the report's values and, beside them, what produced it, as JSON values."""
@@ -68,11 +73,13 @@ class RunRecords:
         config: Config,
         report: Report,
         artifacts: Mapping[str, tuple[str, ...]],
+        computed: Mapping[str, float] | None = None,
     ) -> Run:
         """Record a run under its report's key, in place of an earlier one with that key."""
         run = Run(
             key=report.key, created=now(), command=command, moist=version(),
             config=flat(config), report=report, artifacts=dict(artifacts),
+            computed=None if computed is None else dict(computed),
         )  # fmt: skip
         data = run.to_bytes()
         with writing(self.folder):

@@ -24,7 +24,7 @@ from moist.study.ref import StudyRef
 from moist.study.search import search
 from moist.study.settings import Settings
 from moist.study.spec import search_spec, sweep_of
-from moist.study.storage import load
+from moist.study.storage import NoStudy, load
 from moist.study.workers import machine_of, make_slots
 from moist.sweepfile import Parameter, Sweep, config_of
 
@@ -93,6 +93,32 @@ def reseed(
     store = Store(ref.home, make_env(Env().progress, threads=threads))
     latencies = time_together([config_of(sweep, trial.params) for trial in front], store)
     return _members(front, groups, spec.objectives, latencies)
+
+
+def reseeded(ref: StudyRef, front: Sequence[Trial], name: str) -> dict[int, tuple[float, float]]:
+    """Return mean and deviation of a quantity of those members that were trained again, by number.
+
+    Nothing is trained: empty unless `reseed` has made the study `STUDY.reseed`.
+    """
+    try:
+        _, trials = load(replace(ref, name=f"{ref.name}.reseed"))
+    except NoStudy:
+        return {}
+    found = {}
+    for member in front:
+        values = [
+            trial.quantities[name]
+            for trial in trials
+            if trial.feasible and _unseeded(trial) == _unseeded(member)
+        ]
+        if len(values) > 1:
+            one = spread(values)
+            found[member.number] = one.mean, one.sd
+    return found
+
+
+def _unseeded(trial: Trial) -> dict[str, Any]:
+    return {name: value for name, value in trial.params.items() if name != "seed"}
 
 
 def seeded(sweep: Sweep) -> Sweep:

@@ -37,7 +37,11 @@ class Trainer:
             send(Deferred(task.number, tuple(deferred.locked)))
             return
         RunRecords(self.home).save(
-            command=task.command, config=task.config, report=report, artifacts=store.keys()
+            command=task.command,
+            config=task.config,
+            report=report,
+            artifacts=store.keys(),
+            computed=store.computed(),
         )
         send(Completed(task.number, report, accuracies))
 

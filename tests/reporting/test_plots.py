@@ -1,6 +1,5 @@
 """The plots of a study, read back from what was written."""
 
-import json
 import logging
 import os
 import re
@@ -9,10 +8,10 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from contextlib import contextmanager
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from drawn_trials import ACCURACY, COMMAND, COST, MEMBERS, TRIALS, complete, front
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
@@ -21,50 +20,6 @@ from moist.errors import ConfigError, StoreError
 from moist.reporting.frontier_plot import BLUE, GREY, PRINTED, RED, axis_label, frontier_plot
 from moist.reporting.plots import SUFFIXES, save_plot
 from moist.results.objectives import QUANTITIES, Objective
-from moist.results.trials import Trial
-
-COST, ACCURACY = Objective("mflops", "min"), Objective("accuracy", "max")
-COMMAND = "moist sweep optuna sweeps/tiny.yaml --trials 5"
-
-
-def complete(number, mflops, accuracy, *, excess=0.0, reported=None, params=None, **quantities):
-    found = {"mflops": mflops, "accuracy": accuracy, **quantities}
-    return Trial(
-        number=number,
-        state="complete",
-        params=params or {"k": 2 + number, "router": "cnn" if number % 2 else "linear"},
-        values={"mflops": mflops, "accuracy": accuracy},
-        quantities=found,
-        reported={} if reported is None else {"accuracy": reported},
-        constraints={"latency_ms <= 2": excess},
-        key=f"{number:064x}"[::-1],
-    )
-
-
-def front(trials, x, y):
-    """Return the feasible trials that no feasible trial dominates, by definition."""
-
-    def losses(trial):
-        return x.loss(trial.quantities[x.name]), y.loss(trial.quantities[y.name])
-
-    def beats(one, other):
-        return all(a <= b for a, b in zip(one, other, strict=True)) and one != other
-
-    kept = [trial for trial in trials if trial.feasible]
-    return [one for one in kept if not any(beats(losses(o), losses(one)) for o in kept)]
-
-
-TRIALS = [
-    complete(0, 4.0, 0.96, reported=0.9512, latency_ms=1.25),
-    complete(1, 1.0, 0.90, reported=0.8888, latency_ms=0.5),
-    complete(2, 2.0, 0.94, latency_ms=0.75),
-    complete(3, 3.0, 0.92),
-    complete(4, 5.0, 0.99, excess=0.5),
-    Trial(number=5, state="failed", params={"k": 9}, reason="a worker died"),
-    Trial(number=6, state="pruned", params={"k": 8}, quantities={"mflops": 9.0, "accuracy": 0.1}),
-]
-MEMBERS = front(TRIALS, COST, ACCURACY)
-MANY = [complete(n, 1.0 + n, 0.9, params={"k": n}) for n in range(10)]
 
 
 def saved(
@@ -73,45 +28,6 @@ def saved(
     members = front(trials, x, y) if members is None else members
     save_plot(path, frontier_plot(trials, members, x, y, errors), title, COMMAND, **more)
     return path
-
-
-class Page(HTMLParser):
-    """The text of a page by tag, all tags with their attributes, and the figures by id."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.texts, self._open = [], [], ""
-        source = path.read_text(encoding="utf-8")
-        self.feed(source)
-        self.figures = dict(map(self._figure, re.finditer(r'newPlot\(\s*"(\w+)",\s*', source)))
-
-    def _figure(self, found):
-        decoder = json.JSONDecoder()
-        traces, end = decoder.raw_decode(found.string, found.end())
-        comma = re.compile(r",\s*").match(found.string, end)
-        layout, end = decoder.raw_decode(found.string, comma.end())
-        comma = re.compile(r",\s*").match(found.string, end)
-        config, _ = decoder.raw_decode(found.string, comma.end())
-        return found[1], (traces, layout, config)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._open = tag
-
-    def handle_data(self, data):
-        if self._open != "script" and data.strip():
-            self.texts.append((self._open, data))
-
-    def text(self, tag):
-        return [text for name, text in self.texts if name == tag]
-
-
-def shown(tmp_path, **more):
-    return Page(saved(tmp_path / "study.html", **more))
-
-
-def traces(page, figure="frontier"):
-    return {trace.get("name", "line"): trace for trace in page.figures[figure][0]}
 
 
 # what is drawn
@@ -186,173 +102,6 @@ def test_nothing_to_draw_is_an_error_that_names_the_quantities(tmp_path, trials)
     with pytest.raises(ConfigError, match=f"none of {len(trials)} trials .* `latency_ms` and"):
         saved(tmp_path / "a.png", trials, [], x=Objective("latency_ms", "min"))
     assert not any(tmp_path.iterdir())
-
-
-# a page
-
-
-def test_a_page_shows_every_complete_trial_once_and_marks_infeasible_ones(tmp_path):
-    found = traces(shown(tmp_path))
-    assert {name: trace["ids"] for name, trace in found.items() if "ids" in trace} == {
-        "trial": ["3"], "beyond a limit": ["4"], "frontier": ["1", "2", "0"],
-    }  # fmt: skip
-    assert found["beyond a limit"]["x"] == [5.0] and found["beyond a limit"]["y"] == [99.0]
-    assert found["trial"]["marker"]["color"] != found["beyond a limit"]["marker"]["color"]
-    assert found["beyond a limit"]["marker"]["symbol"] not in {None, "circle"}
-    assert found["frontier"]["text"] == ["1", "2", "0"]
-
-
-@pytest.mark.parametrize(
-    "x, y, corners",
-    [
-        ("min", "max", [(1, 90), (1, 90), (2, 90), (2, 94), (4, 94), (4, 96), (5, 96)]),
-        ("max", "min", [(4, 99), (4, 96), (3, 96), (3, 92), (1, 92), (1, 90), (1, 90)]),
-        ("max", "max", [(4, 90), (4, 96), (1, 96)]),
-        ("min", "min", [(1, 99), (1, 90), (5, 90)]),
-    ],
-)
-def test_the_line_runs_along_the_better_side_of_the_trials(tmp_path, x, y, corners):
-    page = shown(tmp_path, x=Objective("mflops", x), y=Objective("accuracy", y))
-    line = traces(page)["line"]
-    assert list(zip(line["x"], line["y"], strict=True)) == corners
-    assert line["mode"] == "lines" and line.get("line", {}).get("shape") in {None, "linear"}
-    side = f"{'top' if y == 'max' else 'bottom'} {'left' if x == 'min' else 'right'}"
-    assert traces(page)["frontier"]["textposition"] == side
-
-
-def test_hovering_over_a_trial_shows_its_parameters_and_results(tmp_path):
-    members = traces(shown(tmp_path))["frontier"]
-    assert members["hovertext"][-1].split("<br>") == [
-        "trial 0",
-        "k=2",
-        "router=linear",
-        "accuracy on validation, %: 96",
-        "MFLOPs per image: 4",
-        "latency, ms: 1.25",
-        "accuracy on test, %: 95.12",
-    ]
-    assert "test" not in members["hovertext"][1]
-
-
-@pytest.mark.parametrize("most, scale", [(30.0, None), (31.0, "log")])
-def test_the_x_axis_is_logarithmic_if_values_span_a_wide_range(tmp_path, most, scale):
-    trials = [complete(0, 1.0, 0.9), complete(1, most, 0.95)]
-    axis = shown(tmp_path, trials=trials).figures["frontier"][1]["xaxis"]
-    assert axis.get("type") == scale
-    if scale:
-        assert axis["tickvals"] == [1, 2, 5, 10, 20]
-        assert axis["ticktext"] == ["1", "2", "5", "10", "20"]
-
-
-def test_the_axes_of_a_page_are_labelled(tmp_path):
-    layout = shown(tmp_path).figures["frontier"][1]
-    assert layout["xaxis"]["title"]["text"] == axis_label(COST)
-    assert layout["yaxis"]["title"]["text"] == axis_label(ACCURACY)
-
-
-def test_a_reseeded_member_has_an_error_bar(tmp_path):
-    page = shown(tmp_path, errors={2: (0.93, 0.005), 3: (0.5, 0.1)})
-    spread = traces(page)["mean ± one standard deviation"]
-    assert (spread["x"], spread["y"], spread["error_y"]["array"]) == ([2.0], [93.0], [0.5])
-    assert "mean ± one standard deviation" not in traces(shown(tmp_path))
-
-
-def test_a_page_lists_the_members_and_the_command(tmp_path):
-    page = shown(tmp_path)
-    assert page.text("td") == [
-        *("1", "k=3 router=cnn", "90.00", "88.88", "1", "0.5", "10000000"),
-        *("2", "k=4 router=linear", "94.00", "-", "2", "0.75", "20000000"),
-        *("0", "k=2 router=linear", "96.00", "95.12", "4", "1.25", "00000000"),
-    ]
-    assert page.text("th")[2:4] == ["validation %", "test %"]
-    assert page.text("code") == [COMMAND]
-    assert page.text("title") == page.text("h1") == ["tiny"]
-    assert page.text("p") == ["trials: 7; complete: 5; beyond a limit: 1; on the frontier: 3"]
-
-
-def test_without_a_frontier_the_page_says_that_no_trial_is_within_the_limits(tmp_path):
-    page = shown(tmp_path, trials=TRIALS[4:])
-    assert "no trial is within every limit" in page.text("p")
-    assert list(traces(page)) == ["beyond a limit"]
-
-
-def test_parallel_coordinates_show_the_parameters_that_vary(tmp_path):
-    settings = [
-        {"k": 2, "rate": 1e-4, "router": "cnn", "seed": 0, "balance": True},
-        {"k": 4, "rate": 1e-1, "router": "linear", "seed": 0, "balance": False},
-        {"k": 2, "rate": 1e-2, "router": "cnn", "seed": 0},
-    ]
-    trials = [complete(n, 1.0 + n, 0.9 + n / 100, params=p) for n, p in enumerate(settings)]
-    (lines,) = shown(tmp_path, trials=trials).figures["parameters"][0]
-    axes = {axis["label"]: axis for axis in lines["dimensions"]}
-    assert list(axes) == ["k", "rate", "router", "balance", "accuracy"]
-    assert (axes["k"]["values"], axes["k"]["ticktext"]) == ([2, 4, 2], ["2", "4"])
-    assert axes["rate"]["values"] == pytest.approx([-4, -1, -2])
-    assert axes["rate"]["ticktext"] == ["0.0001", "0.01", "0.1"]
-    assert (axes["router"]["values"], axes["router"]["ticktext"]) == ([0, 1, 0], ["cnn", "linear"])
-    assert axes["balance"]["ticktext"] == ["-", "False", "True"]
-    assert axes["balance"]["values"] == [2, 1, 0]
-    assert axes["accuracy"]["values"] == lines["line"]["color"] == pytest.approx([90, 91, 92])
-    assert lines["line"]["reversescale"] is True
-    assert lines["line"]["colorbar"]["title"]["text"] == axis_label(ACCURACY)
-
-
-def test_an_axis_of_many_values_has_few_ticks(tmp_path):
-    trials = [complete(n, 1.0, 0.9, params={"rate": float(n)}) for n in range(101)]
-    axis = shown(tmp_path, trials=trials).figures["parameters"][0][0]["dimensions"][0]
-    assert axis["ticktext"] == ["0", "20", "40", "60", "80", "100"]
-
-
-def test_there_are_no_parallel_coordinates_if_nothing_varies(tmp_path):
-    page = shown(tmp_path, trials=[complete(n, 1.0 + n, 0.9, params={"k": 3}) for n in range(3)])
-    assert "parameters" not in page.figures
-
-
-SHARES = {"accuracy": {"k": 0.7, "rate": 0.3}, "mflops": {"k": 0.1, "rate": 0.4, "width": 0.5}}
-
-
-def test_importances_are_shown_in_per_cent_the_largest_on_top(tmp_path):
-    found = traces(shown(tmp_path, trials=MANY, importances=SHARES), "importances")
-    assert found["accuracy"]["y"] == found["mflops"]["y"] == ["rate", "width", "k"]
-    assert found["accuracy"]["x"] == pytest.approx([30, 0, 70])
-    assert found["mflops"]["x"] == pytest.approx([40, 50, 10])
-
-
-def test_importances_need_ten_complete_trials(tmp_path):
-    assert "importances" not in shown(tmp_path, trials=MANY[:9], importances=SHARES).figures
-    assert "importances" not in shown(tmp_path, trials=MANY).figures
-
-
-def test_a_page_loads_nothing_and_offers_no_upload(tmp_path):
-    page = shown(tmp_path, trials=MANY, importances=SHARES)
-    assert len(page.figures) == 3
-    for tag, attributes in page.tags:
-        assert tag not in {"link", "img", "iframe", "object", "embed", "a", "base"}
-        assert not {"src", "href", "srcset", "data"} & attributes.keys()
-    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv"))
-    assert policy.startswith("default-src 'none';") and "http" not in policy
-    for _, _, config in page.figures.values():
-        assert config["showSendToCloud"] is False and config["displaylogo"] is False
-
-
-NASTY = """</script><script>alert(1)</script><img src="x" onerror='a()'>&lt;&amp;"""
-
-
-def test_user_given_names_are_escaped_everywhere(tmp_path):
-    trials = [
-        complete(n, 1.0 + n, 0.9 + n / 1000, params={NASTY: f"{n}{NASTY}", "<b>k": n})
-        for n in range(10)
-    ]
-    path, shares = tmp_path / "nasty.html", {NASTY: {NASTY: 1.0}}
-    save_plot(path, frontier_plot(trials, trials, COST, ACCURACY), NASTY, NASTY, shares)
-    page = Page(path)
-    calm = shown(tmp_path, trials=MANY, importances=SHARES)
-    for tag in ("script", "img", "b"):
-        assert [t for t, _ in page.tags].count(tag) == [t for t, _ in calm.tags].count(tag), tag
-    assert page.text("h1") == page.text("title") == page.text("code") == [NASTY]
-    assert page.text("td")[1] == f"{NASTY}=0{NASTY} <b>k=0"
-    figures = json.dumps([figure[:2] for figure in page.figures.values()]).replace("<br>", "")
-    assert "<" not in figures and "&lt;b&gt;k" in figures and "&amp;lt;" in figures
 
 
 # a PNG or an SVG

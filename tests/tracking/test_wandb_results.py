@@ -1,6 +1,7 @@
 """Queries of a study through W&B, from files or its server, equal those of its database."""
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -216,5 +217,5 @@ def test_a_folder_without_runs_is_rejected(tmp_path):
 
 def test_the_command_on_a_plot_repeats_it(ask, home, tmp_path):
     ask("pareto", "--wandb", home, "--plot", tmp_path / "front.html")
-    page = (tmp_path / "front.html").read_text()
+    page = re.sub("</?span>", "", (tmp_path / "front.html").read_text())
     assert shlex.join(["moist", "pareto", "--wandb", str(home), "--group", "toy"]) in page
