@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
 
 from moist.disk import write_atomically, writing
-from moist.errors import DataError, StoreError
+from moist.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -23,24 +23,29 @@ class File:
 
 
 def fingerprint(
-    root: Path, files: list[File], signature: str, home: Path, create: bool = True
+    root: Path, files: list[File], signature: str, home: Path, write: bool = True
 ) -> str:
     """Return a digest of names and contents; read files only if their `signature` has changed.
 
-    It is cached in the home folder; with `create=False` only if that exists and can be written to.
+    It is cached in the home folder; with `write=False` a new one is for this process alone.
     """
     folder = digest(os.fsencode(root.resolve()))
     cache = home / "data" / "fingerprints" / f"{folder}.json"
     content = _cached(cache, signature)
     if content is None:
-        total = hashlib.sha256()
-        for name in sorted(file.name for file in files):
-            total.update(os.fsencode(f"{name}\n{digest(read(root / name))}\n"))
-        content = total.hexdigest()
-        with nullcontext() if create else suppress(StoreError):
-            if create or home.is_dir():
-                _store(cache, signature, content)
+        content = _content(root, tuple(sorted(file.name for file in files)), signature)
+        if write:
+            _store(cache, signature, content)
     return content
+
+
+@lru_cache(maxsize=8)
+def _content(root: Path, names: tuple[str, ...], signature: str) -> str:
+    """Read and digest files, once a process for each `signature` of them."""
+    total = hashlib.sha256()
+    for name in names:
+        total.update(os.fsencode(f"{name}\n{digest(read(root / name))}\n"))
+    return total.hexdigest()
 
 
 def signature_of(files: list[File]) -> str:

@@ -84,9 +84,8 @@ class _Found:
 def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
     """Find the raw files, downloading a public set that is missing, and digest their content.
 
-    With `fetch=False` no folder is created, and nothing is written unless the home folder exists.
-    Raises DataError if they are missing (with `fetch=False`: not downloaded yet), unreadable or
-    not laid out as classes.
+    With `fetch=False` nothing is written. Raises DataError if they are missing (with
+    `fetch=False`: not downloaded yet), unreadable or not laid out as classes.
     """
     root, signature, images, skipped, channels = None, None, None, "", 3
     pixels: tuple[int, int] | None
@@ -98,7 +97,7 @@ def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
         found = _found(data.name, root, fetch)
         classes, files, skipped = found.classes, found.files, found.skipped
         signature = signature_of(files)
-        content = fingerprint(root, files, signature, home, create=fetch)
+        content = fingerprint(root, files, signature, home, write=fetch)
         if data.name == "folder":
             images = len(files)
             _check_held_out(root, data.val_fraction, found)

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import forked
@@ -43,12 +44,19 @@ def reading(folder: Path) -> list[list[str]]:
     image, file = folder / "image.png", folder / "four.yaml"
     Image.new("L", (8, 8), 3).save(image)
     file.write_text(STUDY)
+    images = folder / "images"
+    for split, name, number in product(("train", "test"), "ab", range(4)):
+        path = images / split / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(path)
+    ours = ["data.name=folder", f"data.root={images}"]
     lines = [
         "pareto four", "pareto four --hypervolume", "pareto four --csv", "best four", "table four",
         "sweep status four", "sweep doctor four", f"sweep optuna {file} --dry-run", "runs",
         "show last", f"predict last {image}", "cache ls", "cache verify", "sync --dry-run",
     ]  # fmt: skip
-    return [*map(str.split, lines), ["plan", *TINY]]
+    new = ["sweep", "optuna", file, "--study", "new", "--dry-run", *ours, "k=2"]
+    return [*map(str.split, lines), ["plan", *TINY], ["plan", *TINY, *ours], list(map(str, new))]
 
 
 @pytest.fixture

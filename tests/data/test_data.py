@@ -203,6 +203,17 @@ def test_a_memo_with_one_wrong_digit_is_computed_again(root: Path) -> None:
     assert found(root).key == before
 
 
+def test_whoever_only_asks_writes_nothing_and_sees_each_change(root: Path) -> None:
+    (home := root.parent / "home").mkdir()
+    keys = []
+    for value in (1, 2):
+        save(root / "train/cat/new.png", plain(value))
+        data = config.DataConfig(name="folder", root=root)
+        keys.append(locate(data, home, fetch=False).key)
+        assert [*home.iterdir()] == []
+    assert keys[0] != keys[1] == found(root).key
+
+
 def test_every_data_set_of_the_config_has_classes_before_anything_is_decoded() -> None:
     names = set(choices(config.DataConfig, "name"))
     assert names == {"digits", "folder", *PUBLIC}
