@@ -46,8 +46,8 @@ def prepare_data(
 
     with Compute(home, quiet=quiet).store() as store:
         source = locate(config.data, home)
-        if source.skipped:
-            store.env.progress.warned(source.skipped)
+        for warning in source.warnings:
+            store.env.progress.warned(warning)
         found = store.call(prepare, source=source, val_fraction=config.data.val_fraction)
         splits = {split: len(getattr(found.value, split)) for split in ("train", "val", "test")}
         shape = "x".join(map(str, found.value.image_shape))

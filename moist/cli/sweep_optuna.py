@@ -179,7 +179,9 @@ def optuna(
     machine = machine_of(slots, settings.needed(goals))
     spec = study_spec(sweep, goals, seed, command, machine=machine)
     progress = terminal.TerminalProgress(quiet)
-    spec, conflicts = check_start(ref, sweep, spec, settings, fetch=not dry_run)
+    spec, source, conflicts = check_start(ref, sweep, spec, settings, fetch=not dry_run)
+    if source.summary:
+        progress.noted(source.summary)
     if conflicts:
         progress.warned(conflicts)
     if dry_run:

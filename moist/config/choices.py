@@ -320,7 +320,8 @@ class DataConfig(Section):
 
     name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "svhn", "folder"] = Field(
         "digits",
-        description="data set; folder: images in ROOT/{train,test}/<class>/, at any depth",
+        description="data set; folder: images in ROOT/<class>/ or ROOT/{train,val,test}/<class>/,"
+        " at any depth; `val` may be missing, and is the test split without a `test`",
     )
     root: OptionalPath = Field(
         None,
@@ -333,6 +334,19 @@ class DataConfig(Section):
     )
     val_fraction: float = Field(
         0.1, ge=0, le=0.5, description="share of the training images held out for selection"
+    )
+    test_fraction: float = Field(
+        0.2,
+        gt=0,
+        le=0.5,
+        description="folder without a test split: share of its images held out as test images",
+        json_schema_extra=added() | needs("data.name", "folder"),
+    )
+    crop: bool = Field(
+        False,
+        description="folder: take the centre square of each image; false: stretch images that"
+        " `image_size` resizes",
+        json_schema_extra=added() | needs("data.name", "folder"),
     )
 
 

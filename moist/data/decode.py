@@ -2,24 +2,27 @@
 
 Images of a folder become RGB: grey is repeated, alpha is composited over black, 16 bits a pixel
 are scaled to 8, and EXIF orientation is applied. Where `image_size` is set, an image of another
-size is resized to a square of that side by Pillow's antialiased bicubic filter, which distorts
-images that are not square. Shapes: N images, H rows, W columns, C channels.
+size is resized to a square of that side by Pillow's antialiased bicubic filter: its centre square
+with `crop`, else all of it, which distorts images that are not square. Shapes: N images, H rows,
+W columns, C channels.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 
 from moist.data.fingerprint import stat
-from moist.data.sources import SPLITS, Source, images_in, no_size_warning
+from moist.data.sources import Source, images_in, no_size_warning
 from moist.data.torchvision_sets import open_public
 from moist.errors import DataError, brief
 from moist.store.artifacts import Split
@@ -37,11 +40,11 @@ STD_FLOOR = 1 / 255
 
 
 @no_size_warning()
-def decode(source: Source, on_progress: OnProgress) -> tuple[Split, Split]:
-    """Return the training and the test images of a source, with their progress.
+def decode(source: Source, on_progress: OnProgress) -> tuple[Split, Split, Split | None]:
+    """Return the training, test and validation images of a source, with their progress.
 
-    Raises DataError for an image that can't be decoded, and for images of different sizes
-    without an `image_size`.
+    The last are None where they are to be drawn from the training images. Raises DataError for an
+    image that can't be decoded, and for images of different sizes without an `image_size`.
     """
     if source.root is None:
         train, test = _digits()
@@ -55,20 +58,20 @@ def decode(source: Source, on_progress: OnProgress) -> tuple[Split, Split]:
         sized = _sized(images, source.image_size, on_progress, done=done, total=total)
         splits.append(_split(sized, labels_N))
         done += len(labels_N)
-    return splits[0], splits[1]
+    return splits[0], splits[1], None
 
 
 @no_size_warning()
-def read_image(path: Path, image_shape: tuple[int, int, int]) -> torch.Tensor:
+def read_image(path: Path, image_shape: tuple[int, int, int], crop: bool = False) -> torch.Tensor:
     """Read an image in the form of a data set with this (C, H, W): uint8 (H, W, C).
 
-    For one channel the image's luminance is taken. Raises DataError for a file that can't be
-    decoded.
+    With `crop` its centre is taken, else all of it is stretched. For one channel the image's
+    luminance is taken. Raises DataError for a file that can't be decoded.
     """
     channels, height, width = image_shape
     stat(path.name, path)
     image = _opened(path)
-    pixels = _resized(image.convert("L") if channels == 1 else image, (width, height))
+    pixels = _resized(image.convert("L") if channels == 1 else image, (width, height), crop)
     return torch.from_numpy(pixels.reshape(height, width, channels).copy())
 
 
@@ -147,18 +150,31 @@ def _sized(
     return _gather(len(images_NHWC), one, lambda count: on_progress(done + count, total))
 
 
-def _folder(root: Path, source: Source, on_progress: OnProgress) -> tuple[Split, Split]:
-    train, test = (_listed(root / split, source.classes) for split in SPLITS)
-    first, total = train[0][0], len(train[0]) + len(test[0])
-    shape, threads = _read(first, source.image_size).shape, _threads(first)
+def _folder(
+    root: Path, source: Source, on_progress: OnProgress
+) -> tuple[Split, Split, Split | None]:
+    listed = [_listed(root / split, source.classes) for split in source.splits.folders]
+    if source.held_out:
+        paths, labels_N = listed[0]
+        names = (path.relative_to(root).as_posix() for path in paths)
+        is_test_N = np.array([name in source.held_out for name in names])
+        listed = [
+            ([path for path, is_test in zip(paths, is_test_N, strict=True) if is_test == wanted],
+             labels_N[is_test_N == wanted])
+            for wanted in (False, True)
+        ]  # fmt: skip
+    first, total = listed[0][0][0], sum(len(paths) for paths, _ in listed)
+    shape, threads = _read(first, source).shape, _threads(first)
+    check_memory(total, shape)
 
     def read(path: Path) -> Pixels:
-        pixels = _read(path, source.image_size)
+        pixels = _read(path, source)
         if pixels.shape != shape:
             raise DataError(
                 f"the images differ in size: `{first}` is {shape[1]}x{shape[0]},"
                 f" `{path}` is {pixels.shape[1]}x{pixels.shape[0]}",
-                "set `data.image_size=32` (pixels a side) to resize them all",
+                "`data.image_size=32 data.crop=true` takes the centre of each at 32x32 pixels;"
+                " `moist data check` lists all sizes",
             )
         return pixels
 
@@ -171,7 +187,11 @@ def _folder(root: Path, source: Source, on_progress: OnProgress) -> tuple[Split,
         )
         return _split(images_NHWC, labels_N)
 
-    return load(*train, 0), load(*test, len(train[0]))
+    done, loaded = 0, []
+    for paths, labels_N in listed:
+        loaded.append(load(paths, labels_N, done))
+        done += len(paths)
+    return loaded[0], loaded[1], loaded[2] if source.splits.val else None
 
 
 def _listed(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Labels]:
@@ -211,8 +231,22 @@ def _threads(path: Path) -> int:
     return (os.cpu_count() or 1) if width * height >= 10_000 else 1
 
 
-def _read(path: Path, size: int | None) -> Pixels:
-    return _resized(_opened(path), None if size is None else (size, size))
+def check_memory(images: int, shape: Sequence[int]) -> None:
+    """Raise DataError if the decoded images would fill the memory: photos kept at full size."""
+    need, free = images * math.prod(shape), psutil.virtual_memory().available
+    if need > free:
+        raise DataError(
+            f"{images:,} images of {shape[1]}x{shape[0]} pixels need {need / 1e9:.1f} GB of"
+            f" memory, and {free / 1e9:.1f} GB are free",
+            "set `data.image_size=64 data.crop=true` to take the centre of each at 64x64 pixels",
+        )
+
+
+def _read(path: Path, source: Source) -> Pixels:
+    image, side = _opened(path), source.image_size
+    if side is None and source.crop:
+        side = min(image.size)
+    return _resized(image, None if side is None else (side, side), source.crop)
 
 
 def _opened(path: Path) -> Image:
@@ -250,10 +284,20 @@ def _rgb(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def _resized(image: Image, size: tuple[int, int] | None) -> Pixels:
-    """Resize an image to `size`, which is (W, H) as in Pillow."""
+def _resized(image: Image, size: tuple[int, int] | None, crop: bool = False) -> Pixels:
+    """Resize an image, or the part in its centre of that shape, to `size`: (W, H) as in Pillow."""
     from PIL.Image import Resampling
 
     if size is not None and image.size != size:
+        if crop:
+            image = image.crop(_centre(image.size, size))
         image = image.resize(size, Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def _centre(size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the largest centred box of a shape within a size: left, upper, right, lower."""
+    scale = min(have / want for have, want in zip(size, shape, strict=True))
+    width, height = (max(round(want * scale), 1) for want in shape)
+    left, upper = (size[0] - width) // 2, (size[1] - height) // 2
+    return left, upper, left + width, upper + height

@@ -22,10 +22,18 @@ class File:
     stat: tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class Content:
+    """A digest of names and contents; `copies` has, by name, the first file of equal content."""
+
+    key: str
+    copies: dict[str, str]
+
+
 def fingerprint(
     root: Path, files: list[File], signature: str, home: Path, write: bool = True
-) -> str:
-    """Return a digest of names and contents; read files only if their `signature` has changed.
+) -> Content:
+    """Digest names and contents; read files only if their `signature` has changed.
 
     It is cached in the home folder; with `write=False` a new one is for this process alone.
     """
@@ -40,12 +48,15 @@ def fingerprint(
 
 
 @lru_cache(maxsize=8)
-def _content(root: Path, names: tuple[str, ...], signature: str) -> str:
+def _content(root: Path, names: tuple[str, ...], signature: str) -> Content:
     """Read and digest files, once a process for each `signature` of them."""
-    total = hashlib.sha256()
+    total, first, copies = hashlib.sha256(), dict[str, str](), dict[str, str]()
     for name in names:
-        total.update(os.fsencode(f"{name}\n{digest(read(root / name))}\n"))
-    return total.hexdigest()
+        one = digest(read(root / name))
+        total.update(os.fsencode(f"{name}\n{one}\n"))
+        if (original := first.setdefault(one, name)) != name:
+            copies[name] = original
+    return Content(total.hexdigest(), copies)
 
 
 def signature_of(files: list[File]) -> str:
@@ -54,22 +65,27 @@ def signature_of(files: list[File]) -> str:
     return digest("\n".join(lines).encode(errors="surrogateescape"))
 
 
-def _cached(cache: Path, signature: str) -> str | None:
+def _cached(cache: Path, signature: str) -> Content | None:
     """Return the cached digest; None if it is missing, damaged, or of other files."""
     try:
         found = json.loads(cache.read_bytes())
-        content = str(found["content"])
-        intact = found["check"] == digest((signature + content).encode())
+        content = Content(found["content"], found["copies"])
+        intact = found["check"] == _check(signature, content)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return content if intact else None
 
 
-def _store(cache: Path, signature: str, content: str) -> None:
-    check = digest((signature + content).encode())
+def _store(cache: Path, signature: str, content: Content) -> None:
+    found = {"content": content.key, "copies": content.copies}
+    text = json.dumps({**found, "check": _check(signature, content)})
     with writing(cache.parent):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache, json.dumps({"content": content, "check": check}).encode())
+        write_atomically(cache, text.encode())
+
+
+def _check(signature: str, content: Content) -> str:
+    return digest(json.dumps([signature, content.key, content.copies]).encode())
 
 
 def read(path: Path) -> bytes:

@@ -12,11 +12,12 @@ import json
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +41,30 @@ metafiles, MPEG and scientific containers are no images.
 """
 OF_SYSTEMS = frozenset({"thumbs.db", "desktop.ini"})
 """Files that Windows writes; like hidden ones they are skipped without a warning."""
-LAYOUT = "the layout is `ROOT/train/<class>/*.png` and `ROOT/test/<class>/*.png`"
-SPLITS = ("train", "test")
+LAYOUT = (
+    "the layout is `ROOT/<class>/*.png`, or `ROOT/train/<class>/*.png` and"
+    " `ROOT/test/<class>/*.png`"
+)
+VALIDATION = ("val", "valid", "validation")
+TEST_SEED = 1
+"""The seed that draws test images; it never changes, and is not that of validation images."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The folders below a root that hold the splits; all are empty if classes lie in the root.
+
+    `val` is empty, too, where validation images are drawn from the training images.
+    """
+
+    train: str = ""
+    test: str = ""
+    val: str = ""
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders to read, relative to the root."""
+        return tuple(dict.fromkeys((self.train, self.test, self.val or self.train)))
 
 
 @dataclass(frozen=True)
@@ -63,8 +86,14 @@ class Source:
     """A digest of names, sizes and times of the files below `root` when they were read."""
     images: int | None = None
     """How many there are, if known before decoding."""
-    skipped: str = ""
-    """A warning about what is below `root` and not read; empty if there is nothing."""
+    crop: bool = False
+    splits: Splits = Splits()
+    held_out: frozenset[str] = frozenset()
+    """The test images, by path below `root`, where they are drawn from all images."""
+    summary: str = ""
+    """A line that says what was found and how it is split; empty if the data set has its own."""
+    warnings: tuple[str, ...] = ()
+    """What is below `root` and not read, and test images that are training images, too."""
 
     def __str__(self) -> str:
         """Describe the content, so that two data sets that differ read differently."""
@@ -79,6 +108,12 @@ class _Found:
     classes: tuple[str, ...]
     files: list[File]
     skipped: str = ""
+    splits: Splits = Splits()
+
+    def of(self, split: str) -> list[str]:
+        """Return the names of the files in one of the folders of `splits`."""
+        names = [file.name for file in self.files]
+        return [name for name in names if name.startswith(f"{split}/")] if split else names
 
 
 def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
@@ -87,29 +122,55 @@ def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
     With `fetch=False` nothing is written. Raises DataError if they are missing (with
     `fetch=False`: not downloaded yet), unreadable or not laid out as classes.
     """
-    root, signature, images, skipped, channels = None, None, None, "", 3
+    if data.name == "folder":
+        return _locate_folder(data, _root_of(data, home), home, fetch)
+    root, signature, channels = None, None, 3
     pixels: tuple[int, int] | None
     if data.name == "digits":
         classes, pixels, channels = DIGITS, (8, 8), 1
         content = digest(read(_digits_file()))
     else:
-        root = _root_of(data, home)
-        found = _found(data.name, root, fetch)
-        classes, files, skipped = found.classes, found.files, found.skipped
+        root, public = _root_of(data, home), PUBLIC[data.name]
+        files = public_files(data.name, root, fetch)
         signature = signature_of(files)
-        content = fingerprint(root, files, signature, home, write=fetch)
-        if data.name == "folder":
-            images = len(files)
-            _check_held_out(root, data.val_fraction, found)
-        public = PUBLIC.get(data.name)
-        channels = public.channels if public else 3
-        pixels = (public.side,) * 2 if public else size_of(root / files[0].name)
+        content = fingerprint(root, files, signature, home, write=fetch).key
+        classes, channels, pixels = public.classes, public.channels, (public.side,) * 2
     key = digest(json.dumps([data.name, content, data.image_size]).encode())
     if data.image_size is not None:
         pixels = (data.image_size, data.image_size)
     return Source(
         data.name, root, data.image_size, classes, key=key, channels=channels, pixels=pixels,
-        signature=signature, images=images, skipped=skipped,
+        signature=signature,
+    )  # fmt: skip
+
+
+def _locate_folder(data: config.DataConfig, root: Path, home: Path, fetch: bool) -> Source:
+    """Find the images of a folder and their splits, and digest their content.
+
+    Raises DataError for a fraction without effect, and for splits that can't be had.
+    """
+    found = _survey(root)
+    splits, signature = found.splits, signature_of(found.files)
+    _check_fractions(root, data, splits)
+    content = fingerprint(root, found.files, signature, home, write=fetch)
+    parts: list[Any] = [data.name, content.key, data.image_size]
+    parts += ["crop"] * data.crop
+    held_out: frozenset[str] = frozenset()
+    if not splits.test:
+        held_out = _drawn(root, found, data.test_fraction, content.copies)
+        parts.append({"test_fraction": data.test_fraction})
+    train = [name for name in found.of(splits.train) if name not in held_out]
+    if not splits.val:
+        _check_held_out(root, data.val_fraction, len(train), len(found.classes))
+    side, pixels = data.image_size, size_of(root / found.files[0].name)
+    if side or (data.crop and pixels):
+        pixels = (side or min(pixels or ()),) * 2
+    leaked = "" if held_out else _leaked(splits, content.copies)
+    return Source(
+        data.name, root, side, found.classes, key=digest(json.dumps(parts).encode()),
+        pixels=pixels, signature=signature, images=len(found.files), crop=data.crop,
+        splits=splits, held_out=held_out, summary=_summary(data, found, train, held_out),
+        warnings=tuple(filter(None, (found.skipped, leaked))),
     )  # fmt: skip
 
 
@@ -117,7 +178,11 @@ def check_untouched(source: Source) -> None:
     """Raise DataError if files were changed, added or removed since they were digested."""
     if source.root is None:
         return
-    if signature_of(_found(source.name, source.root, fetch=False).files) != source.signature:
+    if source.name == "folder":
+        files = _survey(source.root).files
+    else:
+        files = public_files(source.name, source.root, fetch=False)
+    if signature_of(files) != source.signature:
         raise DataError(f"the files in `{source.root}` changed while they were read", "run again")
 
 
@@ -138,13 +203,6 @@ def _root_of(data: config.DataConfig, home: Path) -> Path:
     if not root.is_dir():
         raise DataError(f"`data.root={root}` is a file, not a folder", LAYOUT)
     return root
-
-
-def _found(name: str, root: Path, fetch: bool) -> _Found:
-    """List the classes and raw files below a root, of a folder data set or a public one."""
-    if name == "folder":
-        return _survey(root)
-    return _Found(PUBLIC[name].classes, public_files(name, root, fetch))
 
 
 @contextmanager
@@ -198,47 +256,147 @@ def stratified_split(
 
 def _survey(root: Path) -> _Found:
     """List the classes and images of a folder data set. Raises DataError for another layout."""
-    listed = _folders(root)
-    for split in SPLITS:
-        if split not in listed:
-            raise DataError(f"`{root}` has no folder `{split}`; found {_named(listed)}", LAYOUT)
-    classes = _same_classes(root)
+    splits = splits_of(root)
+    classes = _same_classes(root, splits)
     images: list[File] = []
     others: list[str] = []
-    for split, name in product(SPLITS, classes):
+    for split, name in product(splits.folders, classes):
         folder, before = root / split / name, len(images)
         for entry in _files_below(folder):
             if _suffix(entry.name) not in IMAGES:
                 others.append(entry.path)
                 continue
             check_text(entry.path)
-            images.append(stat(f"{split}/{name}{entry.path[len(str(folder)) :]}", entry))
+            images.append(stat(entry.path[len(str(root)) :].lstrip("/"), entry))
         if len(images) == before:
             listed = [entry.name for entry in _scan(folder)]
             raise DataError(
                 f"`{folder}` contains no image; found {_named(listed)}",
                 "images are files named `*.png`, `*.jpg` or as another format of Pillow's",
             )
-    return _Found(classes, images, _skipped(root, others))
+    return _Found(classes, images, _skipped(root, splits, others), splits)
 
 
-def _skipped(root: Path, others: Iterable[str]) -> str:
+def splits_of(root: Path) -> Splits:
+    """Find the folders that hold the splits. Raises DataError for a split that is missing.
+
+    A validation split without a test split is the test split: nothing is selected on it, so that
+    its accuracy is comparable with that of others, and no training image is given up.
+    """
+    listed = _folders(root)
+    vals = [name for name in VALIDATION if name in listed]
+    if not {"train", "test"}.intersection(listed) and {*listed} - {*vals}:
+        return Splits()
+    if len(vals) > 1:
+        raise DataError(
+            f"`{root}` has more than one validation split: {_named(vals)}", "rename or merge them"
+        )
+    missing = "train" if "train" not in listed else "" if "test" in listed or vals else "test"
+    if missing:
+        alone = f"; to have a test split drawn, give `data.root={root / 'train'}`"
+        raise DataError(
+            f"`{root}` has no folder `{missing}`; found {_named(listed)}",
+            LAYOUT + (alone if missing == "test" else ""),
+        )
+    if "test" in listed:
+        return Splits("train", "test", *vals)
+    return Splits("train", vals[0])
+
+
+def _skipped(root: Path, splits: Splits, others: Iterable[str]) -> str:
     """Describe what is below a root and not read: `others`, loose files and further folders."""
-    loose = [e.path for one in SPLITS for e in _scan(root / one) if not _is_folder(e)]
+    loose = [e.path for one in splits.folders for e in _scan(root / one) if not _is_folder(e)]
     found: dict[str, list[str]] = {}
     for kind, paths in (("(no images)", others), ("(in no class folder)", loose)):
         for path in sorted(paths):
             suffix = f"*{_suffix(path)}" if _suffix(path) else "files without suffix"
             found.setdefault(f"{suffix} {kind}", []).append(path)
     listed = [f"{kind}: {len(paths)}, as `{paths[0]}`" for kind, paths in found.items()]
-    folders = [f"folder `{root / one}`" for one in _folders(root) if one not in SPLITS]
+    read = splits.folders if splits.test else _folders(root)
+    folders = [f"folder `{root / one}`" for one in _folders(root) if one not in read]
     return f"not read: {'; '.join([*listed, *folders])}" if listed or folders else ""
 
 
-def _check_held_out(root: Path, fraction: float, found: _Found) -> None:
+def _check_fractions(root: Path, data: config.DataConfig, splits: Splits) -> None:
+    """Raise DataError for a fraction that was changed although the folder has that split."""
+    for key, split in (("test_fraction", splits.test), ("val_fraction", splits.val)):
+        value, default = getattr(data, key), type(data).model_fields[key].get_default()
+        if split and value != default:
+            raise DataError(
+                f"`data.{key}={value}` has no effect: `{root}` has its own split `{split}`",
+                f"leave out `data.{key}`, or move `{split}` elsewhere",
+            )
+
+
+def _drawn(
+    root: Path, found: _Found, fraction: float, copies: Mapping[str, str]
+) -> frozenset[str]:
+    """Draw the test images from all, by class; copies of an image go to the same split.
+
+    Raises DataError for a class with too few different images.
+    """
+    once = [file.name for file in found.files if file.name not in copies]
+    labels_N = np.array([found.classes.index(name.partition("/")[0]) for name in once])
+    counts = np.bincount(labels_N, minlength=len(found.classes)).tolist()
+    for name, count in zip(found.classes, counts, strict=True):
+        if count < 2:
+            raise DataError(
+                f"the class `{name}` of `{root}` has {count or 'no'} image"
+                f"{' of its own' * (not count)}; a training and a test image are needed",
+                "add images, or remove the class",
+            )
+    drawn = {once[i] for i in stratified_split(labels_N, fraction, TEST_SEED)[1]}
+    return frozenset(f.name for f in found.files if copies.get(f.name, f.name) in drawn)
+
+
+def _leaked(splits: Splits, copies: Mapping[str, str]) -> str:
+    """Describe the test images of which training or validation images are copies."""
+    equal: dict[str, list[str]] = {}
+    for name, first in copies.items():
+        equal.setdefault(first, [first]).append(name)
+    pairs = [
+        (one, other[0])
+        for names in equal.values()
+        if (other := [name for name in names if not name.startswith(f"{splits.test}/")])
+        for one in names
+        if one.startswith(f"{splits.test}/")
+    ]
+    if not pairs:
+        return ""
+    return (
+        f"test images that are copies of training images: {len(pairs)}, as `{pairs[0][0]}` of"
+        f" `{pairs[0][1]}`; the accuracy on test images is not that on new ones"
+    )
+
+
+def _summary(
+    data: config.DataConfig, found: _Found, train: Sequence[str], held_out: Collection[str]
+) -> str:
+    """Say in a line how many images were found, how they are split and how they are resized."""
+    splits = found.splits
+    test = len(held_out) or len(found.of(splits.test))
+    if splits.val:
+        val = f", {len(found.of(splits.val)):,} validation"
+    else:
+        depth = bool(splits.train)
+        labels_N = np.array([found.classes.index(name.split("/")[depth]) for name in train])
+        count = len(stratified_split(labels_N, data.val_fraction)[1])
+        val = f" ({count:,} of them for validation)" if count else ""
+    how = "" if splits.test == "test" else f" (`{splits.test}/`, as there is no `test/`)"
+    how = how if splits.test else f" (data.test_fraction={data.test_fraction})"
+    text = (
+        f"data: {len(found.classes)} classes, {len(found.files):,} images:"
+        f" {len(train):,} training{val}, {test:,} test{how}"
+    )
+    side = f"{data.image_size}x{data.image_size} pixels" if data.image_size else ""
+    if data.crop:
+        return f"{text}; the centre square of each{', at ' * bool(side)}{side}"
+    return f"{text}; stretched to {side}" if side else text
+
+
+def _check_held_out(root: Path, fraction: float, images: int, classes: int) -> None:
     """Raise DataError if no class has an image to hold out besides its training image."""
-    images = sum(file.name.startswith(f"{SPLITS[0]}/") for file in found.files)
-    if fraction and images == len(found.classes):
+    if fraction and images == classes:
         raise DataError(
             f"`data.val_fraction={fraction}` holds out nothing of `{root}`: each class has one"
             " training image",
@@ -246,18 +404,23 @@ def _check_held_out(root: Path, fraction: float, found: _Found) -> None:
         )
 
 
-def _same_classes(root: Path) -> tuple[str, ...]:
-    train, test = (_folders(root / split) for split in SPLITS)
-    _check_names(root, {*train, *test})
-    if train != test:
-        raise DataError(
-            f"the classes of `{root}` differ: only in `train` {_named(set(train) - set(test))},"
-            f" only in `test` {_named(set(test) - set(train))}",
-            "give both the same class folders",
-        )
+def _same_classes(root: Path, splits: Splits) -> tuple[str, ...]:
+    train, *others = (_folders(root / split) for split in splits.folders)
+    _check_names(root, {name for names in (train, *others) for name in names})
+    for split, names in zip(splits.folders[1:], others, strict=True):
+        if names != train:
+            raise DataError(
+                f"the classes of `{root}` differ: only in `train`"
+                f" {_named({*train} - {*names})}, only in `{split}` {_named({*names} - {*train})}",
+                "give both the same class folders",
+            )
     if len(train) < 2:
+        inner = [name for name in train if len(_folders(root / splits.train / name)) > 1]
         raise DataError(
-            f"`{root / 'train'}` needs 2 or more class folders; found {_named(train)}", LAYOUT
+            f"`{root / splits.train}` needs 2 or more class folders; found {_named(train)}",
+            f"`data.root={root / splits.train / inner[0]}`, whose folders would be the classes"
+            if inner and not splits.train
+            else LAYOUT,
         )
     return tuple(train)
 

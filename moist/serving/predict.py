@@ -48,7 +48,9 @@ def predict_images(store: Backend, run: Run, paths: Sequence[Path]) -> list[dict
     with inference(net, store.env.device, run.config["precision"]):
         for start in range(0, len(paths), EVAL_BATCH):
             batch = paths[start : start + EVAL_BATCH]
-            images_BHWC = torch.stack([read_image(path, data.image_shape) for path in batch])
+            images_BHWC = torch.stack(
+                [read_image(path, data.image_shape, data.crop) for path in batch]
+            )
             x_BCHW = normalize(images_BHWC.to(store.env.device), data.mean, data.std)
             answer = answer_of(net, x_BCHW)
             found += [

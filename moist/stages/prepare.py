@@ -13,15 +13,18 @@ from moist.store.artifacts import Dataset, Split
 
 @stage(version=1)
 def prepare(env: Env, *, source: Source, val_fraction: float) -> Dataset:
-    """Decode the data set, split off its validation images, and find its mean and deviation.
+    """Decode the data set, split off validation images if it has none, and find its mean and
+    deviation.
 
     Stored, this is the decoded cache: later runs map the tensors instead of decoding again.
     Raises DataError for images that can't be used, or change meanwhile.
     """
-    images, test = decode(source, env.advanced)
+    train, test, val = decode(source, env.advanced)
     check_untouched(source)
-    train_index, val_index = stratified_split(images.labels_N.numpy(), val_fraction)
-    train = _taken(images, torch.from_numpy(train_index))
+    if val is None:
+        train_index, val_index = stratified_split(train.labels_N.numpy(), val_fraction)
+        val = _taken(train, torch.from_numpy(val_index))
+        train = _taken(train, torch.from_numpy(train_index))
     mean, std = mean_std(train.images_NHWC)
     return Dataset(
         name=source.name,
@@ -29,8 +32,9 @@ def prepare(env: Env, *, source: Source, val_fraction: float) -> Dataset:
         mean=mean,
         std=std,
         train=train,
-        val=_taken(images, torch.from_numpy(val_index)),
+        val=val,
         test=test,
+        crop=source.crop,
     )
 
 

@@ -47,6 +47,8 @@ class Dataset:
     train: Split
     val: Split
     test: Split
+    crop: bool = False
+    """Whether the centre of an image of another size was taken; else all of it was stretched."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -191,3 +191,6 @@ class EventProgress:
 
     def warned(self, message: str) -> None:
         self.send(Warned(self.number, message))
+
+    def noted(self, text: str) -> None:
+        """Discard a line about the data: the driver prints it once."""

@@ -67,7 +67,7 @@ def search(
     from moist.study.trainer import Trainer
 
     if not spec.installed:
-        spec, _ = check_start(ref, sweep, spec, settings)
+        spec, *_ = check_start(ref, sweep, spec, settings)
     env = make_env(Silent(), slots[0].device, slots[0].threads)
     crowded = env.crowding(len(slots))  # before the workers' server starts to import
     emulated = env.emulation(sweep.fixed.get("precision", Config().precision))
@@ -118,10 +118,11 @@ class SearchPlan:
 
 def check_start(
     ref: StudyRef, sweep: Sweep, spec: StudySpec, settings: Settings, fetch: bool = True
-) -> tuple[StudySpec, str]:
+) -> tuple[StudySpec, Source, str]:
     """Check a search against its data, weights and earlier trials, before anything is trained.
 
-    Returns the spec with their content, and a warning of points that can't run, empty if all can.
+    Returns the spec with their content, the data, and a warning of points that can't run, empty
+    if all can.
     Raises DataError if the data are missing, and ConfigError for what fails every trial, for
     weights that can't be read, and when the study was made for another search.
     """
@@ -143,7 +144,7 @@ def check_start(
     spec = with_content(ref, spec, source, weights_of(fixed))
     with suppress(NoStudy):
         continued(ref, existing(ref), spec)
-    return spec, _conflicts(sweep, spec, settings, source)
+    return spec, source, _conflicts(sweep, spec, settings, source)
 
 
 def with_content(
@@ -203,7 +204,7 @@ def plan_search(
     from moist.study.costs import CostEstimator
 
     if not spec.installed:
-        spec, _ = check_start(ref, sweep, spec, settings, fetch=False)
+        spec, *_ = check_start(ref, sweep, spec, settings, fetch=False)
     env = make_env(Silent(), slots[0].device, slots[0].threads)
     estimator = CostEstimator(Plan(ref.home, env), settings.reuse)
     before = earlier_trials(ref, spec)

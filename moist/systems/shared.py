@@ -28,8 +28,10 @@ def prepared(config: Config, store: Backend) -> tuple[Ref[Dataset], WeightsFile 
     c = config
     source = locate(c.data, store.home, fetch=store.writes)
     check(c, source)
-    if source.skipped:
-        store.env.progress.warned(source.skipped)
+    if source.summary:
+        store.env.progress.noted(source.summary)
+    for warning in source.warnings:
+        store.env.progress.warned(warning)
     data = store.call(prepare, source=source, val_fraction=c.data.val_fraction)
     return data, weights_of(c.teacher)
 

@@ -34,3 +34,6 @@ class WandbProgress:
 
     def warned(self, message: str) -> None:
         self.inner.warned(message)
+
+    def noted(self, text: str) -> None:
+        self.inner.noted(text)

@@ -16,8 +16,8 @@ from PIL import Image
 
 from moist import config
 from moist.config.schema import choices
-from moist.data.decode import STD_FLOOR, mean_std, read_image
-from moist.data.sources import IMAGES, Source, locate, size_of, stratified_split
+from moist.data.decode import STD_FLOOR, check_memory, mean_std, read_image
+from moist.data.sources import IMAGES, VALIDATION, Source, locate, size_of, stratified_split
 from moist.data.torchvision_sets import PUBLIC
 from moist.env import Env, Silent
 from moist.errors import ConfigError, DataError
@@ -139,7 +139,7 @@ def test_images_are_read_at_every_depth_of_a_class_folder(root: Path) -> None:
     data = prepared(root)
     assert data.train.images_NHWC[:, 0, 0, 0].tolist() == [0, 1, 2, 7, 8, 9, 100, 101, 102]
     assert data.train.labels_N.tolist() == [0] * 6 + [1] * 3
-    assert found(root).images == 11 and not found(root).skipped
+    assert found(root).images == 11 and not found(root).warnings
 
 
 def test_the_key_of_a_flat_folder_is_that_of_earlier_versions(tmp_path: Path) -> None:
@@ -152,16 +152,16 @@ def test_the_key_of_a_flat_folder_is_that_of_earlier_versions(tmp_path: Path) ->
 
 
 def test_what_is_not_read_is_named_with_its_count(root: Path) -> None:
-    (root / "val/cat").mkdir(parents=True)
+    (root / "more/cat").mkdir(parents=True)
     save(root / "train/loose.png", plain(1))
     (root / "train/cat/session2").mkdir()
     for name in ("b.HEIC", "session2/a.heic", "notes", ".DS_Store", "Thumbs.db", ".x/y.png"):
         (root / "train/cat" / name).parent.mkdir(exist_ok=True)
         (root / "train/cat" / name).write_text("no image")
-    assert found(root).skipped == (
+    assert found(root).warnings == (
         f"not read: *.heic (no images): 2, as `{root}/train/cat/b.HEIC`;"
         f" files without suffix (no images): 1, as `{root}/train/cat/notes`;"
-        f" *.png (in no class folder): 1, as `{root}/train/loose.png`; folder `{root}/val`"
+        f" *.png (in no class folder): 1, as `{root}/train/loose.png`; folder `{root}/more`",
     )
 
 
@@ -221,6 +221,158 @@ def test_every_data_set_of_the_config_has_classes_before_anything_is_decoded() -
     assert PUBLIC["cifar100"].classes == tuple(sorted(PUBLIC["cifar100"].classes))
 
 
+# Splits of a folder
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Two classes of ten images each without a split, every pixel of its own grey."""
+    folder = tmp_path / "photos"
+    for c, name in enumerate(("cat", "dog")):
+        for i in range(10):
+            save(folder / name / f"{i}.png", plain(100 * c + i))
+    return folder
+
+
+def data_of(root: Path, **values: object) -> tuple[Source, Dataset]:
+    section = config.DataConfig(name="folder", root=root, **values)
+    source = locate(section, root.parent / "home")
+    return source, prepare(
+        Env(torch.device("cpu")), source=source, val_fraction=section.val_fraction
+    )
+
+
+def greys(data: Dataset) -> list[list[int]]:
+    return [one.images_NHWC[:, 0, 0, 0].tolist() for one in (data.train, data.val, data.test)]
+
+
+def test_test_images_are_drawn_by_class_from_a_folder_without_splits(flat: Path) -> None:
+    source, data = data_of(flat)
+    train, val, test = greys(data)
+    assert [len(part) for part in (train, val, test)] == [14, 2, 4]
+    assert sorted(train + val + test) == [*range(10), *range(100, 110)]
+    assert sum(grey < 100 for grey in test) == 2 and data.test.labels_N.tolist() == [0, 0, 1, 1]
+    assert source.summary == (
+        "data: 2 classes, 20 images: 16 training (2 of them for validation), 4 test"
+        " (data.test_fraction=0.2)"
+    )
+    again, same = data_of(flat.rename(flat.parent / "moved"))
+    assert again.key == source.key and greys(same) == [train, val, test]
+
+
+def test_the_test_fraction_and_the_crop_are_part_of_the_key(flat: Path, root: Path) -> None:
+    changes = ({}, {"test_fraction": 0.4}, {"crop": True}, {"crop": True, "image_size": 4})
+    sources = [data_of(flat, **change)[0] for change in changes]
+    assert len({source.key for source in sources}) == 4
+    assert "8 test (data.test_fraction=0.4)" in sources[1].summary
+    assert found(root).key != data_of(root, crop=True)[0].key
+
+
+def test_copies_of_an_image_are_in_one_split(flat: Path) -> None:
+    for i in range(10):
+        for copy in ("cat/a", "dog/b"):  # of another class, too
+            save(flat / f"{copy}{i}.png", plain(i))
+    train, val, test = greys(data_of(flat)[1])
+    assert len(test) == 3 * 2 + 2 and not {*test} & {*train, *val}
+
+
+def test_test_images_that_are_training_images_too_are_warned_of(root: Path) -> None:
+    assert not found(root).warnings
+    save(root / "test/cat/copy.png", plain(1))
+    (warning,) = found(root).warnings
+    assert warning.startswith(
+        "test images that are copies of training images: 1, as `test/cat/copy.png` of"
+        " `train/cat/1.png`"
+    )
+
+
+@pytest.mark.parametrize("name", VALIDATION)
+def test_a_validation_split_beside_a_test_split_is_used_as_it_is(root: Path, name: str) -> None:
+    for c, one in enumerate(("cat", "dog")):
+        save(root / name / one / "0.png", plain(200 + c))
+    source, data = data_of(root)
+    assert greys(data) == [[0, 1, 2, 100, 101, 102], [200, 201], [50, 150]]
+    assert source.summary == "data: 2 classes, 10 images: 6 training, 2 validation, 2 test"
+    with pytest.raises(DataError, match=r"val_fraction=0\.3` has no effect.*own split `val"):
+        data_of(root, val_fraction=0.3)
+
+
+@pytest.mark.parametrize("name", VALIDATION)
+def test_a_validation_split_without_a_test_split_is_the_test_split(root: Path, name: str) -> None:
+    (root / "test").rename(root / name)
+    source, data = data_of(root)
+    assert greys(data)[2] == [50, 150] and len(data.val) == 2
+    assert source.summary == (
+        "data: 2 classes, 8 images: 6 training (2 of them for validation), 2 test"
+        f" (`{name}/`, as there is no `test/`)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda root: (root / "val").mkdir(), "differ: only in `train` `cat`, `dog`, only in"),
+        (lambda root: [(root / n).mkdir() for n in VALIDATION], "more than one validation split"),
+    ],
+)
+def test_a_validation_split_that_does_not_fit_is_rejected(
+    root: Path, change: object, reason: str
+) -> None:
+    change(root)  # type: ignore[operator]
+    assert reason in rejected(root)
+
+
+def test_a_test_fraction_of_a_folder_with_a_test_split_has_no_effect(root: Path) -> None:
+    with pytest.raises(DataError, match=r"test_fraction=0\.3` has no effect.*own split `test`"):
+        data_of(root, test_fraction=0.3)
+
+
+def test_a_class_needs_two_images_of_its_own_for_a_test_image(flat: Path) -> None:
+    for i in range(1, 10):
+        (flat / f"cat/{i}.png").unlink()
+    assert "class `cat`" in (reason := rejected(flat)) and "has 1 image;" in reason
+    save(flat / "cat/0.png", plain(100))
+    save(flat / "cat/1.png", plain(101))
+    (flat / "cat").rename(flat / "elk")
+    assert "class `elk`" in (reason := rejected(flat)) and "has no image of its own" in reason
+
+
+def test_classes_may_be_named_as_splits_where_others_are_not(flat: Path) -> None:
+    (flat / "dog").rename(flat / "valid")
+    (flat / "cat").rename(flat / "invalid")
+    assert found(flat).classes == ("invalid", "valid")
+
+
+def test_a_folder_around_the_classes_is_named(flat: Path) -> None:
+    (flat.parent / "outer").mkdir()
+    flat.rename(flat.parent / "outer/photos")
+    reason = rejected(flat.parent / "outer")
+    assert "found `photos`" in reason and f"data.root={flat.parent}/outer/photos`" in reason
+
+
+def test_the_centre_square_is_taken_in_training_as_in_prediction(flat: Path) -> None:
+    pixels = np.zeros((8, 24, 3), dtype=np.uint8)
+    pixels[:, 8:16] = 255
+    for number, path in enumerate([*flat.rglob("*.png")]):
+        pixels[0, 0] = number  # images of their own, which differ outside the centre
+        save(path, pixels)
+    path = flat / "cat/1.png"
+    stretched = read_image(path, (3, 4, 4))
+    assert int(stretched.min()) == 0 and int(read_image(path, (3, 4, 4), crop=True).min()) == 255
+    source, data = data_of(flat, crop=True, image_size=4)
+    assert data.crop and source.pixels == (4, 4)
+    assert source.summary.endswith("; the centre square of each, at 4x4 pixels")
+    assert data.train.images_NHWC.shape[1:] == (4, 4, 3)
+    whole, kept = data_of(flat, crop=True)
+    assert kept.image_shape == (3, 8, 8) and whole.pixels == (8, 8)
+
+
+def test_photos_that_do_not_fit_the_memory_at_their_size_are_refused() -> None:
+    check_memory(20, (8, 8, 3))
+    with pytest.raises(DataError, match=r"(?s)4000x3000 pixels need 36000\.0 GB.*image_size=64"):
+        check_memory(1_000_000, (3000, 4000, 3))
+
+
 # What is rejected
 
 
@@ -257,9 +409,10 @@ def test_a_root_without_permission_is_named(root: Path) -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_missing_split_is_named_beside_what_was_found(root: Path, split: str) -> None:
-    (root / split).rename(root / "valid")
+    (root / split).rename(root / "other")
     reason = rejected(root)
-    assert f"has no folder `{split}`" in reason and "`valid`" in reason
+    assert f"has no folder `{split}`" in reason and "`other`" in reason
+    assert ("data.root=" in reason) == (split == "test")
 
 
 def test_classes_must_be_the_same_in_both_splits(root: Path) -> None:

@@ -425,7 +425,7 @@ def test_a_study_is_continued_only_on_the_data_and_the_weights_that_it_was_made_
         return Study(tmp_path, read_sweep(path, [*TINY, *words]))
 
     made = study(here).arguments(1)
-    spec, _ = check_start(*(made[name] for name in ("ref", "sweep", "spec", "settings")))
+    spec, *_ = check_start(*(made[name] for name in ("ref", "sweep", "spec", "settings")))
     with opened(made["ref"], spec):  # the study exists from here on
         pass
     assert study(here).plan(1).trials == 1
@@ -507,7 +507,7 @@ def test_points_that_can_not_run_are_counted_with_an_example(tmp_path: Path) -> 
     study = grid(tmp_path, GRID.replace("[2, 3]", "[2, 11, 12]") + "  augment.shift: {value: 9}\n"
                  "  data.image_size: {values: [16]}\n")  # fmt: skip
     made = study.arguments(1)
-    _, warning = check_start(*(made[name] for name in ("ref", "sweep", "spec", "settings")))
+    *_, warning = check_start(*(made[name] for name in ("ref", "sweep", "spec", "settings")))
     expected = "4 of 6 points of the space can't run, for example `k=11 temperature=2.0 data.image"
     assert warning.startswith(expected)
     assert study.plan(99).trials == 2

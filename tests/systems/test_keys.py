@@ -177,7 +177,8 @@ LATENT = "distill.loss=moe_kd"
 def test_a_key_changes_the_stages_that_take_it_and_those_that_need_their_outputs(tmp_path, under):
     config, before, seen = tiny(*under.split()), plan_of(tmp_path, *under.split()), set()
     ignored = unread_keys(config)
-    unread, tried = {*UNREAD, "data.root"} - {*READ.get(under, ())}, keys().keys() - NO_CHANGE
+    unread = {*UNREAD, "data.root", "data.test_fraction", "data.crop"} - {*READ.get(under, ())}
+    tried = keys().keys() - NO_CHANGE
     if under == LATENT:  # soft losses have a weight, a ramp and logits; this one has none of them
         tried -= {"distill.loss", "distill.warmup", "distill.standardize"}
         unread |= {"distill.alpha"}
