@@ -24,6 +24,13 @@ ENGINE = Path(__file__).with_name("engine.py")
 """The file that W&B's Optuna scheduler searches with."""
 
 
+AGENT = {
+    "program": "program: moist",
+    "command": 'command: ["${env}", moist, run, "${args_no_hyphens}"]',
+}
+"""What W&B's agents read, and the line to write."""
+
+
 @dataclass(frozen=True)
 class Registration:
     """A sweep file with its overrides: the content for the server, and the number of runs."""
@@ -51,6 +58,12 @@ def registration(
     search = read_sweep(path, overrides)
     path = search.path
     content = present(yaml.safe_load(path.read_bytes()))
+    if missing := [line for word, line in AGENT.items() if word not in content]:
+        raise ConfigError(
+            f"`{path}` does not say how W&B's agents start a run",
+            f"add {' and '.join(f'`{line}`' for line in missing)}; `moist sweep optuna` needs"
+            " neither",
+        )
     overridden = given(overrides)
     own = flattened(content["parameters"])
     parameters = own | {

@@ -20,7 +20,7 @@ from tiny import searched
 from wandb_standin import Run, Server
 
 from moist.agents.pool import LAUNCHER, shares
-from moist.agents.register import registration
+from moist.agents.register import AGENT, registration
 from moist.errors import ConfigError
 from moist.results import pareto
 from moist.results.objectives import DEFAULT, losses, quantities
@@ -245,6 +245,18 @@ def test_a_registered_sweep_holds_the_values_of_its_recipe_and_needs_no_file_of_
     own = yaml.safe_load(GRID)["parameters"]
     changed = {"seed": {"value": 2}, "latency.repeats": {"value": 11}}
     assert found["parameters"] == own | changed  # the file has epochs and k of its own
+
+
+def test_agents_need_a_program_and_a_command(tmp_path):
+    path = tmp_path / "a.yaml"
+    lines = [one for one in GRID.splitlines(keepends=True) if not one.startswith("command:")]
+    path.write_text("".join(lines))
+    with pytest.raises(ConfigError, match="does not say how W&B's agents start a run") as caught:
+        registration(path)
+    line = AGENT["command"]
+    assert f"add `{line}`;" in caught.value.hint
+    path.write_text(f"{line}\n" + "".join(lines))
+    assert registration(path).content == yaml.safe_load(GRID)
 
 
 def test_conditions_are_rejected_if_wandb_itself_searches(tmp_path):

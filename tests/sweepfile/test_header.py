@@ -26,7 +26,6 @@ def test_metrics_are_the_objectives_and_a_metric_is_not(read):
     ("old", "new", "line"),
     [
         ("program: moist", "program: train.py", "`program`: expected `moist`, found `train.py`"),
-        ("program: moist", "", "`program`: expected `moist`, found `none`"),
         (
             "program: moist",
             "program: moist\nmetrik: 1",
@@ -38,11 +37,7 @@ def test_metrics_are_the_objectives_and_a_metric_is_not(read):
             "unknown key `zzz`; there are: program, command,",
         ),
         ('"${args_no_hyphens}"', '"${args}"', "`command`: expected a list that ends in `${args_n"),
-        (
-            "command: [",
-            "description: [",
-            "`command`: expected a list that ... found `None`; write",
-        ),
+        ("command: [", "command: moist run #", "`command`: expected a list that ... found `moist"),
         (
             'hyphens}"',
             'hyphens}", seed=3',
@@ -59,7 +54,6 @@ def test_metrics_are_the_objectives_and_a_metric_is_not(read):
             "random\nearly_terminate: {}",
             "`early_terminate`: expected `type: hyperband",
         ),
-        ("program: moist", "program: null", "`program`: expected `moist`, found `none`"),
         ("random", "null", "`method`: expected grid | random | bayes | custom, found `none`"),
         ("random", "bayes\nmetric: null", "`method: bayes` needs a `metric`; write"),
         ("random", "custom\nscheduler: ~", "`method: custom` needs a `scheduler`, or W&B starts"),
@@ -154,6 +148,14 @@ def test_an_optional_setting_that_is_null_is_read_as_absent(tmp_path, word, null
     path = written(tmp_path, entries, f"{HEAD}{word}: {null}\n")
     assert read_sweep(path) == expected
     assert word not in registration(path).content
+
+
+def test_a_study_needs_neither_program_nor_command(read):
+    lines = HEAD.splitlines(keepends=True)
+    bare = "".join(line for line in lines if not line.startswith(("program:", "command:")))
+    assert len(bare.splitlines()) == len(lines) - 2
+    found, whole = (read("k: {min: 1, max: 3}", head=head) for head in (bare, HEAD))
+    assert (found.parameters, found.fixed) == (whole.parameters, whole.fixed)
 
 
 @pytest.mark.parametrize(
