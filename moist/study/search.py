@@ -154,6 +154,7 @@ def with_content(
 
     Raises ConfigError if the spec has other content.
     """
+    from moist import pipeline  # noqa: F401  every stage that it imports registers its version
     from moist.stages import VERSIONS
 
     content = {"data": Content(key=source.key, text=str(source))}
