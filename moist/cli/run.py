@@ -54,7 +54,7 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
         ):
             store = Store(home, replace(env, progress=WandbProgress(progress, journal)))
             report = run_pipeline(config, store)
-            RunRecords(home).save(
+            recorded = RunRecords(home).save(
                 command=command,
                 config=config,
                 report=report,
@@ -64,7 +64,11 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
             facts = {"key": report.key, "command": command, "seconds": report.seconds}
             journal.end("complete", summary_of(quantities(report), reported(report), **facts))
             values = flat(config)
-            output(as_json, report, lambda: run_tables.print_report(report, values, command))
+            output(
+                as_json,
+                report,
+                lambda: run_tables.print_report(report, values, command, recorded.computed),
+            )
 
 
 @click.command()

@@ -57,7 +57,11 @@ def show(run: str, as_json: bool, home: Path) -> None:
     """
     found = RunRecords(home).find(run)
     report, config, command = found.report, found.config, found.command
-    output(as_json, [found.record()], lambda: run_tables.print_report(report, config, command))
+    output(
+        as_json,
+        [found.record()],
+        lambda: run_tables.print_report(report, config, command, found.computed),
+    )
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from moist.config.systems import system_of
@@ -76,13 +77,25 @@ def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
     print_table("", [head for head, _ in shown.values()], rows)
 
 
-def print_report(report: Report, config: Mapping[str, Any], command: str) -> None:
-    """Print the model beside its baselines, its students, and the command that reproduces it."""
+WIDTH = 80
+"""Columns of sentences; commands are not wrapped."""
+
+
+def print_report(
+    report: Report,
+    config: Mapping[str, Any],
+    command: str,
+    computed: Mapping[str, float] | None = None,
+) -> None:
+    """Print the model beside its baselines, its students, and the command that reproduces it.
+
+    `computed` has the seconds of the stages that the run computed itself, if they are on record.
+    """
     print_models(report, config)
     print_times(report, config)
     routed = "deferred test images" if system_of(config).routes_deferred else "test images"
     print_students(report, routed)
-    print_classes(report)
+    print_classes(report, routed)
     print_routing(report, routed)
     print_deferral(report)
     machine = report.machine
@@ -90,7 +103,11 @@ def print_report(report: Report, config: Mapping[str, Any], command: str) -> Non
     if config["teacher.weights"] and report.n_val:
         print("the teacher was supplied: it may have been trained on the validation images")
     stages = ", ".join(f"{name} {duration(s)}" for name, s in report.stage_seconds.items())
-    print(f"{duration(report.seconds)} to compute: {stages}")
+    reused = report.seconds - sum(
+        (report.stage_seconds if computed is None else computed).values()
+    )
+    saved = "" if computed is None else f", {duration(max(0.0, reused))} of it saved by reuse"
+    print(fill(f"{duration(report.seconds)} to compute{saved}: {stages}", WIDTH))
     threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
     print(f"{machine.device}; {threads}, torch {machine.torch}")
     print(f"run {report.key[:SHORT]}; reproduce it with\n  {command}")
@@ -99,11 +116,12 @@ def print_report(report: Report, config: Mapping[str, Any], command: str) -> Non
 def print_routing(report: Report, routed: str) -> None:
     """Print how often images are routed to their cluster, and the accuracy if all were."""
     if report.routing_accuracy is not None and report.baselines.oracle is not None:
-        print(
+        said = (
             f"routing accuracy {report.routing_accuracy:.2%} of the {routed}; accuracy would be"
             f" {report.baselines.oracle.accuracy:.2%} (an upper bound) with each routed to its"
             " cluster"
         )
+        print(fill(said, WIDTH))
 
 
 def print_deferral(report: Report) -> None:
@@ -217,14 +235,19 @@ def print_students(report: Report, routed: str) -> None:
     heads = ["student and its classes", "images", "precision %", "recall %", "accuracy %"]
     if rows:
         print_table(f"routing and students on the {routed}", heads, rows)
+        print_table(
+            f"{routed} by the cluster of their class, and the student that each went to",
+            ["cluster", *map(str, range(report.k))],
+            [[str(j), *map(str, counts)] for j, counts in enumerate(report.routed())],
+        )
 
 
 MAX_CLASSES = 20
 """Reports of more classes print them only with `--json`."""
 
 
-def print_classes(report: Report) -> None:
-    """Print the accuracy on each class, and how many of its test images each student got."""
+def print_classes(report: Report, routed: str) -> None:
+    """Print the accuracy on each class, then how many of its test images each student got."""
     if len(report.per_class_accuracy) > MAX_CLASSES:
         print(f"({len(report.per_class_accuracy)} classes: each one's figures are in --json)")
         return
@@ -234,10 +257,18 @@ def print_classes(report: Report) -> None:
             f"{100 * accuracy:.2f}",
             f"{100 * report.baselines.student.per_class_accuracy[name]:.2f}",
             f"{100 * report.baselines.teacher.per_class_accuracy[name]:.2f}",
-            *map(str, report.sent.get(name, ())),
         ]
         for name, accuracy in report.per_class_accuracy.items()
     ]
-    heads = ["class", "model %", "single student %", "teacher %"]
-    heads += [f"to student {j}" for j in range(report.k if report.sent else 0)]
-    print_table("classes of the test images, and the students they were routed to", heads, rows)
+    print_table(
+        "accuracy on each class of the test images",
+        ["class", "model %", "single student %", "teacher %"],
+        rows,
+    )
+    if report.sent:
+        sent = [[name, *map(str, counts)] for name, counts in report.sent.items()]
+        print_table(
+            f"{routed} by class, and the student that each went to",
+            ["class", *map(str, range(report.k))],
+            sent,
+        )

@@ -182,6 +182,13 @@ class Report(Measures):
     stage_seconds: dict[str, float]
     machine: Machine
 
+    def routed(self) -> list[list[int]]:
+        """Count test images by the cluster of their class (rows) and the student they went to."""
+        return [
+            [sum(self.sent[name][j] for name in names) for j in range(len(self.clusters))]
+            for names in self.clusters
+        ]
+
     def timeless(self) -> dict[str, object]:
         """Return the report without its times: a repeated run must give the same."""
         clocks = {"latency_ms", "latency_p95_ms", "latency_n"}

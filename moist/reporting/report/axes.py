@@ -67,7 +67,7 @@ def scale_of(
 def axes(x: Scale, y: Scale, across: str, upward: str, few: bool = False) -> list[Markup]:
     """Return the grid, the ticks and the labels of a drawing's two axes; `few` ticks or more."""
     parts = []
-    for tick in y.ticks(3 if few else 5):
+    for tick in y.ticks(4 if few else 5):
         parts.append(line(x.start, y(tick), x.end, y(tick)))
         parts.append(text(x.start - 6, y(tick) + 4, f"{tick:g}", "tick end"))
     right = -1e9

@@ -147,10 +147,7 @@ def _routing(report: Report) -> Markup:
     if not report.sent:
         return section(title, el("p", "This model routes no images."))
     k = len(report.clusters)
-    counts = [
-        [sum(report.sent[name][j] for name in names if name in report.sent) for j in range(k)]
-        for names in report.clusters
-    ]
+    counts = report.routed()
     rows = [[count / max(1, sum(row)) for count in row] for row in counts]
     shown = [[str(count) if count else "" for count in row] for row in counts]
     heads = [f"{j}: {', '.join(names)}" for j, names in enumerate(report.clusters)]

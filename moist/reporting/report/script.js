@@ -109,7 +109,7 @@
   const markOf = (event) => event.target.closest?.("[data-trial]");
   document.addEventListener("pointerover", (event) => {
     const mark = markOf(event);
-    if (mark) hover(mark);
+    if (mark && event.pointerType === "mouse") hover(mark);
   });
   document.addEventListener("pointerout", (event) => markOf(event) && leave());
   document.addEventListener("focusin", (event) => markOf(event) && hover(markOf(event)));
