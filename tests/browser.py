@@ -1,13 +1,18 @@
 """A headless Chromium, driven through a pipe by the DevTools protocol; no driver to install."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from base64 import b64decode
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
@@ -137,3 +142,20 @@ def browsing(folder):
         finally:
             process.terminate()
             process.wait()
+
+
+SHOTS = {"report-1280-light.webp": (1280, 1010, False), "report-390-dark.webp": (390, 844, True)}
+"""Width, height and scheme of the screenshots in analysis/figures."""
+
+
+def shoot(page, folder):
+    """Write the screenshots of a report's first screen."""
+    with tempfile.TemporaryDirectory() as own, browsing(own) as tab:
+        for name, (width, height, dark) in SHOTS.items():
+            tab.open(page, width, height, dark)
+            image = Image.open(io.BytesIO(tab.screenshot(whole=False)))
+            image.save(folder / name, quality=82, method=6)
+
+
+if __name__ == "__main__":  # python tests/browser.py report.html analysis/figures
+    shoot(*(Path(word).resolve() for word in sys.argv[1:3]))

@@ -44,8 +44,9 @@ def _attribute(value: object) -> str:
 
 
 def paragraph(sentences: str, class_: str = "") -> Markup:
-    """Return sentences whose numbers stay on one line with their per cent signs."""
-    return el("p", sentences.replace(" %", "\u00a0%"), class_=class_ or None)
+    """Return sentences whose numbers stay on one line with their units."""
+    whole = sentences.replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0")
+    return el("p", whole, class_=class_ or None)
 
 
 def section(title: str, *parts: str, note: str = "") -> Markup:

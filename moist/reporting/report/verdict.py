@@ -30,7 +30,7 @@ def study_verdict(
     """
     if not any(trial.feasible for trial in trials):
         failed = sum(trial.state == "failed" for trial in trials)
-        counts = f"{len(trials)} trials, {failed} of them failed"
+        counts = f"{len(trials)} trial{'' if len(trials) == 1 else 's'}, {failed} failed"
         return None, f"No trial is complete and within every limit ({counts}).", ""
     best = queries.knee(trials, axes)
     run = runs.get(best.key or "")

@@ -154,9 +154,7 @@ def test_the_members_are_listed_with_their_parameters_and_the_command_is_given()
 
 def test_without_a_feasible_trial_the_page_says_so():
     page = drawn(TRIALS[4:])
-    assert (
-        "No trial is complete and within every limit (1 trials, 0 of them failed)." in page.words
-    )
+    assert "No trial is complete and within every limit (1 trial, 0 failed)." in page.words
     assert "no trial is within every limit" in page.words
     assert not [found for tag, found in page.tags if tag == "input"]
 
