@@ -18,7 +18,7 @@ from moist.cli.pareto import pareto
 from moist.cli.report import report
 from moist.cli.run import config, plan, run
 from moist.cli.runs import curve, predict, runs, show
-from moist.cli.store import cache, data
+from moist.cli.store import cache, data, init
 from moist.cli.study import best, dashboard, table
 from moist.cli.sweep import sweep
 from moist.cli.wandb import browse, sync, wandb
@@ -47,8 +47,8 @@ def cli() -> None:
 
 
 for command in (
-    bench, best, browse, cache, config, curve, dashboard, data, pareto, plan, predict, report, run,
-    runs, show, sweep, sync, table, wandb,
+    bench, best, browse, cache, config, curve, dashboard, data, init, pareto, plan, predict,
+    report, run, runs, show, sweep, sync, table, wandb,
 ):  # fmt: skip
     cli.add_command(command)
 

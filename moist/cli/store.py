@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
-from moist.cli.options import HOME, JSON, OVERRIDES, QUIET, Compute, print_json
+from moist.cli.options import HOME, JSON, OVERRIDES, PATH, QUIET, Compute, output, print_json
 from moist.config.overrides import parse
-from moist.errors import ConfigError
-from moist.reporting import terminal
+from moist.disk import write_atomically, writing
+from moist.errors import ConfigError, DataError
+from moist.reporting import run_tables, terminal
 from moist.store import maintenance
 from moist.store.objects import ObjectStore
 
 
 @click.group()
 def data() -> None:
-    """Prepare data sets.
+    """Check and prepare data sets.
 
     \b
+    moist data check IMAGES
     moist data prepare cifar10
     """
+
+
+@data.command("check")
+@click.argument("root", type=PATH)
+@JSON
+@HOME
+def check_data(root: Path, as_json: bool, home: Path) -> None:
+    """List everything that is wrong with a folder of images.
+
+    Reads and decodes each image once, and changes nothing. ROOT has a folder a class, or `train`,
+    `test` and `val` with these. Exits 1 if a run on the folder is impossible.
+
+    \b
+    moist data check IMAGES
+    moist data check IMAGES --json
+    """
+    from moist.data.survey import survey
+
+    found = survey(root, home)
+    output(as_json, found, lambda: run_tables.print_survey(found))
+    if not found.possible:
+        raise click.exceptions.Exit(1)
 
 
 @data.command("prepare")
@@ -57,6 +82,44 @@ def prepare_data(
         return
     for label, value in described.items():
         click.echo(f"{label}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+@click.command()
+@click.argument("root", type=PATH)
+@click.option("-o", "--output", "file", type=PATH, help="File to write; default: ROOT's name.")
+@HOME
+def init(root: Path, file: Path | None, home: Path) -> None:
+    """Write a sweep file that is fitted to a folder of images.
+
+    Its comments say why each value was chosen. ROOT is laid out as for `moist data check`.
+
+    \b
+    moist init IMAGES
+    moist init IMAGES -o mine.yaml
+    """
+    from moist.data.survey import survey
+    from moist.env import Env
+    from moist.study.starter import file_of, sweep_text
+
+    file = file or file_of(root)
+    if file.exists():
+        raise ConfigError(f"`{file}` exists already", "give another name: `-o FILE`")
+    found = survey(root, home)
+    shown = shlex.quote(str(root))
+    if not found.possible:
+        run_tables.print_survey(found)
+        raise DataError(
+            f"`{root}` can't be trained on as it is; `{file}` was not written",
+            f"correct what is listed above, then repeat `moist init {shown}`",
+        )
+    text = sweep_text(found, Env())
+    with writing(file.parent):
+        write_atomically(file, text.encode())
+    click.echo(found.summary)
+    if any(one.severity == "warning" for one in found.findings):
+        click.echo(f"what may be wrong with the images: moist data check {shown}")
+    click.echo(f"wrote `{file}`; its comments say what it searches, and why. Start with")
+    click.echo(f"  moist sweep optuna {shlex.quote(str(file))}")
 
 
 @click.group()

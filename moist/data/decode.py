@@ -70,7 +70,7 @@ def read_image(path: Path, image_shape: tuple[int, int, int], crop: bool = False
     """
     channels, height, width = image_shape
     stat(path.name, path)
-    image = _opened(path)
+    image = opened(path)
     pixels = _resized(image.convert("L") if channels == 1 else image, (width, height), crop)
     return torch.from_numpy(pixels.reshape(height, width, channels).copy())
 
@@ -174,7 +174,7 @@ def _folder(
                 f"the images differ in size: `{first}` is {shape[1]}x{shape[0]},"
                 f" `{path}` is {pixels.shape[1]}x{pixels.shape[0]}",
                 "`data.image_size=32 data.crop=true` takes the centre of each at 32x32 pixels;"
-                " `moist data check` lists all sizes",
+                " `moist init ROOT` chooses a size",
             )
         return pixels
 
@@ -243,13 +243,14 @@ def check_memory(images: int, shape: Sequence[int]) -> None:
 
 
 def _read(path: Path, source: Source) -> Pixels:
-    image, side = _opened(path), source.image_size
+    image, side = opened(path), source.image_size
     if side is None and source.crop:
         side = min(image.size)
     return _resized(image, None if side is None else (side, side), source.crop)
 
 
-def _opened(path: Path) -> Image:
+def opened(path: Path) -> Image:
+    """Decode an image to RGB, turned as its EXIF orientation says. Raises DataError."""
     from PIL import Image, ImageOps
 
     try:
@@ -266,7 +267,8 @@ def _opened(path: Path) -> Image:
     except Exception as error:  # decoders raise errors of any type on damaged bytes
         raise DataError(
             f"can't decode `{path}`: {brief(error)}",
-            "remove the file, or re-encode it as 8-bit png or jpeg",
+            "remove the file, or re-encode it as 8-bit png or jpeg; `moist data check ROOT` lists"
+            " all such files",
         ) from None
 
 

@@ -123,14 +123,14 @@ def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
     `fetch=False`: not downloaded yet), unreadable or not laid out as classes.
     """
     if data.name == "folder":
-        return _locate_folder(data, _root_of(data, home), home, fetch)
+        return _locate_folder(data, root_of(data, home), home, fetch)
     root, signature, channels = None, None, 3
     pixels: tuple[int, int] | None
     if data.name == "digits":
         classes, pixels, channels = DIGITS, (8, 8), 1
         content = digest(read(_digits_file()))
     else:
-        root, public = _root_of(data, home), PUBLIC[data.name]
+        root, public = root_of(data, home), PUBLIC[data.name]
         files = public_files(data.name, root, fetch)
         signature = signature_of(files)
         content = fingerprint(root, files, signature, home, write=fetch).key
@@ -186,7 +186,8 @@ def check_untouched(source: Source) -> None:
         raise DataError(f"the files in `{source.root}` changed while they were read", "run again")
 
 
-def _root_of(data: config.DataConfig, home: Path) -> Path:
+def root_of(data: config.DataConfig, home: Path) -> Path:
+    """Return the folder of a data set's raw files. Raises DataError for one that is not there."""
     if data.root is None:
         if data.name != "folder":
             return home / "data" / "downloads" / data.name
@@ -232,7 +233,7 @@ def size_of(path: Path) -> tuple[int, int] | None:
 
 def images_in(folder: Path) -> list[os.DirEntry[str]]:
     """List the images in a folder and in all folders below it, by path, without hidden ones."""
-    return [entry for entry in _files_below(folder) if _suffix(entry.name) in IMAGES]
+    return [entry for entry in files_below(folder) if suffix(entry.name) in IMAGES]
 
 
 def stratified_split(
@@ -262,8 +263,8 @@ def _survey(root: Path) -> _Found:
     others: list[str] = []
     for split, name in product(splits.folders, classes):
         folder, before = root / split / name, len(images)
-        for entry in _files_below(folder):
-            if _suffix(entry.name) not in IMAGES:
+        for entry in files_below(folder):
+            if suffix(entry.name) not in IMAGES:
                 others.append(entry.path)
                 continue
             check_text(entry.path)
@@ -283,7 +284,7 @@ def splits_of(root: Path) -> Splits:
     A validation split without a test split is the test split: nothing is selected on it, so that
     its accuracy is comparable with that of others, and no training image is given up.
     """
-    listed = _folders(root)
+    listed = folders(root)
     vals = [name for name in VALIDATION if name in listed]
     if not {"train", "test"}.intersection(listed) and {*listed} - {*vals}:
         return Splits()
@@ -309,12 +310,12 @@ def _skipped(root: Path, splits: Splits, others: Iterable[str]) -> str:
     found: dict[str, list[str]] = {}
     for kind, paths in (("(no images)", others), ("(in no class folder)", loose)):
         for path in sorted(paths):
-            suffix = f"*{_suffix(path)}" if _suffix(path) else "files without suffix"
-            found.setdefault(f"{suffix} {kind}", []).append(path)
+            named = f"*{suffix(path)}" if suffix(path) else "files without suffix"
+            found.setdefault(f"{named} {kind}", []).append(path)
     listed = [f"{kind}: {len(paths)}, as `{paths[0]}`" for kind, paths in found.items()]
-    read = splits.folders if splits.test else _folders(root)
-    folders = [f"folder `{root / one}`" for one in _folders(root) if one not in read]
-    return f"not read: {'; '.join([*listed, *folders])}" if listed or folders else ""
+    read = splits.folders if splits.test else folders(root)
+    unread = [f"folder `{root / one}`" for one in folders(root) if one not in read]
+    return f"not read: {'; '.join([*listed, *unread])}" if listed or unread else ""
 
 
 def _check_fractions(root: Path, data: config.DataConfig, splits: Splits) -> None:
@@ -405,8 +406,8 @@ def _check_held_out(root: Path, fraction: float, images: int, classes: int) -> N
 
 
 def _same_classes(root: Path, splits: Splits) -> tuple[str, ...]:
-    train, *others = (_folders(root / split) for split in splits.folders)
-    _check_names(root, {name for names in (train, *others) for name in names})
+    train, *others = (folders(root / split) for split in splits.folders)
+    check_names(root, {name for names in (train, *others) for name in names})
     for split, names in zip(splits.folders[1:], others, strict=True):
         if names != train:
             raise DataError(
@@ -415,7 +416,7 @@ def _same_classes(root: Path, splits: Splits) -> tuple[str, ...]:
                 "give both the same class folders",
             )
     if len(train) < 2:
-        inner = [name for name in train if len(_folders(root / splits.train / name)) > 1]
+        inner = [name for name in train if len(folders(root / splits.train / name)) > 1]
         raise DataError(
             f"`{root / splits.train}` needs 2 or more class folders; found {_named(train)}",
             f"`data.root={root / splits.train / inner[0]}`, whose folders would be the classes"
@@ -425,7 +426,7 @@ def _same_classes(root: Path, splits: Splits) -> tuple[str, ...]:
     return tuple(train)
 
 
-def _check_names(root: Path, names: Iterable[str]) -> None:
+def check_names(root: Path, names: Iterable[str]) -> None:
     """Raise DataError for class names that a table can't show, or can't tell from each other."""
     shown: dict[str, str] = {}
     for name in sorted(names):
@@ -445,16 +446,16 @@ def _check_names(root: Path, names: Iterable[str]) -> None:
         shown[look] = name
 
 
-def _files_below(folder: Path) -> list[os.DirEntry[str]]:
+def files_below(folder: Path) -> list[os.DirEntry[str]]:
     """List the files in a folder and in all folders below it, by path, without hidden ones.
 
     Links to folders are followed; a folder that several links lead to is read once. Raises
     DataError for a link to a folder that contains the link.
     """
     found: list[os.DirEntry[str]] = []
-    folders, seen = [folder], set[Path]()
-    while folders:
-        real = (at := folders.pop()).resolve()
+    todo, seen = [folder], set[Path]()
+    while todo:
+        real = (at := todo.pop()).resolve()
         if real in seen:
             continue
         seen.add(real)
@@ -467,11 +468,12 @@ def _files_below(folder: Path) -> list[os.DirEntry[str]]:
                 raise DataError(
                     f"`{inner}` is a link to a folder that contains it", "remove the link"
                 )
-            folders.append(inner)
+            todo.append(inner)
     return sorted(found, key=lambda entry: entry.path)
 
 
-def _suffix(name: str) -> str:
+def suffix(name: str) -> str:
+    """Return the suffix of a file's name in lower case."""
     return os.path.splitext(name)[1].lower()
 
 
@@ -482,7 +484,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise DataError(f"can't read `{entry.path}`: {error.strerror}") from None
 
 
-def _folders(root: Path) -> list[str]:
+def folders(root: Path) -> list[str]:
+    """List the names of the folders in a folder, without hidden ones."""
     return [entry.name for entry in _scan(root) if _is_folder(entry)]
 
 

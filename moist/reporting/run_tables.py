@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import fill
@@ -12,6 +13,7 @@ from moist.reporting.terminal import SHORT, duration, print_table
 from moist.results.report import Deferral, Measures, Report
 
 if TYPE_CHECKING:
+    from moist.data.survey import Survey
     from moist.store.calls import Call
     from moist.store.runs import Run
 
@@ -272,3 +274,31 @@ def print_classes(report: Report, routed: str) -> None:
             ["class", *map(str, range(report.k))],
             sent,
         )
+
+
+def print_survey(found: Survey) -> None:
+    """Print what is in a folder of images, and all that is wrong with it."""
+    splits = list(dict.fromkeys(split for counts in found.classes.values() for split in counts))
+    rows = [
+        [name, *(str(counts.get(split, "-")) for split in splits)]
+        for name, counts in found.classes.items()
+    ]
+    if rows:
+        print_table("", ["class", *(s if s != "all" else "images" for s in splits)], rows)
+    if found.sizes:
+        sides = sorted(found.sizes, key=lambda size: math.prod(map(int, size.split("x"))))
+        modes = ", ".join(f"{mode} {count}" for mode, count in found.modes.items())
+        print(f"{_range(sides)}; modes: {modes}")
+    rows = [
+        [one.severity, one.what, str(len(one.files)), one.files[0], one.remedy]
+        for one in found.findings
+    ]
+    if rows:
+        print_table("", ["", "what", "count", "for example", "what to do"], rows)
+    print(found.summary or "a run on this folder is impossible until the errors are corrected")
+
+
+def _range(sizes: Sequence[str]) -> str:
+    if len(sizes) == 1:
+        return f"all of {sizes[0]} pixels"
+    return f"{len(sizes)} sizes, from {sizes[0]} to {sizes[-1]} pixels"
