@@ -36,9 +36,10 @@ def hypervolume_section(trials: Sequence[Trial], objectives: Sequence[Objective]
     """Draw the volume that the frontier dominates after each trial, up to the worst of all."""
     complete = [trial for trial in trials if trial.state == "complete"]
     reference = queries.default_reference(complete, objectives)
-    volumes = [
-        queries.hypervolume(complete[: i + 1], objectives, reference) for i in range(len(complete))
-    ]
+    volumes, kept = [], list[Trial]()
+    for trial in complete:
+        kept = queries.members([*kept, trial], objectives)
+        volumes.append(queries.hypervolume(kept, objectives, reference))
     if not volumes[-1]:
         return section("Hypervolume", el("p", "No trial dominates another, so there is none."))
     shares = [volume / volumes[-1] for volume in volumes]
