@@ -8,26 +8,42 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moist.config import Config
-    from moist.config.overrides import parse
-    from moist.pipeline import run
-    from moist.results.report import Report
-    from moist.store.store import Store
+    from moist.api.runs import Result, load, run
+    from moist.api.sweeps import sweep
+    from moist.errors import ConfigError, DataError, MoistError, StageError, StoreError
+    from moist.results.trials import Trial
+    from moist.serving.predict import Model, Predictions
+    from moist.study.query import Study, best, study
 
-__all__ = ["Config", "Report", "Store", "parse", "run"]
+    __version__: str
 
 _MODULES = {
-    "Config": "moist.config",
-    "Report": "moist.results.report",
-    "Store": "moist.store.store",
-    "parse": "moist.config.overrides",
-    "run": "moist.pipeline",
+    "api.runs": ("Result", "load", "run"),
+    "api.sweeps": ("sweep",),
+    "errors": ("ConfigError", "DataError", "MoistError", "StageError", "StoreError"),
+    "results.trials": ("Trial",),
+    "serving.predict": ("Model", "Predictions"),
+    "study.query": ("Study", "best"),
 }
+
+__all__ = [
+    "ConfigError", "DataError", "Model", "MoistError", "Predictions", "Result", "StageError",
+    "StoreError", "Study", "Trial", "__version__", "best", "load", "run", "study", "sweep",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module `moist` has no `{name}`; it has {', '.join(__all__)}")
-    from importlib import import_module
+    from importlib import import_module, metadata
 
-    return getattr(import_module(_MODULES[name]), name)
+    if name == "__version__":
+        return metadata.version("moist")
+    if name == "study":  # a package that can be called
+        return import_module("moist.study")
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"moist.{module}"), name)
+    raise AttributeError(f"module `moist` has no `{name}`; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -23,6 +23,8 @@ ELSEWHERE = "choose another folder with `--home DIR` or MOIST_HOME"
 SPACE = f"free some space (`moist cache gc` deletes the least recently used), or {ELSEWHERE}"
 UNFINISHED = ".downloading-"
 """Prefix of the folder that a download is written to until it is complete."""
+HOME = "~/.moist"
+"""The home folder, unless `--home` or MOIST_HOME names another."""
 NOTICE = 2.0
 """Seconds after which a wait for another process is reported."""
 
@@ -48,6 +50,11 @@ def expanded(path: Path, option: str = "") -> Path:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             raise ConfigError(f"`{given}`: {error.strerror}", "name another path") from None
     return expanded
+
+
+def home_of(home: str | Path | None) -> Path:
+    """Return `home`, or MOIST_HOME, or ~/.moist. Raises ConfigError for what can't be a path."""
+    return expanded(Path(home or os.environ.get("MOIST_HOME") or HOME))
 
 
 def check_text(text: str) -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from threading import current_thread, main_thread
 
 JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that a terminal or a batch system sends to all processes of a job."""
@@ -47,7 +48,13 @@ def leave_at_once() -> None:
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Raise Interrupted at a signal while the context is open."""
+    """Raise Interrupted at a signal while the context is open.
+
+    Python hands signals to the main thread only: in another one this changes nothing.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
     outermost = signal.getsignal(signal.SIGINT) is not _receive
     if outermost:
         _received.clear()
@@ -104,6 +111,9 @@ def _install(handler: Callable[[int, object], None]) -> dict[int, Callable[[int,
 
 @contextmanager
 def _set_deferring(value: bool) -> Iterator[None]:
+    if current_thread() is not main_thread():
+        yield
+        return
     before, _deferring[0] = _deferring[0], value
     try:
         yield

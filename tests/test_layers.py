@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "moist"
 FLOORS = (
     "errors interrupts disk config results env sweepfile store data nets tracking measure training"
-    " stages systems pipeline serving study reporting bench agents cli __init__ __main__"
+    " stages systems pipeline serving study reporting bench agents api cli __init__ __main__"
 ).split()
 """Rooms, lowest first: each imports only from rooms that stand before it."""
 FILES = {
@@ -23,6 +23,7 @@ ANSWERS_AT_ONCE = (
     "config config.overrides errors results results.report results.queries results.aggregate"
     " sweepfile disk store.runs store.keys store.maintenance store.objects reporting.terminal"
     " reporting.run_tables reporting.study_tables study.storage study.ledger"
+    " study.query api.compute api.runs api.sweeps"
     " cli.main cli.options cli.store cli.bench cli.sweep cli.sweep_optuna cli.sweep_wandb"
     " cli.study cli.pareto cli.report cli.run cli.runs cli.wandb"
 ).split()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
+from moist.api.compute import Compute
 from moist.cli.options import (
     FILE,
     JSON,
     OVERRIDES,
     THREADS,
     WORKERS,
-    Compute,
     Decorator,
     computing,
     print_json,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +13,16 @@ import click
 from click.core import ParameterSource
 from pydantic import BaseModel
 
+from moist.api.compute import Compute
+from moist.disk import HOME as DEFAULT_HOME
 from moist.disk import expanded
 from moist.errors import ConfigError
-from moist.reporting import terminal
 from moist.study.ref import StudyRef, storage_shown, url_of
 from moist.tracking.mode import FLAGS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moist.env import Env, Progress
-    from moist.store.plan import Plan
-    from moist.store.store import Store
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -49,8 +46,8 @@ HOME = click.option(
     "--home",
     type=ExpandedPath(path_type=Path, file_okay=False),
     envvar="MOIST_HOME",
-    default=Path("~/.moist"),
-    show_default="~/.moist",
+    default=Path(DEFAULT_HOME),
+    show_default=DEFAULT_HOME,
     help="Folder of models, data and run records (also MOIST_HOME).",
 )
 STORAGE = click.option(
@@ -82,44 +79,6 @@ WANDB = click.option(
     help="Log to W&B: to its server, or to files in HOME/wandb; auto: as WANDB_MODE says, else"
     " online if the server can be reached.",
 )
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Options of a command that computes: where its stages run, and whether it shows progress."""
-
-    home: Path
-    device: str | None = None
-    threads: int | None = None
-    quiet: bool = False
-
-    @contextmanager
-    def progress(self) -> Iterator[terminal.TerminalProgress]:
-        """Show progress on stderr while the context is open."""
-        with closing(terminal.TerminalProgress(self.quiet)) as progress:
-            yield progress
-
-    def env(self, progress: Progress) -> Env:
-        """Return the environment of stages. Raises ConfigError for a missing device."""
-        from moist.env import make_env
-
-        return make_env(progress, self.device, self.threads)
-
-    @contextmanager
-    def plan(self) -> Iterator[Plan]:
-        """Open a store that computes and stores nothing."""
-        from moist.store.plan import Plan
-
-        with self.progress() as progress:
-            yield Plan(self.home, self.env(progress))
-
-    @contextmanager
-    def store(self) -> Iterator[Store]:
-        """Open a store whose stages report to the terminal."""
-        from moist.store.store import Store
-
-        with self.progress() as progress:
-            yield Store(self.home, self.env(progress))
 
 
 def computing(command: Command) -> Command:

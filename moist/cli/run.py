@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from math import inf
 
 import click
 import yaml
 
-from moist.cli.options import JSON, OVERRIDES, WANDB, Compute, computing, output, print_json
+from moist.api.compute import Compute
+from moist.api.runs import checked, record
+from moist.cli.options import JSON, OVERRIDES, WANDB, computing, output, print_json
 from moist.config import flat, schema
 from moist.config.overrides import parse
 from moist.config.unread import check_read
 from moist.reporting import run_tables, terminal
-from moist.results.objectives import quantities, reported
-from moist.store.runs import RunRecords, command_for
-from moist.tracking.client import agent_sweep, run_info
+from moist.store.runs import Run
 
 
 @click.command()
@@ -33,42 +33,12 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
     moist run k=auto router=linear temperature=2
     moist run @sweeps/paper.yaml data.name=folder data.root=IMAGES --json
     """
-    config = parse(overrides)
-    if not agent_sweep():  # an agent sets every parameter, also those that its others leave unread
-        check_read(overrides)
-    from moist.pipeline import run as run_pipeline
-    from moist.store.store import Store
-    from moist.tracking.journal import summary_of
-    from moist.tracking.progress import WandbProgress
-    from moist.tracking.tracker import open_tracker
 
-    home, command = compute.home, command_for(config)
-    with compute.progress() as progress:
-        env = compute.env(progress)
-        for warning in (env.crowding(), env.emulation(config.precision)):
-            if warning:
-                progress.noted(warning)
-        with (
-            open_tracker(wandb, home, progress.noted, progress.warned) as tracked,
-            tracked.open(run_info(config, home, command), config) as journal,
-        ):
-            store = Store(home, replace(env, progress=WandbProgress(progress, journal)))
-            report = run_pipeline(config, store)
-            recorded = RunRecords(home).save(
-                command=command,
-                config=config,
-                report=report,
-                artifacts=store.keys(),
-                computed=store.computed(),
-            )
-            facts = {"key": report.key, "command": command, "seconds": report.seconds}
-            journal.end("complete", summary_of(quantities(report), reported(report), **facts))
-            values = flat(config)
-            output(
-                as_json,
-                report,
-                lambda: run_tables.print_report(report, values, command, recorded.computed),
-            )
+    def show(run: Run) -> None:
+        facts = run.report, run.config, run.command, run.computed
+        output(as_json, run.report, partial(run_tables.print_report, *facts))
+
+    record(checked(overrides), compute, wandb, show)
 
 
 @click.command()

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
+from moist.api.runs import load
 from moist.cli.options import (
     CSV,
     HOME,
     JSON,
     PATH,
-    Compute,
     check_together,
     output,
     print_csv,
@@ -106,8 +106,5 @@ def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> No
     \b
     moist predict last photo.jpg
     """
-    from moist.serving.predict import predict_images
-
-    with Compute(home, quiet=True).plan() as store:
-        predictions = predict_images(store, RunRecords(home).find(run), images)
+    predictions = load(run, home=home).records(images)
     output(as_json, predictions, lambda: run_tables.print_predictions(predictions))

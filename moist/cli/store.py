@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from moist.cli.options import HOME, JSON, OVERRIDES, PATH, QUIET, Compute, output, print_json
+from moist.api.compute import Compute
+from moist.cli.options import HOME, JSON, OVERRIDES, PATH, QUIET, output, print_json
 from moist.config.overrides import parse
 from moist.disk import write_atomically, writing
 from moist.errors import ConfigError, DataError

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from moist.api.sweeps import Search
 from moist.cli.options import (
     EACH_THREADS,
     FILE,
@@ -22,14 +23,11 @@ from moist.cli.options import (
     print_json,
     study_ref,
 )
-from moist.disk import writing
-from moist.errors import StageError
-from moist.reporting import study_tables, terminal
+from moist.reporting import study_tables
 from moist.results.objectives import DEFAULT, parse_limits, parse_objectives, parse_values
-from moist.results.queries import members
+from moist.results.trials import Trial
 from moist.study.ref import this_command
-from moist.study.settings import BEST, SAMPLERS, Settings
-from moist.study.spec import study_spec
+from moist.study.settings import BEST, SAMPLERS, SearchResult, Settings
 from moist.sweepfile import Sweep, read_sweep
 
 
@@ -150,21 +148,15 @@ def optuna(
     sweep = read_sweep(file, overrides)
     if not quiet:
         _print_ignored(sweep, bool(objectives))
-    from moist.reporting.plots import check_plot_path, plot_study
-    from moist.reporting.progress import SearchProgress
-    from moist.reporting.wandb_summary import log_summary
-    from moist.study.events import Observer
-    from moist.study.search import check_start, plan_search, requested_trials, search
-    from moist.study.tracking import WandbObserver
-    from moist.study.workers import machine_of, make_slots
-    from moist.tracking.tracker import open_tracker
+    from moist.reporting.plots import check_plot_path
+    from moist.study.search import requested_trials
+    from moist.study.workers import make_slots
 
     if not dry_run:
         check_plot_path(plot)
     slots = make_slots(devices, workers, threads)
     ref = study_ref(study or sweep.name, storage, home)
     goals = parse_objectives(objectives) if objectives else sweep.objectives or DEFAULT
-    command = this_command()
     settings = Settings(
         trials=requested_trials(sweep, trials),
         sampler=sampler,
@@ -176,41 +168,19 @@ def optuna(
         audit=prune_audit,
         reuse=not no_reuse,
     )
-    machine = machine_of(slots, settings.needed(goals))
-    spec = study_spec(sweep, goals, seed, command, machine=machine)
-    progress = terminal.TerminalProgress(quiet)
-    spec, source, conflicts = check_start(ref, sweep, spec, settings, fetch=not dry_run)
-    if source.summary:
-        progress.noted(source.summary)
-    if conflicts:
-        progress.warned(conflicts)
+    search = Search(ref, sweep, goals, settings, slots, this_command(), seed, quiet)
     if dry_run:
-        found = plan_search(ref, sweep, spec, settings, slots=slots)
+        found = search.plan()
         output(as_json, found.record(), lambda: study_tables.print_search_plan(found, workers))
         return
-    page = plot or home / "plots" / f"{ref.name}.html"
-    with open_tracker(wandb, home, progress.noted, progress.warned) as tracker:
-        with SearchProgress(quiet) as shown:
-            observers: list[Observer] = [shown]
-            observers += [] if tracker.off else [WandbObserver(tracker)]
-            result = search(ref, sweep, spec, settings, slots=slots, observers=observers)
-        front = members(result.trials, goals)
+
+    def show(result: SearchResult, front: list[Trial], page: Path) -> None:
         if as_json:
             print_json(result.record(front))
         else:
             study_tables.print_result(ref, result, front, objectives=goals, plot=page)
-        if front:  # last: a plot that can't be written costs no result
-            with writing(page.parent):
-                page.parent.mkdir(parents=True, exist_ok=True)
-            plot_study(page, ref)
-            if result.stats.outcomes and not tracker.off:
-                log_summary(tracker, ref, page)
-    if result.stats.all_failed:
-        raise StageError(
-            f"no trial of this start gave a result: {result.stats.outcomes['failed']} failed",
-            f"`{ref.command('sweep status')}` says why; `{ref.command('sweep retry')}` requeues"
-            " them",
-        )
+
+    search.run(wandb, plot, show)
 
 
 def _print_ignored(sweep: Sweep, has_objectives: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -44,16 +44,16 @@ def unread(config: Config) -> dict[str, str]:
     return {key: reason for key, reason in reasons.items() if reason}
 
 
-def check_read(overrides: Iterable[str]) -> None:
-    """Raise ConfigError for a `KEY=VALUE` that has no effect.
+def check_read(overrides: Iterable[str], keywords: Mapping[str, Any] | None = None) -> None:
+    """Raise ConfigError for a `KEY=VALUE`, or a Python keyword, that has no effect.
 
     Those of an `@FILE` may: it is for several systems. But a path that is not read is an error
     there too, since the run would be of other data.
     """
-    overrides = list(overrides)
-    config = build(given(overrides))
+    overrides, keywords = list(overrides), keywords or {}
+    config = build({**given(overrides), **keywords})
     values, reasons = flat(config), unread(config)
-    words = given(word for word in overrides if not word.startswith("@"))
+    words = {**given(word for word in overrides if not word.startswith("@")), **keywords}
     rejected = [key for key in reasons if key in words or (is_location(key) and values[key])]
     if rejected:
         raise ConfigError(

@@ -68,9 +68,18 @@ def read_image(path: Path, image_shape: tuple[int, int, int], crop: bool = False
     With `crop` its centre is taken, else all of it is stretched. For one channel the image's
     luminance is taken. Raises DataError for a file that can't be decoded.
     """
-    channels, height, width = image_shape
     stat(path.name, path)
-    image = opened(path)
+    return _fitted(opened(path), image_shape, crop)
+
+
+def as_image(image: Image, image_shape: tuple[int, int, int], crop: bool = False) -> torch.Tensor:
+    """Return an image of Pillow's in the form of `read_image`."""
+    return _fitted(_upright(image), image_shape, crop)
+
+
+def _fitted(image: Image, image_shape: tuple[int, int, int], crop: bool) -> torch.Tensor:
+    """Return an RGB image as uint8 (H, W, C), for one channel its luminance."""
+    channels, height, width = image_shape
     pixels = _resized(image.convert("L") if channels == 1 else image, (width, height), crop)
     return torch.from_numpy(pixels.reshape(height, width, channels).copy())
 
@@ -251,11 +260,11 @@ def _read(path: Path, source: Source) -> Pixels:
 
 def opened(path: Path) -> Image:
     """Decode an image to RGB, turned as its EXIF orientation says. Raises DataError."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return _rgb(ImageOps.exif_transpose(image))
+            return _upright(image)
     except Image.DecompressionBombError:
         raise DataError(
             f"`{path}` has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which Pillow"
@@ -270,6 +279,13 @@ def opened(path: Path) -> Image:
             "remove the file, or re-encode it as 8-bit png or jpeg; `moist data check ROOT` lists"
             " all such files",
         ) from None
+
+
+def _upright(image: Image) -> Image:
+    """Return an image as RGB, turned as its camera was held."""
+    from PIL import ImageOps
+
+    return _rgb(ImageOps.exif_transpose(image))
 
 
 def _rgb(image: Image) -> Image:

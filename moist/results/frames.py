@@ -23,8 +23,8 @@ def trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
 
     Columns: `trial` (its number); the quantities (`accuracy` on validation images, `mflops`, ...);
     accuracies on the test split as `test_NAME`; the parameters; `key` of the run; `state`;
-    `seconds` computed and `saved` by reuse; `reason` of a pruned, failed or reused trial. A trial
-    that is not complete has no quantities.
+    `seconds` computed and `saved` by reuse; `reason` of a pruned, failed or reused trial; the
+    `command` that repeats its run. A trial that is not complete has no quantities.
     """
     return frame(
         {
@@ -37,6 +37,7 @@ def trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
             "seconds": trial.seconds,
             "saved": trial.saved,
             "reason": trial.reason,
+            "command": trial.command,
         }
         for trial in trials
     )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from moist.data.augment import normalize
-from moist.data.decode import read_image
-from moist.errors import StoreError
+from moist.data.decode import as_image, read_image
+from moist.errors import DataError, StoreError
 from moist.measure.accuracy import EVAL_BATCH, answers, inference
 from moist.nets.build import module
 from moist.nets.cascade import CascadeNet
@@ -33,31 +35,117 @@ class Answer:
     deferred_B: torch.Tensor | None = None
 
 
-def predict_images(store: Backend, run: Run, paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Classify images, one record each: class and probability; of a mixture also the expert and
-    the router's confidence (None for an image that no expert saw), of a cascade whether the image
-    was deferred.
+Images = torch.Tensor | np.ndarray[Any, Any] | Image.Image | str | Path | Sequence[Any]
+"""N images: uint8 pixels (N, H, W, C), floats (N, C, H, W) normalized as in training, or images of
+Pillow's or files, one or a sequence."""
 
-    Images are read as the run's data were: same size, channels and normalization. Raises
-    DataError for a file that can't be decoded, StageError for a model that needs labels, and
-    StoreError for one that is gone.
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of N images: names of classes (N), and probabilities (N, C), columns as `Model.classes`.
+
+    `experts` (N) has the number of the student that answered, None where the router was not
+    asked; of a model without router it is None.
     """
-    data, model = stored(store, run)
-    net = module(model, store.env.device)
-    found: list[dict[str, Any]] = []
-    with inference(net, store.env.device, run.config["precision"]):
-        for start in range(0, len(paths), EVAL_BATCH):
-            batch = paths[start : start + EVAL_BATCH]
-            images_BHWC = torch.stack(
-                [read_image(path, data.image_shape, data.crop) for path in batch]
-            )
-            x_BCHW = normalize(images_BHWC.to(store.env.device), data.mean, data.std)
-            answer = answer_of(net, x_BCHW)
-            found += [
-                {"image": str(path), **_record(answer, i, data.classes)}
-                for i, path in enumerate(batch)
-            ]
-    return found
+
+    classes: tuple[str, ...]
+    probabilities: torch.Tensor
+    experts: tuple[int | None, ...] | None
+
+
+class Model:
+    """The model of a recorded run, which classifies new images.
+
+    `classes` are their names, in the order of the logits; `image_shape` is (C, H, W); `run` is the
+    record. Raises StoreError for what is no longer stored.
+    """
+
+    def __init__(self, store: Backend, run: Run) -> None:
+        data, model = stored(store, run)
+        self.run, self.classes, self.image_shape = run, data.classes, data.image_shape
+        self.mean, self.std, self.crop = data.mean, data.std, data.crop
+        self.device = store.env.device
+        self.net = module(model, self.device).eval()
+
+    def __repr__(self) -> str:
+        return f"<model of run {self.run.key[:8]}: {self.image_shape} to {len(self.classes)}>"
+
+    def __call__(self, images: Images) -> torch.Tensor:
+        """Return the logits (N, C) of N images, float32 on the CPU.
+
+        Pixels, Pillow's images and files are read as the run's data were: same size, channels and
+        normalization. Raises DataError for what are no images, and StageError for a model that
+        needs labels (`router=oracle`).
+        """
+        parts = [answer.logits_BC.float().cpu() for answer in self._answers(images)]
+        return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
+
+    def predict(self, images: Images) -> Predictions:
+        """Return class, probabilities and expert of each image. Raises as a call does."""
+        probs, experts = [torch.empty(0, len(self.classes))], list[int | None]()
+        routes = False
+        for answer in self._answers(images):
+            probs.append(answer.logits_BC.float().cpu().softmax(1))
+            routes = answer.gate_BE is not None
+            experts += [_expert(answer, i) for i in range(len(probs[-1]))]
+        found_NC = torch.cat(probs)
+        names = tuple(self.classes[i] for i in found_NC.argmax(1).tolist())
+        return Predictions(names, found_NC, tuple(experts) if routes else None)
+
+    def records(self, paths: Sequence[Path]) -> list[dict[str, Any]]:
+        """Return a record for each image file: class and probability; of a mixture also the expert
+        and the router's confidence (None for an image that no expert saw), of a cascade whether
+        the image was deferred."""
+        found = [
+            _record(answer, i, self.classes)
+            for answer in self._answers(paths)
+            for i in range(len(answer.logits_BC))
+        ]
+        return [{"image": str(path), **one} for path, one in zip(paths, found, strict=True)]
+
+    def _answers(self, images: Images) -> Iterator[Answer]:
+        """Classify images a batch at a time."""
+        given = [images] if isinstance(images, Image.Image | str | Path) else images
+        for start in range(0, len(given), EVAL_BATCH):
+            x_BCHW = self._normalized(given[start : start + EVAL_BATCH])
+            with inference(self.net, self.device, self.run.config["precision"]):
+                answer = answer_of(self.net, x_BCHW)
+            yield answer  # outside: whoever takes it may want gradients
+
+    def _normalized(self, images: Any) -> torch.Tensor:
+        """Return a batch as the network takes it: float32 (B, C, H, W) on its device."""
+        if isinstance(images, torch.Tensor) and images.is_floating_point():
+            if tuple(images.shape[1:]) != tuple(self.image_shape):
+                raise _no_images(
+                    images.shape, f"floats (N, {', '.join(map(str, self.image_shape))})"
+                )
+            return images.to(self.device, torch.float32)
+        if isinstance(images, torch.Tensor | np.ndarray):
+            images = _pixels(np.asarray(images))
+        read = [self._read(image) for image in images]
+        return normalize(torch.stack(read).to(self.device), self.mean, self.std)
+
+    def _read(self, image: Any) -> torch.Tensor:
+        if isinstance(image, str | Path):
+            return read_image(Path(image), self.image_shape, self.crop)
+        if isinstance(image, Image.Image):
+            return as_image(image, self.image_shape, self.crop)
+        raise _no_images(type(image).__name__, "a sequence of Pillow's images or of files")
+
+
+def _pixels(array: np.ndarray[Any, Any]) -> list[Image.Image]:
+    """Return uint8 pixels (N, H, W, C) as images. Raises DataError for other arrays."""
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in {1, 3, 4}:
+        raise _no_images(f"{array.dtype} {array.shape}", "uint8 (N, H, W, C) with 1, 3 or 4 C")
+    return [Image.fromarray(one[..., 0] if one.shape[2] == 1 else one) for one in array]
+
+
+def _no_images(found: object, wanted: str) -> DataError:
+    return DataError(
+        f"expected {wanted}, found {found}",
+        "give uint8 pixels (N, H, W, C), images of Pillow's, files, or normalized floats"
+        " (N, C, H, W)",
+    )
 
 
 def stored(store: Backend, run: Run) -> tuple[Dataset, Any]:
@@ -87,9 +175,16 @@ def _record(answer: Answer, i: int, classes: Sequence[str]) -> dict[str, Any]:
         "class": classes[int(prob_C.argmax())], "probability": float(prob_C.max())
     }  # fmt: skip
     if answer.gate_BE is not None:
-        gate_E, routed = answer.gate_BE[i].softmax(0), bool(answer.routed_B[i])
-        found["expert"] = int(gate_E.argmax()) if routed else None
-        found["router_confidence"] = float(gate_E.max()) if routed else None
+        expert, gate_E = _expert(answer, i), answer.gate_BE[i].softmax(0)
+        found["expert"] = expert
+        found["router_confidence"] = None if expert is None else float(gate_E.max())
     if answer.deferred_B is not None:
         found["deferred"] = bool(answer.deferred_B[i])
     return found
+
+
+def _expert(answer: Answer, i: int) -> int | None:
+    """Return the student that answered an image; None if none was chosen."""
+    if answer.gate_BE is None or not answer.routed_B[i]:
+        return None
+    return int(answer.gate_BE[i].argmax())

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from moist.config import Config
@@ -29,8 +30,7 @@ from moist.results.report import Machine
 from moist.study import events
 from moist.study.spec import format_machine
 
-PRELOADED = ("moist.cli.main", "moist.study.trainer", "sklearn.cluster", "torch._dynamo")
-"""`moist.cli.main` because a fresh process imports what the command line started with."""
+PRELOADED = ("moist.study.trainer", "sklearn.cluster", "torch._dynamo")
 SLOT_LOSSES = 3
 """Different trials lost in a row on a slot, after which it gets no more."""
 EXIT_TIMEOUT = 2.0
@@ -136,8 +136,8 @@ class Pool:
             daemon=True,
         )
         try:
-            with nullcontext() if _server() in _ready else undeferred():  # until it has imported
-                process.start()
+            with _without_main(), nullcontext() if _server() in _ready else undeferred():
+                process.start()  # undeferred until the server has imported
             _ready.add(_server())
         except (EOFError, OSError) as error:
             raise StageError(
@@ -209,6 +209,17 @@ class Pool:
             slot.process.close()
         slot.process = None
         self._release(slot)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the program that was started: a worker would run it, up to this very search."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 _ready: set[int | None] = set()

@@ -15,7 +15,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from moist.errors import ConfigError, first_line
+from moist.errors import ConfigError, first_line, unknown
 
 Name = Literal["online", "offline", "off"]
 FLAGS = ("auto", "online", "offline", "off")
@@ -42,6 +42,8 @@ def choose_mode(flag: str = "auto") -> Mode:
 
     Raises ConfigError if the server is required and there is no account, or it can't be reached.
     """
+    if flag not in FLAGS:
+        raise unknown("mode of tracking", flag, FLAGS)
     name, by = (flag, "--wandb") if flag != "auto" else (_environment(), "WANDB_MODE")
     if name in MODES and MODES[name] != "online":
         return Mode(MODES[name], f"set by {by}")

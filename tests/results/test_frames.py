@@ -15,6 +15,7 @@ COMPLETE = Trial(
     quantities={"accuracy": 0.1 + 0.2, "mflops": 13.0},
     reported={"accuracy": 0.5, "teacher": 0.75},
     key="ab",
+    command="moist run k=3",
     seconds=2.5,
 )
 PRUNED = Trial(number=1, state="pruned", params={"k": 4}, reason="over `mflops <= 10`", saved=1.0)
@@ -24,7 +25,7 @@ def test_a_study_has_one_row_a_trial():
     table = trial_frame([COMPLETE, PRUNED])
     assert list(table) == [
         "trial", "accuracy", "mflops", "test_accuracy", "test_teacher", "k", "router",
-        "augment.flip", "key", "state", "seconds", "saved", "reason",
+        "augment.flip", "key", "state", "seconds", "saved", "reason", "command",
     ]  # fmt: skip
     assert list(table["trial"]) == [0, 1] and list(table["k"]) == [3, 4]
     assert table["accuracy"][0] == 0.1 + 0.2 and pd.isna(table["accuracy"][1])
@@ -33,13 +34,14 @@ def test_a_study_has_one_row_a_trial():
         "trial": "int64", "accuracy": "float64", "mflops": "float64", "test_accuracy": "float64",
         "test_teacher": "float64", "k": "int64", "router": "str", "augment.flip": "boolean",
         "key": "str", "state": "str", "seconds": "float64", "saved": "float64", "reason": "str",
+        "command": "str",
     }  # fmt: skip
 
 
 def test_csv_is_unrounded_and_has_empty_cells_for_missing_values():
     first, second = trial_frame([COMPLETE, PRUNED]).to_csv(index=False).splitlines()[1:]
     assert first.startswith("0,0.30000000000000004,13.0,0.5,0.75,3,cnn,True,ab,complete,2.5,0.0")
-    assert second == "1,,,,,4,,,,pruned,0.0,1.0,over `mflops <= 10`"
+    assert second == "1,,,,,4,,,,pruned,0.0,1.0,over `mflops <= 10`,"
 
 
 def test_a_whole_number_that_some_rows_lack_stays_whole():

@@ -18,7 +18,7 @@ from moist.nets.build import module
 from moist.pipeline import run, stages
 from moist.reporting.run_tables import print_report
 from moist.results.report import Report
-from moist.serving.predict import predict_images
+from moist.serving.predict import Model
 from moist.store import maintenance
 from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
@@ -273,7 +273,7 @@ def test_a_systems_model_is_stored_printed_and_classifies_images(home, capsys, f
         command="", config=config, report=report, artifacts={"prepare": tuple(prepared)}
     )
     paths = sorted(folder.rglob("*.png"))[:3]
-    said = predict_images(store, record, paths)
+    said = Model(store, record).records(paths)
     assert [row["image"] for row in said] == [str(path) for path in paths]
     assert all(row["class"] in "0123456789" and 0 < row["probability"] <= 1 for row in said)
     assert all(("deferred" in row) == (report.deferral is not None) for row in said)
@@ -307,7 +307,7 @@ def test_the_second_pass_is_computed_for_deferred_images_only(home, tmp_path, mo
         settled = net.answer(normalize(data.test.images_NHWC[:30], data.mean, data.std))
     assert 0 < sum(asked) == int(settled.deferred_B.sum()) < 30
     monkeypatch.setattr("moist.serving.predict.EVAL_BATCH", 7)
-    said = predict_images(store, record, paths)
+    said = Model(store, record).records(paths)
     assert [row["deferred"] for row in said] == settled.deferred_B.tolist()
     top_N = settled.logits_BC.softmax(1).amax(1)
     assert [row["probability"] for row in said] == pytest.approx(top_N.tolist(), abs=1e-5)

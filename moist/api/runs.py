@@ -1,0 +1,167 @@
+"""Train and record one model; load the model of a recorded run. Imports torch only when called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moist.api.compute import Compute
+from moist.config import Config, sections
+from moist.config.overrides import build, given
+from moist.config.unread import check_read
+from moist.disk import home_of
+from moist.reporting.terminal import SHORT
+from moist.results.objectives import quantities, reported
+from moist.results.report import Report
+from moist.store.runs import Run, RunRecords, command_for
+from moist.tracking.client import agent_sweep, run_info
+
+if TYPE_CHECKING:
+    from moist.serving.predict import Model
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """A run on record: its report in short and whole, and its model.
+
+    `record` has the config by dotted names, the keys of all stages and the time of the run.
+    """
+
+    record: Run
+    home: Path
+
+    def __repr__(self) -> str:
+        key = self.key[:SHORT]
+        return f"<run {key}: accuracy {self.accuracy:.4f}, {self.mflops:.4g} MFLOPs>"
+
+    @property
+    def key(self) -> str:
+        """The key by which `moist.load` and the commands find the run."""
+        return self.record.key
+
+    @property
+    def accuracy(self) -> float:
+        """The accuracy on the test split, a fraction in [0, 1]."""
+        return self.report.accuracy
+
+    @property
+    def mflops(self) -> float:
+        """Millions of flops an image, a multiply-add counting as one."""
+        return self.report.mflops
+
+    @property
+    def report(self) -> Report:
+        """Every number of the run, also of its teacher and its single student."""
+        return self.record.report
+
+    @property
+    def command(self) -> str:
+        """The command that repeats the run."""
+        return self.record.command
+
+    def model(self, device: str | None = None) -> Model:
+        """Load the trained model, as `moist.load` does."""
+        return load(self.key, home=self.home, device=device)
+
+
+def run(
+    *overrides: str,
+    home: str | Path | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    quiet: bool = False,
+    wandb: str = "auto",
+    **keys: Any,
+) -> Result:
+    """Train, measure and record one model, exactly as the command `moist run` does.
+
+    Config keys are given as keywords (`k=2`, `student={"arch": "residual"}` or
+    `**{"student.arch": "residual"}`), or as the command's words (`"k=2"`, `"@sweeps/short.yaml"`);
+    keywords win. Stages whose outputs are stored are reused, and `moist show` finds the run.
+
+    Args:
+        home: folder of models and records; default: MOIST_HOME, else ~/.moist.
+        device: cpu, cuda, cuda:1, ...; default: cuda if available.
+        threads: number of CPU threads, from now on in this process.
+        quiet: print warnings only.
+        wandb: auto, online, offline or off.
+
+    Raises ConfigError for an unknown key, a bad value, a conflict or a key without effect,
+    DataError for images that can't be read, StageError for a stage that can't finish, and
+    StoreError for a home that can't be written: all are MoistErrors.
+    """
+    config = checked(overrides, _flat(keys))
+    compute = Compute(home_of(home), device, threads, quiet)
+    return Result(record(config, compute, wandb), compute.home)
+
+
+def load(key: str, *, home: str | Path | None = None, device: str | None = None) -> Model:
+    """Load the model of a recorded run; `key` may be a unique prefix, or `last`.
+
+    `moist.load(KEY)(images)` gives logits, `.predict(images)` classes, probabilities and experts.
+
+    Raises ConfigError for a key without a run, StoreError for a model that is no longer stored.
+    """
+    from moist.serving.predict import Model
+
+    compute = Compute(home_of(home), device, quiet=True)
+    with compute.plan() as store:
+        return Model(store, RunRecords(compute.home).find(key))
+
+
+def record(
+    config: Config, compute: Compute, wandb: str, show: Callable[[Run], object] = lambda run: None
+) -> Run:
+    """Train and measure what a config describes, log it to W&B, and record it.
+
+    `show` is called with the record before the last upload is waited for.
+    """
+    from moist.pipeline import run as run_pipeline
+    from moist.store.store import Store
+    from moist.tracking.journal import summary_of
+    from moist.tracking.progress import WandbProgress
+    from moist.tracking.tracker import open_tracker
+
+    home, command = compute.home, command_for(config)
+    with compute.progress() as progress:
+        env = compute.env(progress)
+        for warning in (env.crowding(), env.emulation(config.precision)):
+            if warning:
+                progress.noted(warning)
+        with (
+            open_tracker(wandb, home, progress.noted, progress.warned) as tracked,
+            tracked.open(run_info(config, home, command), config) as journal,
+        ):
+            store = Store(home, replace(env, progress=WandbProgress(progress, journal)))
+            report = run_pipeline(config, store)
+            recorded = RunRecords(home).save(
+                command=command,
+                config=config,
+                report=report,
+                artifacts=store.keys(),
+                computed=store.computed(),
+            )
+            facts = {"key": report.key, "command": command, "seconds": report.seconds}
+            journal.end("complete", summary_of(quantities(report), reported(report), **facts))
+            show(recorded)
+            return recorded
+
+
+def checked(overrides: Sequence[str], keywords: Mapping[str, Any] | None = None) -> Config:
+    """Build a run's config. Raises ConfigError also for a key that has no effect."""
+    keywords = keywords or {}
+    config = build({**given(overrides), **keywords})
+    if not agent_sweep():  # an agent sets every parameter, also those that its others leave unread
+        check_read(overrides, keywords)
+    return config
+
+
+def _flat(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by dotted name, those of a section given as a dict too."""
+    found: dict[str, Any] = {}
+    for name, value in keys.items():
+        whole = name in sections() and isinstance(value, Mapping)
+        found |= {f"{name}.{leaf}": one for leaf, one in value.items()} if whole else {name: value}
+    return found
