@@ -25,7 +25,7 @@ ANSWERS_AT_ONCE = (
     " reporting.run_tables reporting.study_tables study.storage study.ledger"
     " study.query api.compute api.runs api.sweeps"
     " cli.main cli.options cli.store cli.bench cli.sweep cli.sweep_optuna cli.sweep_wandb"
-    " cli.study cli.pareto cli.report cli.run cli.runs cli.wandb"
+    " cli.study cli.pareto cli.report cli.export cli.run cli.runs cli.wandb"
 ).split()
 READS_TEST = {
     "stages/evaluate.py", "stages/prepare.py", "data/sources.py", "data/decode.py",

@@ -14,6 +14,7 @@ import click
 
 from moist import config as configs
 from moist.cli.bench import bench
+from moist.cli.export import export
 from moist.cli.pareto import pareto
 from moist.cli.report import report
 from moist.cli.run import config, plan, run
@@ -47,8 +48,8 @@ def cli() -> None:
 
 
 for command in (
-    bench, best, browse, cache, config, curve, dashboard, data, init, pareto, plan, predict,
-    report, run, runs, show, sweep, sync, table, wandb,
+    bench, best, browse, cache, config, curve, dashboard, data, export, init, pareto, plan,
+    predict, report, run, runs, show, sweep, sync, table, wandb,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -41,7 +41,7 @@ def count_flops(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
     was_training = module.training
     module.eval()
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with _plain_encoder_layers(), warnings.catch_warnings():
+    with plain_encoder_layers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fvcore is built on torch.jit, which is deprecated
         from fvcore.nn import FlopCountAnalysis
 
@@ -57,7 +57,7 @@ def count_flops(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
 
 
 @contextmanager
-def _plain_encoder_layers() -> Iterator[None]:
+def plain_encoder_layers() -> Iterator[None]:
     """Trace transformer layers as the linear layers they are, not as one fused operator."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

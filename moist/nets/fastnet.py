@@ -42,7 +42,7 @@ class FastBlock(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         x = self.conv1(x_BCHW)
-        x = F.max_pool2d(x, [min(2, side) for side in x.shape[2:]])  # small images: one pixel
+        x = F.max_pool2d(x, [min(2, int(side)) for side in x.shape[2:]])  # small: one pixel
         x = F.gelu(self.norm1(x))
         return F.gelu(self.norm2(self.conv2(x)))
 
@@ -65,7 +65,7 @@ class FastNet(nn.Module):
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Return class logits (B, C)."""
         x = self.blocks(F.gelu(self.stem(x_BCHW)))
-        x = F.max_pool2d(x, x.shape[2:]).flatten(1)
+        x = F.max_pool2d(x, [int(side) for side in x.shape[2:]]).flatten(1)
         logits: torch.Tensor = self.fc(x / TEMPER)
         return logits
 

@@ -146,8 +146,15 @@ class MoIST(nn.Module):
         Unmasked experts: the router's two probabilities are made to sum to 1. Masked ones share
         out that of their clusters, and the other clusters' is spread as in `combine`.
         """
+        second_BC = self.dispatch(x_BCHW, gate_BE.topk(2).indices[:, 1])
+        return self.combine_two(gate_BE, own_BC, second_BC)
+
+    def combine_two(
+        self, gate_BE: torch.Tensor, own_BC: torch.Tensor, second_BC: torch.Tensor
+    ) -> torch.Tensor:
+        """Combine the logits (B, C) of the router's two best experts as `two_experts` says."""
         best_B2 = gate_BE.topk(2).indices
-        logits_2BC = torch.stack([own_BC, self.dispatch(x_BCHW, best_B2[:, 1])])
+        logits_2BC = torch.stack([own_BC, second_BC])
         if self.gated:
             logits_2BC = logits_2BC * F.softmax(gate_BE, 1).gather(1, best_B2).T[:, :, None]
         log_p_2BC = logits_2BC.log_softmax(2)

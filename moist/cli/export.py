@@ -1,0 +1,57 @@
+"""`moist export`: a run's model as a file that needs neither moist nor torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moist.api.compute import Compute
+from moist.cli.options import JSON, PATH, computing, print_json
+from moist.disk import write_atomically, writing
+from moist.store.runs import RunRecords
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "--output",
+    "-o",
+    "path",
+    type=PATH,
+    default=Path("model.onnx"),
+    show_default="model.onnx",
+    metavar="FILE.onnx",
+    help="The file to write.",
+)
+@JSON
+@computing
+def export(run: str, path: Path, as_json: bool, compute: Compute) -> None:
+    """Export a run's model as one ONNX file, for programs without moist or torch.
+
+    Only the students that images are routed to are computed, at every batch size. Input `images`
+    is uint8, (batch, height, width, channels); output `logits`. Class names, key, config and
+    figures are in the file's metadata. It is compared with the model in torch on the validation
+    images first, and not written if it differs. RUN is a key, a unique prefix of one, or `last`.
+
+    Needs `pip install 'moist[onnx]'`.
+
+    \b
+    moist export last
+    moist export 3f2a -o digits.onnx
+    """
+    from moist.serving.export import export_onnx
+
+    with compute.plan() as store:
+        found = export_onnx(store, RunRecords(compute.home).find(run))
+    with writing(path.parent):
+        write_atomically(path, found.data)
+    if as_json:
+        print_json({"file": str(path), **found.report()})
+        return
+    click.echo(
+        f"{path}: {len(found.data) / 1e6:.3g} MB, runs in onnxruntime\n"
+        f"on {found.n} {'validation' if found.split == 'val' else 'training'} images:"
+        f" {found.same_class:.2%} with the same class as in torch, logits within"
+        f" {found.difference:.1g}, accuracy {found.accuracy:.2%} ({found.accuracy_torch:.2%})"
+    )

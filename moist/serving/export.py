@@ -1,0 +1,390 @@
+"""A run's model as one ONNX graph, which a program without moist or torch can run.
+
+Input `images` is uint8 (B, H, W, C), as Pillow gives pixels; normalization is inside. Output
+`logits` is float32 (B, C); beside it `router_logits` (B, E) of a model that routes, and `deferred`
+(B,) of a cascade. Each student is a branch that gets its own images only, and is not taken without
+any: one file serves every batch size, and an image costs what it costs in torch.
+
+B images, C classes, E experts.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from moist.data.augment import normalize
+from moist.errors import ConfigError, StageError
+from moist.measure.accuracy import EVAL_BATCH, accuracy, inference
+from moist.measure.multiply_adds import plain_encoder_layers
+from moist.nets.build import module
+from moist.nets.cascade import CascadeNet
+from moist.nets.mixture import MoIST
+from moist.serving.predict import stored
+from moist.store.artifacts import Dataset, Split
+from moist.store.calls import Backend
+from moist.store.runs import Run, version
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+OPSET = 18
+SAMPLE = 2
+"""Training images to trace with."""
+SAME_CLASS, SAME_LOGITS = 0.999, 1e-3
+"""Parity: the least share of images that agree, and the largest relative difference of logits."""
+SINGLY = 16
+"""Images that parity also classifies one by one."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported graph, and how it compares with the model in torch, on `n` images of a split.
+
+    `same_class`: share of images with the same class; `difference`: of logits, relative to the
+    image's largest, where all but one in a thousand images are below.
+    """
+
+    data: bytes = field(repr=False)
+    split: str
+    n: int
+    same_class: float
+    difference: float
+    accuracy_torch: float
+    accuracy: float
+
+    def report(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        figures = {name: value for name, value in vars(self).items() if name != "data"}
+        return {**figures, "bytes": len(self.data)}
+
+
+def export_onnx(store: Backend, run: Run) -> Exported:
+    """Export a run's model, checked against torch.
+
+    Raises ConfigError without onnx or onnxruntime, StoreError for a model that is gone, and
+    StageError for one that needs labels, or whose graph differs from it.
+    """
+    check_installed("onnx", "onnxruntime")
+    data, model = stored(store, run)
+    net = module(model).eval()
+    exported = compared(net, onnx_of(net, data, metadata(data, run)), data)
+    if exported.same_class < SAME_CLASS or exported.difference > SAME_LOGITS:
+        raise StageError(
+            f"the exported graph differs from the model: {exported.same_class:.2%} of"
+            f" {exported.n} images have the same class, logits differ by"
+            f" {exported.difference:.1g}; it was not written",
+            "please report it, with the output of `moist show` of this run",
+        )
+    return exported
+
+
+def check_installed(*packages: str) -> None:
+    """Raise ConfigError, with what to install, for a package that can't be imported."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise ConfigError(
+            f"ONNX files need {' and '.join(missing)}, which can't be imported",
+            "`pip install 'moist[onnx]'`",
+        )
+
+
+def onnx_of(net: nn.Module, data: Dataset, properties: dict[str, str]) -> bytes:
+    """Return a module's ONNX file with these properties, a network or a whole model."""
+    with torch.no_grad(), plain_encoder_layers():
+        graph = Graph(data.train.images_NHWC[:SAMPLE])
+        return graph.to_bytes(assemble(net, graph, data), properties)
+
+
+class Graph:
+    """ONNX nodes in the order of computation, and every value of them on sample images."""
+
+    def __init__(self, images_BHWC: torch.Tensor) -> None:
+        self.values = {"images": images_BHWC}
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.count = 0
+
+    def add(
+        self,
+        compute: Callable[..., torch.Tensor],
+        inputs: tuple[str, ...],
+        output: str,
+        net: nn.Module | None = None,
+    ) -> str:
+        """Add what a function computes; `net` is the network whose weights it reads.
+
+        Returns the output.
+        """
+        samples = tuple(self.values[name] for name in inputs)
+        part = self._traced(Part(compute, net), samples, inputs, output)
+        self.nodes += part.node
+        self.weights += part.initializer
+        self.values[output] = compute(*samples)
+        return output
+
+    def replace(
+        self,
+        into: str,
+        chosen: str,
+        compute: Callable[[torch.Tensor], torch.Tensor],
+        x: str,
+        net: nn.Module,
+    ) -> str:
+        """Replace the chosen rows of a value by what a network computes of the same rows of `x`,
+        in a branch that is not taken if there are none. Returns the output."""
+        from onnx import TensorProto, helper
+
+        self.count += 1
+        name = f"branch{self.count}"
+        rows = self.values[chosen].nonzero().squeeze(1)
+        sample = self.values[x][rows] if len(rows) >= SAMPLE else self.values[x]
+        part = self._traced(Part(compute, net), (sample,), (f"{name}_x",), f"{name}_y")
+        node, output = helper.make_node, f"{into}_{self.count}"
+        self.weights += [
+            *part.initializer,
+            helper.make_tensor(f"{name}_last", TensorProto.INT64, [1], [1]),
+            helper.make_tensor(f"{name}_all", TensorProto.INT64, [1], [-1]),
+        ]
+        some = [
+            node("NonZero", [chosen], [f"{name}_found"]),
+            node("Reshape", [f"{name}_found", f"{name}_all"], [f"{name}_rows"]),
+            node("Gather", [x, f"{name}_rows"], [f"{name}_x"]),
+            *part.node,
+            node("Unsqueeze", [f"{name}_rows", f"{name}_last"], [f"{name}_places"]),
+            node("ScatterND", [into, f"{name}_places", f"{name}_y"], [f"{name}_some"]),
+        ]
+        none = [node("Identity", [into], [f"{name}_none"])]
+        branches = {
+            f"{kind}_branch": helper.make_graph(
+                nodes,
+                f"{name}_{kind}",
+                [],
+                [helper.make_tensor_value_info(last.output[0], TensorProto.FLOAT, None)],
+            )
+            for kind, nodes, last in (("then", some, some[-1]), ("else", none, none[0]))
+        }
+        self.nodes += [
+            node("Cast", [chosen], [f"{name}_number"], to=TensorProto.INT32),
+            node("ReduceMax", [f"{name}_number"], [f"{name}_most"], keepdims=0),
+            node("Cast", [f"{name}_most"], [f"{name}_any"], to=TensorProto.BOOL),
+            node("If", [f"{name}_any"], [output], **branches),
+        ]
+        result = self.values[into].clone()
+        if len(rows):
+            result[rows] = compute(self.values[x][rows])
+        self.values[output] = result
+        return output
+
+    def to_bytes(self, outputs: dict[str, str], properties: dict[str, str]) -> bytes:
+        """Return the file; `outputs` has the value of each output's name."""
+        import onnx
+        from onnx import TensorProto, helper
+
+        types = {
+            torch.float32: TensorProto.FLOAT,
+            torch.bool: TensorProto.BOOL,
+            torch.uint8: TensorProto.UINT8,
+        }
+
+        def described(name: str, value: torch.Tensor) -> onnx.ValueInfoProto:
+            shape = ["batch", *value.shape[1:]]
+            return helper.make_tensor_value_info(name, types[value.dtype], shape)
+
+        named = [helper.make_node("Identity", [value], [name]) for name, value in outputs.items()]
+        graph = helper.make_graph(
+            [*self.nodes, *named],
+            "moist",
+            [described("images", self.values["images"])],
+            [described(name, self.values[value]) for name, value in outputs.items()],
+            self.weights,
+        )
+        opset = helper.make_opsetid("", OPSET)
+        built = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+        helper.set_model_props(built, properties)
+        onnx.checker.check_model(built, full_check=True)
+        data: bytes = built.SerializeToString()
+        return data
+
+    def _traced(
+        self,
+        part: Part,
+        samples: tuple[torch.Tensor, ...],
+        inputs: tuple[str, ...],
+        output: str,
+    ) -> onnx.GraphProto:
+        """Trace a part: 0.3 s with the legacy exporter, which folds batch norm."""
+        import onnx
+        from onnx import compose
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is the legacy one; of Python values
+            torch.onnx.export(
+                part.eval(),
+                tuple(x[:SAMPLE].contiguous() for x in samples),
+                written := io.BytesIO(),  # type: ignore[arg-type]
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=[output],
+                dynamic_axes={name: {0: "batch"} for name in (*inputs, output)},
+            )
+        built = onnx.load_model_from_string(written.getvalue())
+        renamed = compose.add_prefix(
+            built, f"{output}/", rename_inputs=False, rename_outputs=False
+        )
+        return renamed.graph
+
+
+class Part(nn.Module):
+    """A function that reads a network's weights, as a module."""
+
+    def __init__(self, compute: Callable[..., torch.Tensor], net: nn.Module | None) -> None:
+        super().__init__()
+        self.compute, self.net = compute, net
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Return what the function computes."""
+        return self.compute(*inputs)
+
+
+def assemble(net: nn.Module, graph: Graph, data: Dataset) -> dict[str, str]:
+    """Add a whole model to a graph; returns the value of each output."""
+    mean_C, std_C = (torch.tensor(values).float() for values in (data.mean, data.std))
+    graph.add(
+        lambda x_BHWC: ((x_BHWC.float() / 255 - mean_C) / std_C).permute(0, 3, 1, 2),
+        ("images",),
+        "pixels",
+    )
+    first: Any = net.first if isinstance(net, CascadeNet) else net
+    found: dict[str, str] = {}
+    x = own = ""
+    if isinstance(first, MoIST):
+        x = "pixels"
+        if not isinstance(first.trunk, nn.Identity):
+            x = graph.add(first.trunk, (x,), "features", first.trunk)
+        found["router_logits"] = graph.add(first.route, (x,), "gate", first.router)
+        expert = graph.add(lambda gate_BE: gate_BE.argmax(1), ("gate",), "expert")
+        own = _dispatch(graph, first, x, expert, _zeros(graph, first, "own"))
+        logits = graph.add(first.combine, ("gate", expert, own), "first")
+    else:
+        logits = graph.add(lambda x_BCHW: first(x_BCHW).float(), ("pixels",), "first", first)
+    if not isinstance(net, CascadeNet):
+        return {"logits": logits, **found}
+    fallback, threshold = net.fallback, net.threshold
+    if fallback is None:
+        assert isinstance(first, MoIST)
+        certainty = graph.add(_margin, ("gate",), "certainty")
+    else:
+        certainty = graph.add(lambda z_BC: z_BC.softmax(1).amax(1), (logits,), "certainty")
+    deferred = graph.add(lambda sure_B: sure_B < threshold, (certainty,), "is_deferred")
+    if fallback is None:
+        second = graph.add(_second, ("gate", deferred), "second_expert")
+        other = _dispatch(graph, first, x, second, _zeros(graph, first, "other"))
+        both = graph.add(first.combine_two, ("gate", own, other), "both")
+        logits = graph.add(_where, (deferred, both, logits), "answer")
+    elif isinstance(fallback, MoIST):
+        found["router_logits"] = graph.add(fallback.route, (logits,), "gate")
+        expert = graph.add(_routed, ("gate", deferred), "expert")
+        logits = _dispatch(graph, fallback, "pixels", expert, logits)
+    else:
+        logits = graph.replace(logits, deferred, net.second_pass, "pixels", fallback)
+    return {"logits": logits, **found, "deferred": deferred}
+
+
+def _dispatch(graph: Graph, net: MoIST, x: str, expert: str, into: str) -> str:
+    """Add the students, each for the rows of its images; -1 is no expert."""
+    for j, student in enumerate(net.students):
+        chosen = graph.add(partial(torch.eq, other=j), (expert,), f"{expert}{j}")
+        into = graph.replace(into, chosen, partial(net.expert, j), x, student)
+    return into
+
+
+def _zeros(graph: Graph, net: MoIST, name: str) -> str:
+    classes = net.member_EC.shape[1]
+    return graph.add(lambda gate_BE: gate_BE[:, :1] * torch.zeros(classes), ("gate",), name)
+
+
+def _margin(gate_BE: torch.Tensor) -> torch.Tensor:
+    best_B2 = gate_BE.softmax(1).topk(2).values
+    return best_B2[:, 0] - best_B2[:, 1]
+
+
+def _second(gate_BE: torch.Tensor, deferred_B: torch.Tensor) -> torch.Tensor:
+    return torch.where(deferred_B, gate_BE.topk(2).indices[:, 1], -1)
+
+
+def _routed(gate_BE: torch.Tensor, deferred_B: torch.Tensor) -> torch.Tensor:
+    return torch.where(deferred_B, gate_BE.argmax(1), -1)
+
+
+def _where(chosen_B: torch.Tensor, a_BC: torch.Tensor, b_BC: torch.Tensor) -> torch.Tensor:
+    return torch.where(chosen_B[:, None], a_BC, b_BC)
+
+
+def metadata(data: Dataset, run: Run) -> dict[str, str]:
+    """Return what the file says of the model, as texts: some of them JSON."""
+    numbers = run.report.model_dump(mode="json")
+    figures = {k: v for k, v in numbers.items() if isinstance(v, int | float | None)}
+    return {
+        "moist": version(),
+        "run": run.key,
+        "command": run.command,
+        "classes": json.dumps(data.classes),
+        "crop": json.dumps(data.crop),
+        "config": json.dumps(run.config),
+        "figures": json.dumps(figures),
+    }
+
+
+def compared(net: nn.Module, graph: bytes, data: Dataset) -> Exported:
+    """Compare a graph with the model in torch on the validation images, else training images."""
+    split, images = ("val", data.val) if len(data.val) else ("train", data.train)
+    runs = session(graph)
+    got_NC = classified(runs, images)
+    alone = Split(images.images_NHWC[:SINGLY], images.labels_N[:SINGLY])
+    with inference(net, torch.device("cpu"), "float32"):
+        want_NC = torch.cat([
+            net(normalize(part, data.mean, data.std)).float()
+            for part in torch.split(images.images_NHWC, EVAL_BATCH)
+        ])  # fmt: skip
+    got_NC = torch.cat([classified(runs, alone, batch=1), got_NC[SINGLY:]])
+    spread_N = (got_NC - want_NC).abs().amax(1) / want_NC.abs().amax(1)
+    return Exported(
+        data=graph,
+        split=split,
+        n=len(images),
+        same_class=float((got_NC.argmax(1) == want_NC.argmax(1)).double().mean()),
+        difference=float(spread_N.quantile(SAME_CLASS, interpolation="lower")),
+        accuracy_torch=accuracy(want_NC, images.labels_N),
+        accuracy=accuracy(got_NC, images.labels_N),
+    )
+
+
+def session(graph: bytes | str) -> onnxruntime.InferenceSession:
+    """Load an exported graph in onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def classified(
+    runs: onnxruntime.InferenceSession, images: Split, batch: int = EVAL_BATCH
+) -> torch.Tensor:
+    """Return the logits (N, C) of a split's images."""
+    return torch.cat([
+        torch.from_numpy(runs.run(["logits"], {"images": part.numpy()})[0])
+        for part in torch.split(images.images_NHWC, batch)
+    ])  # fmt: skip

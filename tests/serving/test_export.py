@@ -1,0 +1,150 @@
+"""An exported graph is the model: every system, at every batch size."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from moist.config import StudentConfig
+from moist.data.augment import normalize
+from moist.env import Env
+from moist.errors import StageError
+from moist.nets.build import Architecture, blank, module
+from moist.nets.cascade import CascadeNet, threshold_for
+from moist.nets.mixture import MoIST
+from moist.serving import export
+from moist.store.artifacts import Dataset, Split
+from moist.store.runs import RunRecords
+from moist.store.store import Store
+
+SHAPE, CLASSES = (3, 8, 8), 6
+SYSTEMS: dict[str, dict] = {
+    "mixture": {"router": "cnn", "options": (("hidden_width", 8), ("dropout", 0.5))},
+    "transformer": {"router": "transformer"},
+    "masked": {"router": "linear", "masked": True},
+    "gated": {"router": "linear", "gated": True},
+    "shared": {"router": "shared"},
+    "two experts": {"router": "shared", "masked": True, "top": 2},
+    "cascade": {"router": "linear", "fallback": "resnet8"},
+    "student": {"system": "student"},
+    "student and teacher": {"system": "student", "fallback": "teacher", "teacher": "fastnet"},
+    "specialists": {"system": "specialists", "fallback": "resnet8"},
+    "ensemble": {"system": "ensemble", "views": "filtered"},
+    "MoE-KD": {"system": "student", "latent": ("heads", 3)},
+}
+
+
+def data() -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (40, 8, 8, 3), generator=generator, dtype=torch.uint8)
+    split = Split(images, torch.zeros(40, dtype=torch.int64))
+    names = tuple("abcdef")
+    return Dataset("noise", names, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), split, split, split)
+
+
+def model(name: str) -> nn.Module:
+    """An untrained model with random batch-norm statistics, whose students all answer."""
+    given = {"system": "moist", "teacher": "resnet8", "latent": None, "hidden_width": 5}
+    if SYSTEMS[name].get("router") in {"linear", "shared"}:
+        widths = (8,)
+        given["options"] = (("widths", widths), ("dropout", 0.5))
+    student = StudentConfig(channels="4,6", batch_norm=True)
+    arch = Architecture.model_validate({**given, "student": student, **SYSTEMS[name]})
+    net = module(blank(arch, SHAPE, CLASSES, 3)).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_((torch.rand(tensor.shape, generator=generator) - 0.5) * 0.2)
+    x = normalize(data().val.images_NHWC, data().mean, data().std)
+    spread_experts(net, x)
+    with torch.inference_mode():
+        if isinstance(net, CascadeNet):
+            net.threshold = threshold_for(net.first_pass(x).certainty_B, 0.5)
+    return net
+
+
+def spread_experts(net: nn.Module, x: torch.Tensor) -> None:
+    """Center the router's logits, so that each student has images."""
+    mixture = net.first if isinstance(net, CascadeNet) else net
+    if not isinstance(mixture, MoIST):
+        return
+    with torch.inference_mode():
+        gate_BE = mixture.route(mixture.trunk(x))
+    last = [layer for layer in mixture.router.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():
+        last.bias.sub_(gate_BE.mean(0))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_graph_gives_the_logits_of_the_model_at_every_batch_size(name: str) -> None:
+    net = model(name)
+    written = export.onnx_of(net, data(), {"classes": "x"})
+    runs = export.session(written)
+    images = data().val.images_NHWC
+    with torch.inference_mode():
+        x = normalize(images, data().mean, data().std)
+        want = net(x)
+        answer = net.answer(x) if isinstance(net, CascadeNet) else None
+    for size in (1, 7, 40):
+        got = export.classified(runs, data().val, size)
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    outputs = [output.name for output in runs.get_outputs()]
+    if answer is not None:
+        got = runs.run(["deferred"], {"images": images.numpy()})[0]
+        assert got.tolist() == answer.deferred_B.tolist() and 0 < got.sum() < 40
+    assert ("router_logits" in outputs) == (SYSTEMS[name].get("system", "moist") in ROUTED)
+    folded = SYSTEMS[name].get("teacher") != "fastnet"  # pooling is before its batch norm
+    assert ("BatchNormalization" not in nodes(onnx.load_from_string(written).graph)) == folded
+
+
+ROUTED = {"moist", "specialists"}
+
+
+def nodes(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from nodes(attribute.g)
+
+
+def test_only_the_students_of_a_batchs_images_are_computed() -> None:
+    """A student's bias is made NaN: only its own images notice."""
+    net = model("mixture")
+    x = normalize(data().val.images_NHWC, data().mean, data().std)
+    with torch.inference_mode():
+        expert_B = net.routed(x)[1].argmax(1)
+    with torch.no_grad():
+        net.students[0].fc2.bias.fill_(float("nan"))
+    runs = export.session(export.onnx_of(net, data(), {}))
+    got = export.classified(runs, data().val)
+    assert torch.equal(got.isnan().all(1), expert_B == 0) and 0 < (expert_B == 0).sum() < 40
+
+
+def test_a_run_is_exported_with_what_a_reader_needs(trained) -> None:
+    home = trained()
+    run = RunRecords(home).find("last")
+    found = export.export_onnx(Store(home, Env()), run)
+    assert found.same_class == 1 and found.difference < 1e-4
+    assert found.accuracy == found.accuracy_torch == run.report.val_accuracy
+    written = export.session(found.data).get_modelmeta().custom_metadata_map
+    assert json.loads(written["classes"]) == list("0123456789") and written["run"] == run.key
+    assert json.loads(written["figures"])["mflops"] == run.report.mflops
+
+
+def test_a_graph_that_differs_is_refused(trained, monkeypatch) -> None:
+    home = trained()
+    whole = export.onnx_of
+
+    def other(net: nn.Module, data: Dataset, properties: dict[str, str]) -> bytes:
+        return whole(net, replace(data, mean=tuple(np.add(data.mean, 0.5))), properties)
+
+    monkeypatch.setattr(export, "onnx_of", other)
+    with pytest.raises(StageError, match="differs from the model"):
+        export.export_onnx(Store(home, Env()), RunRecords(home).find("last"))
