@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from moist.disk import Wait, holder, is_locked, locked, locked_if_free, this_process
 from moist.errors import StoreError
 from moist.study.ref import StudyRef
+from moist.study.server import connections, timeout
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -120,18 +121,11 @@ def _advisory_owner(ref: StudyRef) -> str | None:
 @contextmanager
 def _engine(ref: StudyRef) -> Iterator[Engine]:
     """Connect under this process's name. Raises StoreError for what the server refuses."""
-    from sqlalchemy import create_engine
-
     name = f"moist {this_process()}"[:63]  # PostgreSQL stores no more
-    with ref.translated_errors():
-        with ref.translated_errors(ImportError):
-            engine = create_engine(
-                ref.url, isolation_level="AUTOCOMMIT", connect_args={"application_name": name}
-            )
-        try:
-            yield engine
-        finally:
-            engine.dispose()
+    arguments = {"application_name": name, **timeout(ref)}
+    options = {"isolation_level": "AUTOCOMMIT", "connect_args": arguments}
+    with ref.translated_errors(), connections(ref, **options) as engine:
+        yield engine
 
 
 def _number(study: str) -> int:

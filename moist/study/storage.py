@@ -16,6 +16,7 @@ from moist.results.objectives import Objective
 from moist.results.trials import State, Trial
 from moist.study.leases import turn
 from moist.study.ref import StudyRef
+from moist.study.server import connections, timeout
 from moist.study.spec import FACTS, StudySpec, readable, spec_of
 from moist.study.sqlite import connect
 
@@ -58,8 +59,10 @@ def open_storage(ref: StudyRef, write: bool = False) -> RDBStorage:
         url = "sqlite://"
         options["creator"] = partial(connect, Path(ref.url.database or ""), write)
     with ref.translated_errors(ImportError, RuntimeError):
+        if not ref.is_file:
+            options["connect_args"] = timeout(ref)
         if not write:
-            _check_tables(ref, url, options)
+            _check_tables(ref, options)
             return RDBStorage(url, options, skip_table_creation=True)
         with turn(ref):
             storage = RDBStorage(url, options)
@@ -68,12 +71,11 @@ def open_storage(ref: StudyRef, write: bool = False) -> RDBStorage:
             return storage
 
 
-def _check_tables(ref: StudyRef, url: str, options: dict[str, Any]) -> None:
+def _check_tables(ref: StudyRef, options: dict[str, Any]) -> None:
     """Raise NoStudy unless Optuna's tables are complete: the last one says which version."""
     from alembic.migration import MigrationContext
-    from sqlalchemy import create_engine
 
-    with create_engine(url, **options).connect() as connection:
+    with connections(ref, **options) as engine, engine.connect() as connection:
         if MigrationContext.configure(connection).get_current_revision() is None:
             raise NoStudy(f"no study `{ref.name}`: `{ref.shown}` has no tables of Optuna's")
 
