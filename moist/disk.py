@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import socket
 import sys
 import time
@@ -27,14 +28,21 @@ HOME = "~/.moist"
 """The home folder, unless `--home` or MOIST_HOME names another."""
 NOTICE = 2.0
 """Seconds after which a wait for another process is reported."""
+URL = re.compile(r"[a-z][a-z0-9+.-]+:/+", re.I)
+"""How URLs begin, also as a `Path`, which has lost the second slash."""
 
 
 def expanded(path: Path, option: str = "") -> Path:
     """Expand the `~` of a path; `option` is what was written before it, as `data.root=`.
 
-    Raises ConfigError for a user without a home folder, and for a path that can't be one: too
-    long, a loop of links, or no text. A file that is missing or forbidden is its reader's error.
+    Raises ConfigError for a user without a home folder, and for a path that can't be one: a URL,
+    too long, a loop of links, or no text. A file that is missing or forbidden is its reader's
+    error.
     """
+    if url := URL.match(str(path)):
+        raise ConfigError(
+            f"`{option}{url[0]}...` is a URL", "name a file or folder of this machine: download it"
+        )
     check_text(given := f"{option}{path}")
     try:
         expanded = path.expanduser()

@@ -118,7 +118,7 @@ def masked(text: str) -> str:
         if masked_word(word) == word:
             continue
         key, _, value = word.partition("=")
-        for part in (word, value, value.strip()):
+        for part in (word, word.removeprefix("@"), value, value.strip()):
             text = text.replace(part, masked_word(part)) if part else text
         if "//" in key:  # the `=` is one of the password
             text = text.replace(key, f"{key.partition('//')[0]}//***")

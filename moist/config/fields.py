@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from moist.disk import URL
+
 LOCATION: dict[str, Any] = {"keyed": False}
 """Marks a field that is only a location: it enters no key."""
 
@@ -57,6 +59,13 @@ def _nothing(value: object) -> object:
     return None if isinstance(value, str) and value.lower() in {"", "none", "null"} else value
 
 
+def _local(value: object) -> object:
+    """Reject a URL, which as a path would lose a slash: no file is found, no password masked."""
+    if isinstance(value, str) and URL.match(value):
+        raise ValueError("a URL is no path")
+    return _nothing(value)
+
+
 Widths = Annotated[
     tuple[Annotated[int, Field(ge=1, le=65536)], ...],
     BeforeValidator(_numbers),
@@ -67,7 +76,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 OptionalInt = Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_nothing)]
 OptionalEpochs = Annotated[Epochs | None, BeforeValidator(_nothing)]
 Weight = Annotated[float, Field(ge=0, le=100)]
-OptionalPath = Annotated[Path | None, BeforeValidator(_nothing)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_local)]
 
 Residual = Literal["residual_2mf", "residual_7mf", "residual_9mf", "residual_26mf"]
 """Narrow residual networks, named by their multiply-adds on 32x32 pixels in millions."""

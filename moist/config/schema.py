@@ -37,8 +37,13 @@ def bounds(spec: dict[str, Any]) -> str:
     low = spec.get("minimum", spec.get("exclusiveMinimum"))
     high = spec.get("maximum", spec.get("exclusiveMaximum"))
     if low is None:
-        kind = str(spec["type"])
-        named = {"boolean": "true | false", "null": "none", "string": "text"}
+        kind = str(spec.get("format", spec["type"]))
+        named = {
+            "boolean": "true | false",
+            "null": "none",
+            "string": "text",
+            "path": "a path, no URL",
+        }
         return named.get(kind, kind)
     above = "above " if "exclusiveMinimum" in spec else ""
     return f"{above}{low} to {'below ' if 'exclusiveMaximum' in spec else ''}{high}"

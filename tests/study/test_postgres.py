@@ -163,3 +163,23 @@ def test_only_passwords_are_masked():
     assert masked("postgresql://ann:a:b/c@d@host:5432/x") == "postgresql://ann:***@host:5432/x"
     for plain in ("postgresql://ann@host:5432/x", "data.root=/a:b@c", "sqlite:///a:b.db"):
         assert masked(plain) == plain
+
+
+def test_whoever_may_only_select_reads_a_study(server, storage, tmp_path, capsys):
+    assert start(Start(tmp_path, trials=2, storage=storage)).finish() == 0
+    name = make_url(storage).database
+    owner = make_url(storage).render_as_string(hide_password=False)
+    execute(server, f"CREATE ROLE reader_{name} LOGIN")
+    execute(owner, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader_{name}")
+    url = make_url(server).set(username=f"reader_{name}", database=name)
+    reader = url.render_as_string(hide_password=False)
+    for words in (
+        ["pareto", "toy"], ["best", "toy"], ["table", "toy"], ["sweep", "status", "toy"],
+        ["sweep", "doctor", "toy"],
+    ):  # fmt: skip
+        sys.argv = ["moist", *words, "--storage", reader, "--home", str(tmp_path), "--json"]
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capsys.readouterr()
+        assert not exit_.value.code, err
+        assert words[1] == "doctor" or json.loads(out)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from moist.cli.main import main
 from moist.cli.options import HOME, STORAGE, study_ref
+from moist.disk import URL
 from moist.errors import ConfigError, StoreError, masked
 from moist.study.ref import this_command, url_of
 from moist.study.storage import load
@@ -80,7 +81,15 @@ PASSWORDS = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_siz
 def printed_about(storage: str) -> str:
     """Return all that is printed and stored when a storage is named in any place."""
     shown = io.StringIO()
+    paths = [
+        ["config", f"data.root={storage}", "data.name=folder"],
+        ["plan", f"teacher.weights={storage}"],
+        ["predict", "last", storage],
+        ["show", "last", "--home", storage],
+        ["config", f"@{storage}"],
+    ]
     for words in (
+        *(paths if URL.match(storage) else ()),
         ["pareto", "four", "--storage", storage],
         ["best", "four", f"--storage={storage}"],
         ["best", "four", storage],
