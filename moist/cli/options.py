@@ -105,11 +105,18 @@ def of_study(command: Command) -> Command:
 
 
 def study_ref(name: str, storage: str | None, home: Path) -> StudyRef:
-    """Refer to a study as the running command's options say. Raises ConfigError."""
+    """Refer to a study as the running command's options say. Raises ConfigError.
+
+    The options are for printed commands, so their paths are absolute.
+    """
     given = {} if click.get_current_context(silent=True) is None else _given()
-    values = {"--home": str(home), "--storage": storage_shown(storage or "")}
+    url, shown = url_of(storage, home), storage_shown(storage or "")
+    if url.get_backend_name() == "sqlite":
+        file = Path(url.database or "").absolute()
+        shown = storage_shown(url.set(database=str(file)).render_as_string(hide_password=False))
+    values = {"--home": str(home.absolute()), "--storage": shown}
     options = {option: value for option, value in values.items() if option in given}
-    return StudyRef(name, url_of(storage, home), home, options)
+    return StudyRef(name, url, home, options)
 
 
 def check_together(

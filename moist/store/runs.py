@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,15 @@ PER_CLASS = {"per_class_accuracy", "sent", "silhouette"}
 
 
 def command_for(config: Config) -> str:
-    """Return the command that reproduces a config: every value that is read and no default."""
+    """Return the command that reproduces a config: every value that is read and no default.
+
+    Paths are absolute, so that the command works in any folder.
+    """
     defaults, ignored = flat(Config()), unread(config)
     changed = {k: v for k, v in flat(config).items() if v != defaults[k] and k not in ignored}
+    for name in changed:
+        if isinstance(path := attrgetter(name)(config), Path):
+            changed[name] = path.absolute()
     return shlex.join(["moist", "run", *(f"{k}={v}" for k, v in changed.items())])
 
 

@@ -105,6 +105,19 @@ def test_values_with_blanks_survive_the_printed_command(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "words", [["data.name=folder", "data.root=my images"], ["teacher.weights=my images/t.pth"]]
+)
+def test_printed_commands_mean_the_same_in_another_folder(tmp_path, monkeypatch, words):
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
+    command = shlex.split(command_for(parse(words)))
+    monkeypatch.chdir(tmp_path)
+    again = parse(command[2:])
+    assert here / "my images" in {again.data.root, (again.teacher.weights or here).parent}
+    assert shlex.split(command_for(again)) == command
+
+
+@pytest.mark.parametrize(
     ("name", "value", "colored"), [("TERM", "xterm", 1), ("NO_COLOR", "1", 0)]
 )
 def test_on_a_terminal_a_run_shows_bars_and_no_color_is_honored(

@@ -34,15 +34,25 @@ def printed(*words: str, command: str = "moist best four", storage: bool = True)
 
 def test_options_given_on_the_command_line_are_given_again():
     assert printed() == ["four"]
-    assert printed("--home", "a b") == ["four", "--home", "a b"]
-    assert printed("--storage", "sqlite:///x.db") == ["four", "--storage", "sqlite:///x.db"]
+    assert printed("--home", "/a b") == ["four", "--home", "/a b"]
+    assert printed("--storage", "sqlite:////x.db") == ["four", "--storage", "sqlite:////x.db"]
+
+
+def test_paths_in_printed_commands_are_absolute_and_so_work_in_any_folder(tmp_path, monkeypatch):
+    (here := tmp_path / "it's here").mkdir()
+    monkeypatch.chdir(here)
+    words = printed("--home", "a b", "--storage", "sqlite:///a b/x.db")
+    monkeypatch.chdir(tmp_path)
+    assert words[1:4] == ["--home", f"{here}/a b", "--storage"]
+    assert url_of(words[4], tmp_path).database == f"{here}/a b/x.db"
+    assert printed(*words[1:]) == words
 
 
 def test_options_set_by_environment_variables_are_not_repeated(monkeypatch):
     monkeypatch.setenv("MOIST_HOME", "there")
     monkeypatch.setenv("MOIST_STORAGE", "sqlite:///x.db")
     assert printed() == ["four"]
-    assert printed("--home", "here") == ["four", "--home", "here"]
+    assert printed("--home", "/here") == ["four", "--home", "/here"]
 
 
 def test_a_password_is_not_printed():
@@ -52,12 +62,12 @@ def test_a_password_is_not_printed():
 
 @pytest.mark.parametrize("own", ["--home=there", "--home there"])
 def test_a_command_with_options_of_its_own_is_not_changed(own):
-    assert printed("--home", "here", command=f"moist best four {own}") == ["four", *own.split()]
+    assert printed("--home", "/here", command=f"moist best four {own}") == ["four", *own.split()]
 
 
 def test_a_command_that_reads_no_study_needs_no_database():
-    words = ["--home", "here", "--storage", "sqlite:///x.db"]
-    assert printed(*words, storage=False) == ["four", "--home", "here"]
+    words = ["--home", "/here", "--storage", "sqlite:///x.db"]
+    assert printed(*words, storage=False) == ["four", "--home", "/here"]
 
 
 def test_a_command_about_the_study_names_it(tmp_path):
