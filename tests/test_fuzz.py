@@ -18,6 +18,7 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ SECONDS = float(os.environ.get("MOIST_FUZZ_SECONDS", "60"))
 FIRST_SEED = int(os.environ.get("MOIST_FUZZ_SEED", "0"))
 MOST_SECONDS = 120
 """For one command; none of these needs more than a few."""
+SILENCE = 5.0
+"""Seconds of computing after which a command has printed something, however busy the machine."""
 
 HOSTILE = [
     "", " ", "0", "-1", "nan", "inf", "1e400", "0x10", "1_000", "None", "null", "[1,2", "1 2",
@@ -98,12 +101,13 @@ class Commands(RuleBasedStateMachine):
         """Run a command; return its exit code and standard output."""
         located = (
             []
-            if words[0] == "config" or words[:2] == ("sweep", "check")
+            if words[0] == "config" or words[:2] in {("sweep", "check"), ("data", "check")}
             else ["--home", self.home]
         )
         given = ["moist", *map(str, (*words, *located))]
         note(f"{given}")
-        out, err = io.StringIO(), io.StringIO()
+        printed = [time.process_time()]
+        out, err = Clocked(printed), Clocked(printed)
         with (
             replaced_argv(given),
             contextlib.redirect_stdout(out),
@@ -117,6 +121,8 @@ class Commands(RuleBasedStateMachine):
             finally:
                 signal.alarm(0)
         note(f"exit code {code}\n{err.getvalue()}")
+        silences = [b - a for a, b in pairwise([*printed, time.process_time()])]
+        assert max(silences) < SILENCE, silences
         assert code in {0, 1, 2}, code
         assert "Traceback" not in err.getvalue()
         if code == 2:
@@ -128,6 +134,13 @@ class Commands(RuleBasedStateMachine):
         code, out = self.moist(*words)
         if "--json" in words and code == 0:
             json.loads(out)
+
+    @rule(what=st.sampled_from(["four", "last"]))
+    def report(self, what: str) -> None:
+        """A page is made, whatever of its sections is damaged."""
+        path = self.folder / "report.html"
+        code, _ = self.moist("report", what, "-o", path)
+        assert code != 0 or "</html>" in path.read_text()
 
     @rule(data=st.data())
     def plan(self, data: st.DataObject) -> None:
@@ -151,7 +164,7 @@ class Commands(RuleBasedStateMachine):
         """A tiny run gives what it gave before, whatever was damaged since."""
         names = data.draw(st.lists(st.sampled_from(sorted(CHEAP)), max_size=2, unique=True))
         words = tuple(f"{name}={data.draw(st.sampled_from(CHEAP[name]))}" for name in names)
-        code, out = self.moist("run", *TINY, *words, "--json", "--quiet")
+        code, out = self.moist("run", *TINY, *words, "--json")
         if code == 0:
             found = timeless(json.loads(out))
             assert self.answers.setdefault(words, found) == found
@@ -205,9 +218,10 @@ class Commands(RuleBasedStateMachine):
                     tests += add(root / split / name, kind) and split == "test" and name[0] != "."
         tiny = [word for word in TINY if not word.startswith("data.name")]
         words = ["data.name=folder", f"data.root={root}", "k=1"]
-        code, out = self.moist("run", *tiny, *words, "--json", "--quiet")
+        code, out = self.moist("run", *tiny, *words, "--json")
         if code == 0:
             assert json.loads(out)["n_test"] == tests
+            assert self.moist("data", "check", root, "--json")[0] == 0
 
     @rule(data=st.data())
     def sweep(self, data: st.DataObject) -> None:
@@ -247,6 +261,18 @@ HEADS = [
     "method", "metric", "metrics", "run_cap", "command", "program", "parameters", "name", "x",
     "early_terminate",
 ]  # fmt: skip
+
+
+class Clocked(io.StringIO):
+    """A stream that records the computing time at which something is written to it."""
+
+    def __init__(self, printed: list[float]) -> None:
+        super().__init__()
+        self.printed = printed
+
+    def write(self, text: str) -> int:
+        self.printed.append(time.process_time())
+        return super().write(text)
 
 
 @contextlib.contextmanager

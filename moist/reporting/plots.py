@@ -20,7 +20,6 @@ from moist.results.queries import members
 from moist.results.trials import Trial
 from moist.store.runs import Run, RunRecords
 from moist.study.ref import StudyRef
-from moist.study.reseed import reseeded
 from moist.study.storage import find, load
 
 if TYPE_CHECKING:
@@ -39,6 +38,8 @@ def plot_study(path: Path, ref: StudyRef, axes: Sequence[Objective] = ()) -> Non
     again (`reseed`) have error bars. Raises ConfigError for an unknown suffix, a missing folder,
     and a study without a complete trial.
     """
+    from moist.study.reseed import reseeded
+
     kind = _kind(path)
     spec, trials = load(ref)
     axes = axes or spec.objectives

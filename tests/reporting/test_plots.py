@@ -198,7 +198,7 @@ from moist.results.trials import Trial
 assert not {"plotly", "matplotlib", "torch"} & sys.modules.keys(), "imported before it is needed"
 trial = Trial(number=0, state="complete", params={}, quantities={"mflops": 1, "accuracy": 1})
 axes = Objective("mflops", "min"), Objective("accuracy", "max")
-for suffix in (".html", ".svg", ".png"):
+for suffix in (".svg", ".png"):
     path = Path(sys.argv[1]).with_suffix(suffix)
     save_plot(path, frontier_plot([trial], [trial], *axes), "title", "command")
 assert "matplotlib.pyplot" not in sys.modules, "its state is shared"

@@ -100,7 +100,6 @@ def test_a_study_killed_twenty_times_ends_with_every_trial_complete_and_none_run
     assert [trial.state for trial in found] == ["complete"] * what.trials
     assert len({str(trial.params) for trial in found}) == what.trials
     assert all(kills.values()) and stamps.items() <= records(tmp_path).items()
-    assert any("SIGKILL" in one for trial in found for one in trial.attempts)
     assert unsettled(tmp_path) == []
 
 

@@ -70,8 +70,7 @@ def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path):
     path = written(tmp_path, entries, "method: x\n")
     lines = problems(path)
     assert [line.split("`")[1] for line in lines] == [
-        "program", "command", "method", "k=0", "zzz", "router=a", "router=b", "temperature=0",
-        "temperature=101",
+        "method", "k=0", "zzz", "router=a", "router=b", "temperature=0", "temperature=101",
     ]  # fmt: skip
     with pytest.raises(ConfigError) as caught:
         read_sweep(path)
