@@ -18,6 +18,7 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,13 @@ def add(folder: Path, kind: str) -> bool:
 @pytest.mark.slow
 def test_commands(trained_once: Path) -> None:
     Commands.trained = trained_once
+    for module in (
+        "moist.cli.main",
+        "moist.pipeline",
+        "moist.study.search",
+        "moist.reporting.plots",
+    ):
+        import_module(module)  # a command's first seconds are those of its imports
     few = settings(
         max_examples=1, stateful_step_count=12, deadline=None, database=None,
         suppress_health_check=list(HealthCheck), print_blob=False,
