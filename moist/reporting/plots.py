@@ -15,7 +15,7 @@ from moist.disk import write_atomically
 from moist.errors import ConfigError, StoreError
 from moist.reporting import matplotlib_figure
 from moist.reporting.frontier_plot import COST, FrontierPlot, frontier_plot
-from moist.results.objectives import Objective
+from moist.results.objectives import TRAINED, Objective
 from moist.results.queries import members
 from moist.results.trials import Trial
 from moist.store.runs import Run, RunRecords
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SUFFIXES = (".html", ".png", ".svg")
-MIN_TRIALS = 10
+MIN_TRIALS = 20
 """Complete trials below which the importance of a parameter means nothing."""
 
 
@@ -127,23 +127,30 @@ def _kind(path: Path) -> str:
 
 
 def importances(study: Study, objectives: Sequence[Objective]) -> dict[str, dict[str, float]]:
-    """Return the share of each parameter in each objective's variance (Optuna's PED-ANOVA).
+    """Return how much each parameter decides whether a trial is among the best, by objective.
 
-    Empty with fewer than 10 complete trials, or when nothing varied.
+    It is Optuna's PED-ANOVA: shares that add up to 1. Costs have none, since the architecture
+    determines them without any trial. Empty with fewer than MIN_TRIALS complete trials.
     """
     import optuna
-    from optuna.importance import get_param_importances
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if len(complete) < MIN_TRIALS:
         return {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.filterwarnings("ignore", ".* computes the importances of params to achieve low")
         return {
-            objective.name: get_param_importances(study, target=partial(_value, i))
-            for i, objective in enumerate(objectives)
+            objective.name: get_param_importances(
+                study,
+                evaluator=PedAnovaImportanceEvaluator(),
+                target=partial(_loss, objective, index),
+            )
+            for index, objective in enumerate(objectives)
+            if objective.name in TRAINED
         }
 
 
-def _value(index: int, trial: FrozenTrial) -> float:
-    return float(trial.values[index])
+def _loss(objective: Objective, index: int, trial: FrozenTrial) -> float:
+    """Return a trial's value such that less is better, as the evaluator takes it."""
+    return objective.loss(float(trial.values[index]))

@@ -1,5 +1,6 @@
 """The plots of a study, read back from what was written."""
 
+import itertools
 import logging
 import os
 import re
@@ -10,6 +11,7 @@ import xml.etree.ElementTree as ET
 from contextlib import contextmanager
 from itertools import pairwise
 
+import optuna
 import pytest
 from drawn_trials import ACCURACY, COMMAND, COST, MEMBERS, TRIALS, complete, front
 from hypothesis import given, settings
@@ -18,7 +20,7 @@ from PIL import Image, ImageColor
 
 from moist.errors import ConfigError, StoreError
 from moist.reporting.frontier_plot import BLUE, GREY, PRINTED, RED, axis_label, frontier_plot
-from moist.reporting.plots import SUFFIXES, save_plot
+from moist.reporting.plots import SUFFIXES, importances, save_plot
 from moist.results.objectives import QUANTITIES, Objective
 
 
@@ -283,3 +285,31 @@ def test_a_plot_has_the_permissions_of_a_new_file(tmp_path):
     (tmp_path / "plain").touch()
     path = saved(tmp_path / "a.svg")
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+# importance
+
+
+def searched(trials: int) -> optuna.Study:
+    """A study in which `best` makes a trial the best, `worst` the worst, and `idle` neither."""
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for a, b in itertools.product(range(10), range(10)):
+        if len(study.trials) < trials:
+            params = {"best": a / 9, "worst": b / 9, "idle": (7 * a + 3 * b) % 10 / 9}
+            scale = optuna.distributions.FloatDistribution(0, 1)
+            accuracy = 0.5 + 0.3 * (a == 9) - 0.4 * (b == 0) + 1e-4 * (a + b)
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=params, distributions=dict.fromkeys(params, scale),
+                    values=[accuracy, 1.0 + b],
+                )
+            )  # fmt: skip
+    return study
+
+
+def test_importance_explains_the_best_trials_and_no_cost():
+    objectives = [Objective("accuracy", "max"), Objective("mflops", "min")]
+    found = importances(searched(100), objectives)
+    assert [*found] == ["accuracy"]
+    assert max(found["accuracy"], key=found["accuracy"].get) == "best"
+    assert importances(searched(19), objectives) == {}

@@ -39,7 +39,7 @@ class StudyReport:
     runs: Mapping[str, Run] = field(default_factory=dict)
     store: Backend | None = None
     limited: Callable[[str], str] | None = None
-    enough: int = 10
+    enough: int = 20
 
 
 def study_page(study: StudyReport) -> str:
@@ -48,12 +48,13 @@ def study_page(study: StudyReport) -> str:
     drawn = [mark.trial for mark in plot.marks]
     best, first, second = study_verdict(drawn, axes, study.runs)
     run = study.runs.get((best.key or "") if best else "")
+    complete = sum(trial.state == "complete" for trial in study.trials)
     parts = [
         _verdict(first, second, study_remark(best, study.runs)),
         frontier_section(plot, best, run, study.limited),
         hypervolume_section(drawn, axes),
         parameters_section(plot),
-        *([importance_section(study.importances, study.enough)] if study.store else []),
+        *([importance_section(study.importances, complete, study.enough)] if study.store else []),
         unfinished_section(study.trials),
     ]
     if run is not None and best is not None and study.store is not None:

@@ -131,20 +131,24 @@ def _spaced(scale: Scale) -> list[float]:
     return [scale.low, *inner, scale.high]
 
 
-def importance_section(importances: Mapping[str, Mapping[str, float]], enough: int) -> Markup:
-    """Draw how much each parameter matters for each objective, as moist computes it."""
+def importance_section(
+    importances: Mapping[str, Mapping[str, float]], complete: int, enough: int
+) -> Markup:
+    """Draw how much each parameter matters for each objective, from `complete` trials."""
     if not importances:
-        return section(
-            "Importance of the parameters",
-            el("p", f"It is estimated from {enough} complete trials, and there are fewer."),
-        )
+        few = f"It is estimated from {enough} complete trials or more, and there are {complete}."
+        return section("Importance of the parameters", el("p", few))
     drawings = []
     for objective, shares in importances.items():
         order = sorted(shares, key=lambda name: -shares[name])
         rows = [(name, shares[name]) for name in order]
         drawings.append(el("h3", PRINTED[objective].name if objective in PRINTED else objective))
         drawings.append(figure(partial(_bars, rows), objective))
-    return section("Importance of the parameters", *drawings)
+    note = (
+        f"Each parameter's share in what sets the best of n = {complete} trials apart (Optuna's"
+        " PED-ANOVA). Costs are left out: they follow from the architecture alone."
+    )
+    return section("Importance of the parameters", *drawings, note=note)
 
 
 def _bars(rows: Sequence[tuple[str, float]], width: int) -> tuple[float, Markup]:

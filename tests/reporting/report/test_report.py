@@ -185,10 +185,14 @@ def test_parameters_that_vary_have_an_axis_with_their_values():
 
 
 def test_importances_are_in_per_cent_with_the_largest_on_top():
-    page = Page(importance_section({"accuracy": {"k": 0.1, "rate": 0.64}, "mflops": {"k": 1}}, 10))
+    page = Page(importance_section({"accuracy": {"k": 0.1, "rate": 0.64}}, 24, 20))
     texts = page.text("text")
     assert texts[:4] == ["rate", "64 %", "k", "10 %"]
-    assert "fewer" in Page(importance_section({}, 10)).words
+    assert "n = 24" in page.words
+    assert (
+        "from 20 complete trials or more, and there are 7"
+        in Page(importance_section({}, 7, 20)).words
+    )
 
 
 # escaping and policy
