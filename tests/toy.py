@@ -263,6 +263,7 @@ def ref(home: Path, name: str = "toy", storage: str | None = None) -> StudyRef:
 
 def search(start: Start) -> Any:
     """Drive a study in this process, to the end; return its trials."""
+    from moist.disk import write_atomically
     from moist.reporting.progress import SearchProgress
     from moist.study.driver import Driver
     from moist.study.events import StudyOpened
@@ -272,7 +273,7 @@ def search(start: Start) -> Any:
     from moist.sweepfile import read_sweep
 
     file = start.home / "toy.yaml"
-    file.write_text(SWEEP)
+    write_atomically(file, SWEEP.encode(), durable=False)  # rivals read it meanwhile
     read = read_sweep(file)
     found = ref(start.home, start.study, start.storage)
     places = [Slot(start.devices[i % len(start.devices)], 1) for i in range(start.workers)]
