@@ -20,7 +20,7 @@ from moist.cli.report import report
 from moist.cli.run import config, plan, run
 from moist.cli.runs import curve, predict, runs, show
 from moist.cli.store import cache, data, init
-from moist.cli.study import best, dashboard, table
+from moist.cli.study import best, dashboard, studies, table
 from moist.cli.sweep import sweep
 from moist.cli.wandb import browse, sync, wandb
 from moist.disk import check_text
@@ -49,7 +49,7 @@ def cli() -> None:
 
 for command in (
     bench, best, browse, cache, config, curve, dashboard, data, export, init, pareto, plan,
-    predict, report, run, runs, show, sweep, sync, table, wandb,
+    predict, report, run, runs, show, studies, sweep, sync, table, wandb,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -1,10 +1,22 @@
-"""`moist best`, `table` and `dashboard`: queries to a study."""
+"""`moist studies`, `best`, `table` and `dashboard`: queries to studies."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from moist.cli.options import JSON, check_together, of_study, print_csv, print_json
+from moist.cli.options import (
+    HOME,
+    JSON,
+    STORAGE,
+    check_together,
+    of_study,
+    output,
+    print_csv,
+    print_json,
+    study_ref,
+)
 from moist.errors import ConfigError, did_you_mean
 from moist.interrupts import leave_at_once
 from moist.reporting import study_tables
@@ -14,7 +26,28 @@ from moist.results.aggregate import averaged
 from moist.results.frames import trial_frame
 from moist.results.objectives import TEST, Objective, known, parse_limits
 from moist.study.ref import StudyRef
-from moist.study.storage import find, load
+from moist.study.storage import find, load, overviews
+
+
+@click.command()
+@JSON
+@STORAGE
+@HOME
+def studies(as_json: bool, storage: str | None, home: Path) -> None:
+    """List all studies of a database, the last changed first.
+
+    The best trial is that of the study's first objective, on validation images.
+
+    \b
+    moist studies
+    moist studies --json
+    """
+    ref = study_ref("", storage, home)
+    found = overviews(ref)
+    output(as_json, found, lambda: study_tables.print_studies(found))
+    if not found and not as_json:
+        start = ref.locate("moist sweep optuna sweeps/quickstart.yaml")
+        click.echo(f"no studies in `{ref.shown}` yet; start one: `{start}`", err=True)
 
 
 @click.command()

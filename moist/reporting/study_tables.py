@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moist.study.search import SearchPlan
     from moist.study.settings import SearchResult
     from moist.study.spec import StudySpec
+    from moist.study.storage import Overview
 
 CONFIDENT = 0.9
 """Probability below which a member of a frontier is named as uncertain."""
@@ -70,6 +71,31 @@ def print_trials(title: str, trials: Sequence[Trial], objectives: Sequence[Objec
     ]
     heads = ["trial", *(HEADS[name] for name in names), "test %", "parameters", "run"]
     print_table(title, heads, rows)
+
+
+def print_studies(studies: Sequence[Overview]) -> None:
+    """Print one row per study."""
+    rows = [
+        [
+            one.name,
+            ", ".join(f"{count} {state}" for state, count in one.trials.items()) or "none",
+            " ".join(one.objectives),
+            _best(one),
+            one.changed[:16].replace("T", " "),
+            one.driver or "-",
+        ]
+        for one in studies
+    ]
+    heads = ["study", "trials", "objectives", "best", "last change (UTC)", "driver"]
+    if rows:
+        print_table("", heads, rows)
+
+
+def _best(study: Overview) -> str:
+    if study.best is None:
+        return "-"
+    name = study.objectives[0].partition(":")[0]
+    return f"{format_quantity(name, study.best.values[name])} {HEADS[name]}"
 
 
 def trial_line(trial: Trial, objectives: Sequence[Objective]) -> str:

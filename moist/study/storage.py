@@ -6,15 +6,21 @@ Any storage that Optuna takes. Only the study's driver writes to it (`ledger.py`
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moist.errors import ConfigError, did_you_mean
+from moist.disk import warn
+from moist.errors import ConfigError, MoistError, did_you_mean
 from moist.results.objectives import Objective
+from moist.results.queries import ranked
+from moist.results.report import Record
 from moist.results.trials import State, Trial
-from moist.study.leases import turn
+from moist.study.leases import driver_of, turn
 from moist.study.ref import StudyRef
 from moist.study.server import connections, timeout
 from moist.study.spec import FACTS, StudySpec, readable, spec_of
@@ -37,6 +43,18 @@ STATES: dict[str, State] = {
 
 class NoStudy(ConfigError):
     """No study has the given name."""
+
+
+class Overview(Record):
+    """A study in short: its trials counted by state, the best by its first objective, the process
+    that drives it now. `changed` is when a trial last began or ended, in UTC."""
+
+    name: str
+    objectives: tuple[str, ...]
+    trials: dict[State, int]
+    best: Trial | None
+    changed: str
+    driver: str | None
 
 
 def open_storage(ref: StudyRef, write: bool = False) -> RDBStorage:
@@ -85,6 +103,50 @@ def load(ref: StudyRef) -> tuple[StudySpec, list[Trial]]:
     study = find(ref)
     spec = spec_of(study)
     return spec, trials_of(study, spec.objectives)
+
+
+def overviews(ref: StudyRef) -> list[Overview]:
+    """Summarize all studies of a database, the last changed first; the name in `ref` is not read.
+
+    Warns of a study that can't be read. Optuna's studies that moist did not make are left out.
+    """
+    found = []
+    for name in names(ref):
+        one = replace(ref, name=name)
+        try:
+            if FACTS in (study := existing(one)).user_attrs:
+                found.append(_overview(one, study))
+        except MoistError as error:
+            warn(f"study `{name}` is not listed: {error.args[0]}")
+    return sorted(found, key=lambda one: one.changed, reverse=True)
+
+
+def _overview(ref: StudyRef, study: Study) -> Overview:
+    spec, frozen = spec_of(study), study.get_trials(deepcopy=False)
+    trials = [trial_of(one, spec.objectives) for one in frozen]
+    times = [time for one in frozen for time in (one.datetime_start, one.datetime_complete)]
+    changes = [time.astimezone(UTC).isoformat(timespec="microseconds") for time in times if time]
+    best = ranked((trial for trial in trials if trial.feasible), spec.objectives[0])
+    return Overview(
+        name=ref.name,
+        objectives=spec.facts.objectives,
+        trials=Counter(trial.state for trial in trials),
+        best=best[0] if best else None,
+        changed=max([spec.created, *changes]),
+        driver=driver_of(ref),
+    )
+
+
+def names(ref: StudyRef) -> list[str]:
+    """Return the names of all studies in a database; none if there is no database."""
+    import optuna
+
+    if ref.is_file and not Path(ref.url.database or "").exists():
+        return []
+    try:
+        return optuna.get_all_study_names(open_storage(ref))
+    except NoStudy:
+        return []
 
 
 def find(ref: StudyRef) -> Study:

@@ -3,13 +3,16 @@
 import csv
 import io
 import json
+import os
 import re
 import signal
 import socket
 import urllib.request
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import optuna
 import pytest
 import toy
 import yaml
@@ -17,6 +20,7 @@ from click.testing import CliRunner
 from forked import MOIST, Forked
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from optuna.samplers import RandomSampler
 from shell import Said
 from sweep_texts import written
 from tiny import STUDY
@@ -27,8 +31,10 @@ from moist.reporting import study_tables
 from moist.results.objectives import parse_objectives
 from moist.results.trials import Trial
 from moist.store.runs import RunRecords
-from moist.study.spec import study_spec
-from moist.sweepfile import Sweep
+from moist.study.ledger import opened
+from moist.study.samplers import suggest
+from moist.study.spec import FACTS, study_spec
+from moist.sweepfile import Sweep, read_sweep
 
 PATIENCE = 240.0
 
@@ -192,7 +198,16 @@ def test_pareto_prints_the_same_trials_as_table_json_and_csv(ask):
 @pytest.mark.parametrize("columns", ["40", "80"])
 @pytest.mark.parametrize(
     "words",
-    ["pareto four", "best four", "table four", "sweep status four", "runs", "show last", "plan"],
+    [
+        "pareto four",
+        "best four",
+        "table four",
+        "sweep status four",
+        "studies",
+        "runs",
+        "show last",
+        "plan",
+    ],
 )
 def test_a_narrow_terminal_gets_every_value(ask, monkeypatch, words, columns):
     whole = ask(*words.split()).out.replace(":", " ").split()
@@ -201,6 +216,33 @@ def test_a_narrow_terminal_gets_every_value(ask, monkeypatch, words, columns):
     narrow = re.sub(r"\x1b\[[\d;]*m|:", " ", ask(*words.split()).out).split()
     values = {word for word in whole if re.search(r"\d|=", word)}
     assert values and values <= set(narrow)
+
+
+def test_all_studies_are_listed_with_their_state_and_driver(tmp_path, capsys):
+    url = toy.ref(tmp_path).url.render_as_string()
+    assert "no studies in" in Said(capsys, "studies", "--home", tmp_path).err
+    assert not list(tmp_path.iterdir())
+    sweep = read_sweep(written(tmp_path, "k: {values: [2, 3]}"))
+    spec = study_spec(sweep, parse_objectives(["mflops"]), 0, "moist sweep optuna some.yaml")
+    for name in ("older", "some", "damaged"):
+        with opened(toy.ref(tmp_path, name), spec) as ledger:
+            for cost in (5.0, 3.0) if name == "some" else ():
+                number, _ = ledger.ask(RandomSampler(), partial(suggest, sweep), {})
+                ledger.complete(number, {"mflops": cost})
+            ledger.enqueue([{"k": 7}])
+            if name == "damaged":
+                ledger.study.set_user_attr(FACTS, {})
+    optuna.create_study(storage=url, study_name="of others")
+    with opened(toy.ref(tmp_path, "some"), spec):
+        said = Said(capsys, "studies", "--home", tmp_path, "--json")
+        assert [one["name"] for one in said.json] == ["some", "older"]
+        assert "study `damaged` is not listed: can't read the search" in said.err
+        some, older = said.json
+        assert some["trials"] == {"complete": 2, "waiting": 1} and some["best"]["number"] == 1
+        assert some["objectives"] == ["mflops:min"] and str(os.getpid()) in some["driver"]
+        assert older["best"] is older["driver"] is None
+        row = Said(capsys, "studies", "--home", tmp_path).out.splitlines()[3]
+    assert re.match(r" some +2 complete, 1 waiting +mflops:min +3 MFLOPs +20\d\d-", row), row
 
 
 def test_a_table_has_a_row_for_each_setting_and_columns_across_a_parameter(ask):
