@@ -286,7 +286,7 @@ def search(start: Start) -> Any:
         SearchProgress() as progress,
     ):
         notify = progress.observe
-        notify(StudyOpened(start.study, ledger.spec, start.trials, 0))
+        notify(StudyOpened(start.study, ledger.spec, start.trials))
         Driver(found, ledger, read, pool, estimate, settings, notify).run()
         return ledger.trials()
 

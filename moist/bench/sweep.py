@@ -131,7 +131,7 @@ def overhead(sweep: Sweep, *, trials: int, last: int = 50) -> dict[str, Any]:
             Tracker(Mode("offline", "for the benchmark"), home, _fail) as tracker,
         ):
             notify = broadcast([clock, WandbObserver(tracker)])
-            notify(StudyOpened(ref.name, ledger.spec, trials, 0))
+            notify(StudyOpened(ref.name, ledger.spec, trials))
             settings = Settings(trials, sampler="tpe", best={})
             estimate = CostEstimator(store).plan
             Driver(

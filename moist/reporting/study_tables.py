@@ -98,15 +98,18 @@ def _best(study: Overview) -> str:
     return f"{format_quantity(name, study.best.values[name])} {HEADS[name]}"
 
 
+def format_objective(objective: Objective, trial: Trial) -> str:
+    """Format a trial's value of an objective as `accuracy 93.66 %`."""
+    name = objective.name
+    unit = " %" if name == "accuracy" else ""
+    return f"{name} {format_quantity(name, trial.values[name])}{unit}"
+
+
 def trial_line(trial: Trial, objectives: Sequence[Objective]) -> str:
     """Return one line about a trial that ended: its results, or why it has none."""
     head = f"trial {trial.number:>3}"
     if trial.state == "complete":
-        values = "  ".join(
-            f"{one.name} {format_quantity(one.name, trial.values[one.name])}"
-            + (" %" if one.name == "accuracy" else "")
-            for one in objectives
-        )
+        values = "  ".join(format_objective(one, trial) for one in objectives)
         how = trial.reason or f"{duration(trial.seconds)}, {duration(trial.saved)} saved"
         return f"{head}  {values}  {format_params(trial.params)}  ({how})"
     reason = (trial.reason or "").splitlines() or [""]

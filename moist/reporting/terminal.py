@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -20,6 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from moist.errors import ConfigError, masked
+
+EVERY = 50.0
+"""Seconds between two lines about a stage or a search: at least one a minute."""
 
 SHORT = 8
 """Characters of a key that are printed; commands accept any unique prefix."""
@@ -43,25 +49,92 @@ def size(count: float) -> str:
     raise AssertionError
 
 
-class TerminalProgress:
-    """The progress of a run on stderr: a bar for each stage on a terminal, else a line.
+def describe(metrics: Mapping[str, float], best: float | None) -> str:
+    """Format what an epoch gave as `loss 0.432, val 85.1 %, best 87.0 %`, or less of it."""
+    parts = [f"loss {metrics['loss']:.3g}"] if "loss" in metrics else []
+    if "val_accuracy" in metrics:
+        parts.append(f"val {100 * metrics['val_accuracy']:.1f} %")
+    if best is not None:
+        parts.append(f"best {100 * best:.1f} %")
+    return ", ".join(parts)
 
-    With `quiet` only warnings are printed.
+
+@dataclass
+class Running:
+    """A stage that is being computed: how far it is, its last metrics and its best accuracy."""
+
+    stage: str
+    done: int = 0
+    total: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    best: float | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    def advance(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Take in how far it is."""
+        self.done, self.total, self.metrics = done, total, metrics
+        if "val_accuracy" in metrics:
+            self.best = max(metrics["val_accuracy"], self.best or 0.0)
+
+    def __str__(self) -> str:
+        """Describe it as `distill_student 3 of 20, loss 0.432, val 85.1 %, best 87.0 %`."""
+        at = f"{self.stage} {self.done} of {self.total}" if self.total else self.stage
+        return ", ".join(filter(None, (at, describe(self.metrics, self.best))))
+
+
+class Heartbeat:
+    """A thread that prints how far the work is, at least once a minute where no display does.
+
+    `line` returns what to print; nothing is printed while it returns an empty text.
+    """
+
+    def __init__(self, line: Callable[[], str], out: Callable[[str], None]) -> None:
+        self.line, self.out = line, out
+        self.ended: threading.Event | None = None
+
+    def start(self) -> None:
+        """Print from now on."""
+        self.ended = threading.Event()
+        threading.Thread(target=self._run, args=(self.ended,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Print no more."""
+        if self.ended is not None:
+            self.ended.set()
+            self.ended = None
+
+    def _run(self, ended: threading.Event) -> None:
+        while not ended.wait(EVERY):
+            if (text := self.line()) and not ended.is_set():
+                self.out(text)
+
+
+class TerminalProgress:
+    """The progress of a run on stderr: a bar for each stage on a terminal, else lines.
+
+    A line says that a stage has ended, and, once a minute, how far a long one is. With `quiet`
+    only warnings are printed.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = console(stderr=True)
         self.quiet = quiet
+        self.running: Running | None = None
         self.bars: Progress | None = None
         self.task: TaskID | None = None
+        self.heartbeat = Heartbeat(self._line, self.noted)
 
     def started(self, stage: str, key: str) -> None:
         """Show a bar if stderr is a terminal."""
-        if self.quiet or not self.console.is_terminal:
+        self.running = Running(stage)
+        if self.quiet:
+            return
+        if not self.console.is_terminal:
+            self.heartbeat.start()
             return
         self.bars = Progress(
             TextColumn("{task.description:<18}"),
-            BarColumn(),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.fields[metrics]}"),
             TimeRemainingColumn(),
@@ -72,10 +145,19 @@ class TerminalProgress:
         self.bars.start()
 
     def advanced(self, stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        if self.running is None:
+            return
+        self.running.advance(done, total, metrics)
         if self.bars is not None and self.task is not None:
-            shown = {name: metrics[name] for name in ("loss", "val_accuracy") if name in metrics}
-            text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+            text = describe(metrics, self.running.best)
             self.bars.update(self.task, completed=done, total=total, metrics=text)
+
+    def _line(self) -> str:
+        """Say how far the stage is, and how long it has taken."""
+        running = self.running
+        if running is None:
+            return ""
+        return f"{running}, {duration(time.monotonic() - running.began)} so far"
 
     def finished(self, stage: str, key: str, seconds: float) -> None:
         self.close()
@@ -94,7 +176,9 @@ class TerminalProgress:
             self.console.print(masked(text), soft_wrap=True)
 
     def close(self) -> None:
-        """Remove the bar of a stage that has ended."""
+        """Show a stage that has ended no more."""
+        self.heartbeat.stop()
+        self.running = None
         if self.bars is not None:
             self.bars.stop()
             self.bars = self.task = None

@@ -107,12 +107,12 @@ class Lost:
 
 @dataclass(frozen=True)
 class StudyOpened:
-    """The start of a driver: `complete` trials are complete, of `requested` in the end."""
+    """The start of a driver: `trials` are complete, of `requested` in the end."""
 
     name: str
     spec: StudySpec
     requested: int
-    complete: int
+    trials: Sequence[Trial] = ()
 
 
 @dataclass(frozen=True)

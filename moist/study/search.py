@@ -76,7 +76,7 @@ def search(
         opened(ref, spec) as ledger,
         Pool(Trainer(ref.home, settings.reuse), slots, ref.home / "logs" / ref.name) as pool,
     ):
-        complete = sum(trial.state == "complete" for trial in ledger.trials())
+        complete = [trial for trial in ledger.trials() if trial.state == "complete"]
         notify(StudyOpened(ref.name, ledger.spec, settings.trials, complete))
         for warning in filter(None, (crowded, emulated)):
             notify(Noted(warning))

@@ -98,7 +98,6 @@ class Job:
                     f"lower the learning rate (it is {training.lr})",
                 )
             row = {
-                "epoch": epoch + 1,
                 "loss": mean_loss,
                 "lr": descent.lr,
                 "images_per_second": self._images(epoch, views) / (time.perf_counter() - started),

@@ -402,7 +402,7 @@ def test_a_teacher_depends_on_its_seed_and_nothing_else() -> None:
     again, other = trained(), trained(seed=1)
     assert all(torch.equal(one.state[name], again.state[name]) for name in one.state)
     assert not torch.equal(one.state["fc.weight"], other.state["fc.weight"])
-    assert [row["epoch"] for row in one.history] == [1, 2]
+    assert len(one.history) == 2
 
 
 def fast(**options: object) -> Teacher:

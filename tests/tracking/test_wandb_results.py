@@ -39,7 +39,7 @@ def home(tmp_path_factory) -> Path:
     spec, trials = load_study(toy.ref(home))
     with offline(home) as tracker:
         observer = WandbObserver(tracker)
-        observer.observe(StudyOpened("toy", spec, 6, 0))
+        observer.observe(StudyOpened("toy", spec, 6))
         for trial in reversed(trials):
             observer.observe(TrialEnded(trial, "trained"))
         tracker.open(about_of("toy", spec, "study", "study", {})).end("complete")

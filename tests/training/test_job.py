@@ -121,7 +121,7 @@ def test_a_killed_run_ends_as_an_unbroken_one_bit_for_bit(
     resumed, later = trained(tmp_path, training)
     assert same(resumed, unbroken)
     assert without_speed(later) == without_speed(rows)
-    assert [row["epoch"] for row in later] == [1, 2, 3, 4]
+    assert len(later) == 4 and all("epoch" not in row for row in later)
 
 
 def test_a_resumed_run_repeats_no_finished_epoch(tmp_path: Path) -> None:

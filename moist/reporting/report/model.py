@@ -98,7 +98,8 @@ def _curves(run: Run, store: Backend) -> Markup:
     for name in stages:
         validated = "val_accuracy" in found[name][0]
         field = "val_accuracy" if validated else "loss"
-        values = [(row["epoch"], (100 if validated else 1) * row[field]) for row in found[name]]
+        scale = 100 if validated else 1
+        values = [(epoch, scale * row[field]) for epoch, row in enumerate(found[name], 1)]
         label = "validation accuracy, %" if validated else "training loss"
         figures.append(el("div", el("h3", name), _curve(values, label), class_="small"))
     return section(title, el("div", *figures, class_="columns"))
