@@ -21,7 +21,8 @@ FILES = {
 }
 ANSWERS_AT_ONCE = (
     "config config.overrides errors results results.report results.queries results.aggregate"
-    " sweepfile disk store.runs store.keys store.maintenance store.objects reporting.terminal"
+    " sweepfile disk store.runs store.comparison store.keys store.maintenance store.objects"
+    " reporting.terminal"
     " reporting.run_tables reporting.study_tables study.storage study.ledger"
     " study.query api.compute api.runs api.sweeps"
     " cli.main cli.options cli.store cli.bench cli.sweep cli.sweep_optuna cli.sweep_wandb"

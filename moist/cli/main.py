@@ -18,7 +18,7 @@ from moist.cli.export import export
 from moist.cli.pareto import pareto
 from moist.cli.report import report
 from moist.cli.run import config, plan, run
-from moist.cli.runs import curve, predict, runs, show
+from moist.cli.runs import curve, diff, predict, runs, show
 from moist.cli.store import cache, data, init
 from moist.cli.study import best, dashboard, studies, table
 from moist.cli.sweep import sweep
@@ -48,7 +48,7 @@ def cli() -> None:
 
 
 for command in (
-    bench, best, browse, cache, config, curve, dashboard, data, export, init, pareto, plan,
+    bench, best, browse, cache, config, curve, dashboard, data, diff, export, init, pareto, plan,
     predict, report, run, runs, show, studies, sweep, sync, table, wandb,
 ):  # fmt: skip
     cli.add_command(command)

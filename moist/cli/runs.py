@@ -1,4 +1,4 @@
-"""`moist runs`, `show`, `curve` and `predict`: runs that are on record, and their models."""
+"""`moist runs`, `diff`, `show`, `curve` and `predict`: runs on record, and their models."""
 
 from __future__ import annotations
 
@@ -12,37 +12,98 @@ from moist.cli.options import (
     HOME,
     JSON,
     PATH,
+    STORAGE,
     check_together,
     output,
     print_csv,
+    study_ref,
 )
 from moist.errors import ConfigError
 from moist.reporting import run_tables
 from moist.reporting.terminal import SHORT
 from moist.results.frames import curve_frame
+from moist.store.comparison import difference, selected
 from moist.store.runs import RunRecords, frame
+from moist.study.storage import load as load_study
 
 
 @click.command()
+@click.option("--study", metavar="NAME", help="Only the runs of this study's trials.")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="CONDITION",
+    help="Only runs for which `KEY>VALUE` holds, or = != < <= >=; may be repeated.",
+)
+@click.option(
+    "--sort",
+    default="",
+    metavar="KEY[:max|:min]",
+    help="Order; accuracies and times of creation fall, all else rises; default: created.",
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N of these.")
 @CSV
 @JSON
+@STORAGE
 @HOME
-def runs(as_csv: bool, as_json: bool, home: Path) -> None:
-    """List all runs, newest first.
+def runs(
+    study: str | None,
+    where: tuple[str, ...],
+    sort: str,
+    limit: int | None,
+    as_csv: bool,
+    as_json: bool,
+    storage: str | None,
+    home: Path,
+) -> None:
+    """List runs, newest first, with the parameters in which they differ.
+
+    A KEY is a column of --csv: a key of the config, as k or distill.alpha, or a number of the
+    report, as mflops or latency_ms.batch_1. As there, val_accuracy is that on validation images,
+    by which models are compared, and accuracy that on test images.
 
     \b
-    moist runs --json
+    moist runs --limit 10
+    moist runs --where 'val_accuracy>0.9' --where router=linear --sort mflops
+    moist runs --study quickstart --sort val_accuracy --json
     moist runs --csv > runs.csv
     """
-    check_together(apart=[("--csv", "--json")])
-    found = RunRecords(home).all()
+    check_together(apart=[("--csv", "--json")], needed={"--storage": ["--study"]})
+    every = RunRecords(home).all()
+    found = selected(every, where, sort)
+    if study is not None:
+        keys = {trial.key for trial in load_study(study_ref(study, storage, home))[1]}
+        found = [run for run in found if run.key in keys]
+    found = found[:limit]
     if as_csv:
         print_csv(frame(found))
     else:
         records = [run.record() for run in found]
         output(as_json, records, lambda: run_tables.print_runs(found))
         if not found and not as_json:
-            click.echo(f"no runs in `{home}` yet; `moist run` makes one", err=True)
+            none = f"no runs in `{home}` yet; `moist run` makes one"
+            click.echo(
+                f"none of {len(every)} runs meets the conditions" if every else none, err=True
+            )
+
+
+@click.command()
+@click.argument("run")
+@click.argument("other")
+@JSON
+@HOME
+def diff(run: str, other: str, as_json: bool, home: Path) -> None:
+    """Print in which parameters, figures and stages two runs differ.
+
+    A RUN is a key, a unique prefix of one, or `last`. Figures are those of the records: accuracy
+    is that on test images. Stages are shared if both runs used the same stored outputs.
+
+    \b
+    moist diff 3254 last
+    """
+    records = RunRecords(home)
+    found = difference(records.find(run), records.find(other))
+    output(as_json, found, lambda: run_tables.print_difference(found))
 
 
 @click.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from moist.config.systems import system_of
 from moist.reporting.terminal import SHORT, duration, print_table
 from moist.results.report import Deferral, Measures, Report
+from moist.store.comparison import Difference, differing, value
 
 if TYPE_CHECKING:
     from moist.data.survey import Survey
@@ -19,21 +19,62 @@ if TYPE_CHECKING:
 
 
 def print_runs(runs: Sequence[Run]) -> None:
-    """Print recorded runs, one a row."""
+    """Print recorded runs, one a row, with the parameters in which they differ."""
+    names = differing(runs)
     rows = [
         [
             run.key[:SHORT],
             run.created[:16].replace("T", " "),
-            run.config["data.name"],
-            f"{run.report.accuracy:.2%}" + (" (oracle)" if run.report.upper_bound else ""),
-            "-" if run.report.val_accuracy is None else f"{run.report.val_accuracy:.2%}",
-            f"{run.report.mflops:.2f}",
-            " ".join(shlex.split(run.command)[2:]) or "(defaults)",
+            f"{100 * run.report.accuracy:.2f}" + (" (oracle)" if run.report.upper_bound else ""),
+            "-" if (val := run.report.val_accuracy) is None else f"{100 * val:.2f}",
+            f"{run.report.mflops:.4g}",
+            " ".join(f"{name}={value(run, name)}" for name in names) or "(defaults)",
         ]
         for run in runs
     ]
-    heads = ["run", "created (UTC)", "data", "accuracy", "val accuracy", "MFLOPs", "overrides"]
-    print_table("", heads, rows)
+    if rows:
+        what = "parameters" if len(runs) == 1 else "parameters that differ"
+        print_table("", ["run", "created (UTC)", "test %", "val %", "MFLOPs", what], rows)
+
+
+FIGURES = (
+    "loss",
+    "ece",
+    "mflops",
+    "mmacs",
+    "params",
+    "bytes",
+    "latency_ms.",
+    "clusters_k",
+    "seconds",
+    "machine.",
+)
+"""Beginnings of the figures that are compared in print, beside accuracies; `--json` has all."""
+
+
+def print_difference(found: Difference) -> None:
+    """Print in which parameters, figures and stages two runs differ."""
+    heads = ["", *(key[:SHORT] for key in found.runs)]
+    figures = {
+        name: pair
+        for name, pair in found.figures.items()
+        if name.startswith(FIGURES) or name.endswith("accuracy")
+    }
+    tables = {"parameters": found.parameters, "figures": figures, "stages": found.stages}
+    for title, pairs in tables.items():
+        if pairs:
+            rows = [[name, *map(_compared, pair)] for name, pair in pairs.items()]
+            print_table(f"{title} that differ", heads, rows)
+        else:
+            print(f"no {title} differ")
+    print(fill(f"stages shared: {', '.join(found.shared) or 'none'}", WIDTH))
+
+
+def _compared(found: Any) -> str:
+    """Format a value, or the keys of a stage's outputs, for comparison."""
+    if isinstance(found, tuple):
+        return " ".join(key[:SHORT] for key in found) or "-"
+    return f"{found:.5g}" if isinstance(found, float) else "-" if found is None else str(found)
 
 
 def print_plan(calls: Sequence[Call]) -> None:

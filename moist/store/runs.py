@@ -148,10 +148,11 @@ def frame(runs: Sequence[Run]) -> pd.DataFrame:
     report's numbers by dotted names, as `latency_ms.batch_1`; `clusters_k`, the number of clusters
     found, where `k` is the config's and may be `auto`. Values per class are left out.
     """
-    return frames.frame(_row(run) for run in runs)
+    return frames.frame(row(run) for run in runs)
 
 
-def _row(run: Run) -> dict[str, Any]:
+def row(run: Run) -> dict[str, Any]:
+    """Return a run's values by the columns of `frame`."""
     numbers = dict(_leaves(run.report.model_dump(mode="json"), ""))
     head = {"key": run.key, "created": run.created, "command": run.command, "moist": run.moist}
     found = {"clusters_k": numbers.pop("k")}

@@ -218,6 +218,23 @@ def test_a_narrow_terminal_gets_every_value(ask, monkeypatch, words, columns):
     assert values and values <= set(narrow)
 
 
+def test_listed_runs_show_the_parameters_that_differ_and_two_of_them_what_is_shared(ask):
+    both = ask("runs", "--study", "four", "--where", "k=3", "--sort", "mflops", "--json").json
+    assert [run["config"]["hidden_width"] for run in both] == [4, 32]
+    keys = [run["key"][:8] for run in both]
+    listed = ask("runs", "--where", "k=3", "--sort", "mflops").out.splitlines()
+    assert "parameters that differ" in listed[1]
+    for line, key, width in zip(listed[3:], keys, (4, 32), strict=False):
+        assert line.split()[0] == key and line.split()[-1] == f"hidden_width={width}"
+    assert len(ask("runs", "--limit", 3, "--json").json) == 3
+    assert "none of 4 runs meets" in ask("runs", "--where", "k=5").err
+    said = ask("diff", *keys)
+    assert re.search(r"^ hidden_width +4 +32 $", said.out, re.M) and "\n k " not in said.out
+    assert re.search(r"stages shared: .*train_teacher", said.out, re.S)
+    found = ask("diff", *keys, "--json").json
+    assert found["parameters"] == {"hidden_width": [4, 32]} and "prepare" in found["shared"]
+
+
 def test_all_studies_are_listed_with_their_state_and_driver(tmp_path, capsys):
     url = toy.ref(tmp_path).url.render_as_string()
     assert "no studies in" in Said(capsys, "studies", "--home", tmp_path).err

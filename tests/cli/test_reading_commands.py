@@ -54,7 +54,7 @@ def reading(folder: Path) -> list[list[str]]:
         "pareto four", "pareto four --hypervolume", "pareto four --csv", "best four", "table four",
         "sweep status four", "sweep doctor four", f"sweep optuna {file} --dry-run", "runs",
         "studies", "show last", f"predict last {image}", "cache ls", "cache verify",
-        "sync --dry-run",
+        "sync --dry-run", "diff last last", "runs --study four",
     ]  # fmt: skip
     new = ["sweep", "optuna", file, "--study", "new", "--dry-run", *ours, "k=2"]
     return [*map(str.split, lines), ["plan", *TINY], ["plan", *TINY, *ours], list(map(str, new))]
