@@ -8,8 +8,6 @@ import re
 import sys
 from collections.abc import Iterable
 
-from pydantic import ValidationError
-
 NEAR = 0.75
 """The least similarity, of 1 for the same text, at which a name counts as a misspelling."""
 
@@ -86,6 +84,8 @@ def first_line(error: Exception) -> str:
 
     Of pydantic's errors, return the first value that is wrong.
     """
+    from pydantic import ValidationError
+
     if isinstance(error, ValidationError):
         wrong = error.errors()
         name = ".".join(map(str, wrong[0]["loc"])) or "all of it"

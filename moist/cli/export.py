@@ -27,12 +27,13 @@ from moist.store.runs import RunRecords
 @JSON
 @computing
 def export(run: str, path: Path, as_json: bool, compute: Compute) -> None:
-    """Export a run's model as one ONNX file, for programs without moist or torch.
+    """Export a run's model as one ONNX file.
 
-    Only the students that images are routed to are computed, at every batch size. Input `images`
-    is uint8, (batch, height, width, channels); output `logits`. Class names, key, config and
-    figures are in the file's metadata. It is compared with the model in torch on the validation
-    images first, and not written if it differs. RUN is a key, a unique prefix of one, or `last`.
+    It needs neither moist nor torch. Only the students that images are routed to are computed,
+    at every batch size. Input `images` is uint8, (batch, height, width, channels); output
+    `logits`. Class names, key, config and figures are in the file's metadata. It is compared with
+    the model in torch on the validation images first, and not written if it differs. RUN is a
+    key, a unique prefix of one, or `last`.
 
     Needs `pip install 'moist[onnx]'`.
 

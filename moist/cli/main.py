@@ -7,31 +7,66 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from io import TextIOWrapper, UnsupportedOperation
 from typing import NoReturn, TextIO
 
 import click
 
-from moist import config as configs
-from moist.cli.bench import bench
-from moist.cli.export import export
-from moist.cli.pareto import pareto
-from moist.cli.report import report
-from moist.cli.run import config, plan, run
-from moist.cli.runs import curve, diff, predict, runs, show
-from moist.cli.store import cache, data, init
-from moist.cli.study import best, dashboard, studies, table
-from moist.cli.sweep import sweep
-from moist.cli.wandb import browse, sync, wandb
 from moist.disk import check_text
 from moist.errors import ConfigError, MoistError, StoreError, masked
 from moist.interrupts import Interrupted, handled
-from moist.reporting import terminal
-from moist.study.ref import this_command
-from moist.tracking.client import is_stopped_by_agent
+
+COMMANDS = {
+    "bench": ("bench", "Measure moist's own overheads and savings."),
+    "best": ("study", "Print the best trial within all limits."),
+    "browse": ("wandb", "View logged runs in this terminal."),
+    "cache": ("store", "List, verify and delete stored stage outputs."),
+    "config": ("run", "Print the resolved config, or describe its keys."),
+    "curve": ("runs", "Print a run's accuracy and cost by deferral threshold."),
+    "dashboard": ("study", "Serve a study in optuna-dashboard."),
+    "data": ("store", "Check and prepare data sets."),
+    "diff": ("runs", "Print in which parameters, figures and stages two runs differ."),
+    "export": ("export", "Export a run's model as one ONNX file."),
+    "init": ("store", "Write a sweep file that is fitted to a folder of images."),
+    "pareto": ("pareto", "Print a study's Pareto frontier."),
+    "plan": ("run", "List the stages that `moist run` would compute or reuse."),
+    "predict": ("runs", "Classify images with a run's model."),
+    "report": ("report", "Write the report of a study or a run as one HTML page."),
+    "run": ("run", "Train and measure one model."),
+    "runs": ("runs", "List runs, newest first, with the parameters in which they differ."),
+    "show": ("runs", "Print a run's report."),
+    "studies": ("study", "List all studies of a database, the last changed first."),
+    "sweep": ("sweep", "Search the hyperparameters of a sweep file."),
+    "sync": ("wandb", "Upload runs that are missing on W&B's server."),
+    "table": ("study", "Print a study's results, averaged over seeds."),
+    "wandb": ("wandb", "Create views in W&B's dashboard."),
+}
+"""The module of each command, imported when it is called, and its line in the list of commands."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """The commands in COMMANDS: a command's start costs its own imports only."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None if there is none of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"moist.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands, which imports none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="moist")
 def cli() -> None:
     """Train, measure and compare mixtures of distilled student experts.
@@ -47,13 +82,6 @@ def cli() -> None:
     """
 
 
-for command in (
-    bench, best, browse, cache, config, curve, dashboard, data, diff, export, init, pareto, plan,
-    predict, report, run, runs, show, studies, sweep, sync, table, wandb,
-):  # fmt: skip
-    cli.add_command(command)
-
-
 def main() -> None:
     """Run the command line; print each error as one message, and exit with its code."""
     sys.stdout, sys.stderr = map(output, (sys.stdout, sys.stderr))
@@ -64,21 +92,21 @@ def main() -> None:
             click.echo(nl=False)  # flush, if there is a standard output
             sys.exit(code)
     except click.NoSuchOption as error:
-        terminal.fail(f"{error.format_message()}{flag_hint(error.option_name, sys.argv)}")
+        fail(f"{error.format_message()}{flag_hint(error.option_name, sys.argv)}")
         sys.exit(2)
     except click.ClickException as error:
         error.show(file=(shown := io.StringIO()))
         click.echo(masked(shown.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except MoistError as error:
-        terminal.fail(str(error))
+        fail(str(error))
         sys.exit(error.exit_code)
     except Interrupted as stopped:
         _stop(stopped)
     except click.Abort as abort:
         if isinstance(abort.__cause__, Interrupted):
             _stop(abort.__cause__)
-        terminal.fail("stopped; nothing was changed")  # the answer to a confirmation was no
+        fail("stopped; nothing was changed")  # the answer to a confirmation was no
         sys.exit(1)
     except BrokenPipeError:  # as `| head` leaves behind, which has seen enough
         sys.exit(1)
@@ -149,18 +177,26 @@ def check_surroundings() -> None:
         ) from None
 
 
+def fail(message: str) -> None:
+    """Print an error on stderr."""
+    from moist.reporting.terminal import console
+
+    console(stderr=True).print(f"error: {masked(message)}", style="red", soft_wrap=True)
+
+
 def _stop(stopped: Interrupted) -> NoReturn:
     """End after a signal, with the command that continues.
 
     A W&B agent whose sweep stops this run gets no error: it gives up after a few failed runs.
     """
+    from moist.study.ref import this_command
+    from moist.tracking.client import is_stopped_by_agent
+
     if is_stopped_by_agent(stopped):
         sys.exit(0)
     again = stopped.again or this_command()
     with suppress(OSError):  # the terminal was closed
-        terminal.fail(
-            f"{stopped}; finished work and checkpoints are kept, continue with\n  {again}"
-        )
+        fail(f"{stopped}; finished work and checkpoints are kept, continue with\n  {again}")
     sys.exit(stopped.exit_code)
 
 
@@ -168,8 +204,10 @@ def flag_hint(option: str, argv: list[str]) -> str:
     """Return the hint for `--k 3`, which is not a flag: results are changed by KEY=VALUE."""
     if option == "--dry-run" and argv[1:2] == ["run"]:
         return "\nhint: `moist plan` lists what a run would compute"
+    from moist.config import Config, flat
+
     key = option.lstrip("-").replace("-", "_")
-    if key not in configs.flat(configs.Config()):
+    if key not in flat(Config()):
         return ""
     given = [word for word in argv if word == option or word.startswith(f"{option}=")]
     after = argv[argv.index(given[0]) + 1 :][:1] if given == [option] else []

@@ -241,11 +241,6 @@ def _widths(lines: Sequence[Sequence[str]], available: int) -> list[int] | None:
     return widths
 
 
-def fail(message: str) -> None:
-    """Print an error on stderr."""
-    console(stderr=True).print(f"error: {masked(message)}", style="red", soft_wrap=True)
-
-
 def parse_size(text: str) -> int:
     """Parse bytes from `500MB`, `10 GB` or a plain number. Raises ConfigError."""
     units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
