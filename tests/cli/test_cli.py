@@ -539,9 +539,9 @@ from moist.cli.main import main
 for words, heavy in (
     (["--version"], {"pydantic", "rich"}),
     (["--help"], {"pydantic", "rich"}),
-    (["run", "--help"], {"numpy"}),
-    (["runs"], {"numpy"}),
-    (["show", "last"], {"numpy"}),
+    (["run", "--help"], {"torch", "optuna"}),
+    (["runs"], {"torch", "optuna"}),
+    (["show", "last"], {"torch", "optuna"}),
     (["cache", "ls"], {"torch", "optuna"}),
 ):
     sys.argv = ["moist", *words]
