@@ -33,6 +33,7 @@ COMMANDS = {
     "plan": ("run", "List the stages that `moist run` would compute or reuse."),
     "predict": ("runs", "Classify images with a run's model."),
     "report": ("report", "Write the report of a study or a run as one HTML page."),
+    "rm": ("store", "Remove runs, or studies with their trials."),
     "run": ("run", "Train and measure one model."),
     "runs": ("runs", "List runs, newest first, with the parameters in which they differ."),
     "show": ("runs", "Print a run's report."),

@@ -1,4 +1,4 @@
-"""`moist data` and `moist cache`: data sets and stage outputs on disk."""
+"""`moist data`, `cache` and `rm`: data sets, stage outputs, runs and studies on disk."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from pathlib import Path
 import click
 
 from moist.api.compute import Compute
-from moist.cli.options import HOME, JSON, OVERRIDES, PATH, QUIET, output, print_json
+from moist.cli.options import (
+    HOME,
+    JSON,
+    OVERRIDES,
+    PATH,
+    QUIET,
+    STORAGE,
+    output,
+    print_json,
+    study_ref,
+)
 from moist.config.overrides import parse
 from moist.disk import write_atomically, writing
 from moist.errors import ConfigError, DataError
-from moist.reporting import run_tables, terminal
+from moist.reporting import run_tables, study_tables, terminal
 from moist.store import maintenance
 from moist.store.objects import ObjectStore
 
@@ -222,3 +232,42 @@ def clear(stage: str | None, yes: bool, home: Path) -> None:
     if not yes:
         click.confirm("Delete stored stage outputs? They can be recomputed.", abort=True)
     click.echo(f"freed {terminal.size(maintenance.clear(ObjectStore(home), stage))}")
+
+
+@click.command()
+@click.argument("words", nargs=-1, required=True, metavar="RUN|STUDY...")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@JSON
+@STORAGE
+@HOME
+def rm(
+    words: tuple[str, ...],
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    storage: str | None,
+    home: Path,
+) -> None:
+    """Remove runs, or studies with their trials.
+
+    Removes the records, what was stored for these runs and is used by no other, and a study's
+    logs, plot and runs under new seeds. A study's runs that were there before it are kept, and so
+    is what was logged to W&B. RUN is a key, a unique prefix of one, or `last`.
+
+    \b
+    moist rm last
+    moist rm quickstart --dry-run
+    moist rm quickstart --yes
+    """
+    from moist.study.removal import plan_removal, remove
+
+    planned = plan_removal(words, study_ref("", storage, home))
+    data = planned.record()
+    output(as_json, data, lambda: study_tables.print_removal(planned))
+    if dry_run:
+        return
+    if not yes:
+        click.confirm("Remove this?", abort=True, err=True)
+    remove(planned, home)
+    click.echo(f"removed; {terminal.size(data['bytes'])} freed", err=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.reporting.run_tables import estimated_time
-from moist.reporting.terminal import SHORT, duration, print_table
+from moist.reporting.terminal import SHORT, counted, duration, print_table, size
 from moist.results.objectives import TEST, Limit, Objective
 from moist.results.queries import allowing
 from moist.results.trials import Trial
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moist.results.aggregate import Averaged, Spread
     from moist.results.queries import Comparison
     from moist.study.ref import StudyRef
+    from moist.study.removal import Removal
     from moist.study.reseed import Member
     from moist.study.search import SearchPlan
     from moist.study.settings import SearchResult
@@ -89,6 +90,24 @@ def print_studies(studies: Sequence[Overview]) -> None:
     heads = ["study", "trials", "objectives", "best", "last change (UTC)", "driver"]
     if rows:
         print_table("", heads, rows)
+
+
+def print_removal(planned: Removal) -> None:
+    """Print what would be removed, and how many bytes it has."""
+    for ref, trials in planned.studies:
+        print(f"study `{ref.name}` with {counted(trials, 'trial')}")
+    if planned.runs:
+        print(f"{counted(len(planned.runs), 'run')}: {_keys(planned.runs)}")
+    if planned.kept:
+        why = "older than the study, or of another one"
+        print(f"{counted(len(planned.kept), 'run')} kept, {why}: {_keys(planned.kept)}")
+    outputs = counted(len(planned.outputs), "stored output")
+    print(f"{outputs} that no other run uses; {size(planned.bytes)} in all")
+
+
+def _keys(keys: Sequence[str], most: int = 6) -> str:
+    listed = ", ".join(key[:SHORT] for key in keys[:most])
+    return f"{listed} and {len(keys) - most} more" if len(keys) > most else listed
 
 
 def _best(study: Overview) -> str:

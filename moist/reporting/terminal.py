@@ -40,6 +40,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def counted(count: int, what: str) -> str:
+    """Format a number of things: `1 trial`, `2 trials`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def size(count: float) -> str:
     """Format bytes in the largest unit that leaves a number of at least 1."""
     for unit in ("B", "kB", "MB", "GB"):

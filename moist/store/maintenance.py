@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from moist.disk import UNFINISHED, writing
@@ -44,7 +44,7 @@ def _entry(objects: ObjectStore, key: str) -> Entry | None:
         manifest = None
     try:
         used_at = (folder / MANIFEST if manifest else folder).stat().st_mtime
-        size = _bytes(folder)
+        size = bytes_of(folder)
     except FileNotFoundError:  # deleted by another process
         return None
     if manifest is None:
@@ -107,8 +107,13 @@ def clear(objects: ObjectStore, stage: str | None = None) -> int:
     Keeps what is being computed.
     """
     chosen = [entry for entry in entries(objects) if stage in (None, entry.stage)]
-    freed = sum(entry.bytes for entry in chosen if _delete(objects, entry.key))
+    freed = delete(objects, chosen)
     return freed + (_delete_leftovers(objects, older_than=0.0) if stage is None else 0)
+
+
+def delete(objects: ObjectStore, chosen: Iterable[Entry]) -> int:
+    """Delete objects, except what is being computed; return the bytes freed."""
+    return sum(entry.bytes for entry in chosen if _delete(objects, entry.key))
 
 
 def _delete(objects: ObjectStore, key: str) -> bool:
@@ -138,7 +143,7 @@ def _expire(folder: Path, older_than: float) -> int:
     """Delete a folder last written to more than `older_than` seconds ago; return its bytes."""
     try:
         last = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-        size = _bytes(folder)
+        size = bytes_of(folder)
     except FileNotFoundError:  # its process is writing
         return 0
     if time.time() - last < older_than:
@@ -147,5 +152,6 @@ def _expire(folder: Path, older_than: float) -> int:
     return size
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def bytes_of(path: Path) -> int:
+    """Return the size of a file, or of all files in a folder."""
+    return sum(one.stat().st_size for one in (path, *path.rglob("*")) if one.is_file())

@@ -151,6 +151,11 @@ class ObjectStore:
         """Hold a key's lock, or yield False if another process does."""
         return disk.locked_if_free(self._lock(key))
 
+    def computed_by(self, key: str) -> str | None:
+        """Return the process that holds a key's lock now; None if none does. Takes no lock."""
+        path = self._lock(key)
+        return disk.holder(path) if disk.is_locked(path) else None
+
     def _lock(self, key: str) -> Path:
         return self.home / "locks" / f"{key}.lock"
 
