@@ -11,11 +11,15 @@ from moist.api.compute import Compute
 from moist.config import Config, sections
 from moist.config.overrides import build, given
 from moist.config.unread import check_read
-from moist.disk import home_of
+from moist.disk import expanded, home_of
+from moist.errors import ConfigError
 from moist.reporting.terminal import SHORT
 from moist.results.objectives import quantities, reported
 from moist.results.report import Report
 from moist.store.runs import Run, RunRecords, command_for
+from moist.study.query import Study, ref_of
+from moist.study.ref import StudyRef
+from moist.study.storage import NoStudy, existing
 from moist.tracking.client import agent_sweep, run_info
 
 if TYPE_CHECKING:
@@ -97,18 +101,61 @@ def run(
     return Result(record(config, compute, wandb), compute.home)
 
 
-def load(key: str, *, home: str | Path | None = None, device: str | None = None) -> Model:
-    """Load the model of a recorded run; `key` may be a unique prefix, or `last`.
+def load(
+    model: str | Path,
+    *,
+    home: str | Path | None = None,
+    storage: str | None = None,
+    device: str | None = None,
+) -> Model:
+    """Load a model: of a recorded run, the best of a study, or an exported file.
 
     `moist.load(KEY)(images)` gives logits, `.predict(images)` classes, probabilities and experts.
 
-    Raises ConfigError for a key without a run, StoreError for a model that is no longer stored.
+    Args:
+        model: a study's name, a run's key, a unique prefix of one or `last`, or `FILE.onnx`.
+        home: folder of models and records; default: MOIST_HOME, else ~/.moist.
+        storage: database of studies; default: MOIST_STORAGE, else HOME/studies.db.
+        device: cpu, cuda, cuda:1, ...; default: cuda if available. Files run on the CPU.
+
+    Raises ConfigError for what is neither, StoreError for a model that is no longer stored.
     """
-    from moist.serving.predict import Model
+    if Path(model).suffix == ".onnx":
+        from moist.serving.exported import OnnxModel
+
+        return OnnxModel(expanded(Path(model)))
+    from moist.serving.predict import TorchModel
 
     compute = Compute(home_of(home), device, quiet=True)
+    run = run_of(ref_of(str(model), compute.home, storage))
     with compute.plan() as store:
-        return Model(store, RunRecords(compute.home).find(key))
+        return TorchModel(store, run)
+
+
+def study_or_run(ref: StudyRef) -> StudyRef | Run:
+    """Return the study, or if there is none of this name, the run whose key begins with it.
+
+    Raises ConfigError if there is neither.
+    """
+    try:
+        existing(ref)
+        return ref
+    except NoStudy as no_study:
+        try:
+            return RunRecords(ref.home).find(ref.name)
+        except ConfigError as no_run:
+            raise ConfigError(
+                f"`{ref.name}` is neither a study nor a run: {no_study.args[0]}; {no_run.args[0]}",
+                no_study.hint or no_run.hint,
+            ) from None
+
+
+def run_of(ref: StudyRef) -> Run:
+    """Return a run by its key, or of a study the best trial's. Raises ConfigError."""
+    one = study_or_run(ref)
+    if not isinstance(one, StudyRef):
+        return one
+    return RunRecords(ref.home).find(Study(one).best().key or "")
 
 
 def record(

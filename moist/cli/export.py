@@ -1,4 +1,4 @@
-"""`moist export`: a run's model as a file that needs neither moist nor torch."""
+"""`moist export`: a model as a file that needs neither moist nor torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from moist.api.compute import Compute
-from moist.cli.options import JSON, PATH, computing, print_json
+from moist.api.runs import run_of
+from moist.cli.options import JSON, PATH, STORAGE, computing, print_json, study_ref
 from moist.disk import write_atomically, writing
-from moist.store.runs import RunRecords
 
 
 @click.command()
-@click.argument("run")
+@click.argument("name", metavar="RUN|STUDY")
 @click.option(
     "--output",
     "-o",
@@ -25,26 +25,28 @@ from moist.store.runs import RunRecords
     help="The file to write.",
 )
 @JSON
+@STORAGE
 @computing
-def export(run: str, path: Path, as_json: bool, compute: Compute) -> None:
+def export(name: str, path: Path, as_json: bool, storage: str | None, compute: Compute) -> None:
     """Export a run's model as one ONNX file.
 
     It needs neither moist nor torch. Only the students that images are routed to are computed,
     at every batch size. Input `images` is uint8, (batch, height, width, channels); output
     `logits`. Class names, key, config and figures are in the file's metadata. It is compared with
     the model in torch on the validation images first, and not written if it differs. RUN is a
-    key, a unique prefix of one, or `last`.
+    key, a unique prefix of one, or `last`; of a STUDY it is the best trial's.
 
     Needs `pip install 'moist[onnx]'`.
 
     \b
     moist export last
-    moist export 3f2a -o digits.onnx
+    moist export quickstart -o digits.onnx
     """
     from moist.serving.export import export_onnx
 
+    run = run_of(study_ref(name, storage, compute.home))
     with compute.plan() as store:
-        found = export_onnx(store, RunRecords(compute.home).find(run))
+        found = export_onnx(store, run)
     with writing(path.parent):
         write_atomically(path, found.data)
     if as_json:

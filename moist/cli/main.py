@@ -31,7 +31,7 @@ COMMANDS = {
     "init": ("store", "Write a sweep file that is fitted to a folder of images."),
     "pareto": ("pareto", "Print a study's Pareto frontier."),
     "plan": ("run", "List the stages that `moist run` would compute or reuse."),
-    "predict": ("runs", "Classify images with a run's model."),
+    "predict": ("predict", "Classify images with a model."),
     "report": ("report", "Write the report of a study or a run as one HTML page."),
     "rm": ("store", "Remove runs, or studies with their trials."),
     "run": ("run", "Train and measure one model."),

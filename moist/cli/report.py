@@ -6,14 +6,13 @@ from pathlib import Path
 
 import click
 
+from moist.api.runs import study_or_run
 from moist.cli.options import HOME, PATH, STORAGE, study_ref
-from moist.errors import ConfigError
-from moist.store.runs import RunRecords
-from moist.study.storage import NoStudy, existing
+from moist.study.ref import StudyRef
 
 
 @click.command()
-@click.argument("study_or_run", metavar="STUDY|RUN")
+@click.argument("name", metavar="STUDY|RUN")
 @click.option(
     "--output",
     "-o",
@@ -26,7 +25,7 @@ from moist.study.storage import NoStudy, existing
 )
 @STORAGE
 @HOME
-def report(study_or_run: str, path: Path, storage: str | None, home: Path) -> None:
+def report(name: str, path: Path, storage: str | None, home: Path) -> None:
     """Write the report of a study or a run as one HTML page.
 
     The page needs no network: send it to whoever wants to see it. Of a study it has the verdict,
@@ -41,19 +40,9 @@ def report(study_or_run: str, path: Path, storage: str | None, home: Path) -> No
     from moist.reporting.plots import check_page_path, plot_study, save_run
 
     check_page_path(path)
-    ref = study_ref(study_or_run, storage, home)
-    try:
-        existing(ref)
-    except NoStudy as no_study:
-        try:
-            run = RunRecords(home).find(study_or_run)
-        except ConfigError as no_run:
-            raise ConfigError(
-                f"`{study_or_run}` is neither a study nor a run: {no_study.args[0]};"
-                f" {no_run.args[0]}",
-                no_study.hint or no_run.hint,
-            ) from None
-        save_run(path, run, home)
+    one = study_or_run(study_ref(name, storage, home))
+    if isinstance(one, StudyRef):
+        plot_study(path, one)
     else:
-        plot_study(path, ref)
+        save_run(path, one, home)
     click.echo(f"report: {path} ({path.stat().st_size / 1000:.0f} kB)", err=True)

@@ -1,4 +1,4 @@
-"""`moist runs`, `diff`, `show`, `curve` and `predict`: runs on record, and their models."""
+"""`moist runs`, `diff`, `show` and `curve`: runs on record."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from pathlib import Path
 
 import click
 
-from moist.api.runs import load
 from moist.cli.options import (
     CSV,
     HOME,
     JSON,
-    PATH,
     STORAGE,
     check_together,
     output,
@@ -152,20 +150,3 @@ def curve(run: str, as_csv: bool, as_json: bool, home: Path) -> None:
         print_csv(curve_frame(deferral.curve))
     else:
         output(as_json, deferral.curve, lambda: run_tables.print_curve(deferral))
-
-
-@click.command()
-@click.argument("run")
-@click.argument("images", nargs=-1, required=True, type=PATH)
-@JSON
-@HOME
-def predict(run: str, images: tuple[Path, ...], as_json: bool, home: Path) -> None:
-    """Classify images with a run's model.
-
-    Prints class, probability, the expert that was used, and whether the image was deferred.
-
-    \b
-    moist predict last photo.jpg
-    """
-    predictions = load(run, home=home).records(images)
-    output(as_json, predictions, lambda: run_tables.print_predictions(predictions))

@@ -104,20 +104,31 @@ def estimated_time(calls: Sequence[Call], workers: int = 1) -> str:
 
 def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
     """Print the classes of images, one a row."""
+    if not predictions:
+        return
     columns: dict[str, tuple[str, Callable[[Any], str]]] = {
         "image": ("image", str),
         "class": ("class", str),
         "probability": ("probability", "{:.1%}".format),
+        "then": ("then", str),
         "expert": ("expert", str),
         "router_confidence": ("router confidence", "{:.1%}".format),
         "deferred": ("deferred", lambda deferred: "yes" if deferred else "no"),
     }
+    predictions = [_with_others(row) for row in predictions]
     shown = {name: column for name, column in columns.items() if name in predictions[0]}
     rows = [
         ["-" if row[name] is None else form(row[name]) for name, (_, form) in shown.items()]
         for row in predictions
     ]
     print_table("", [head for head, _ in shown.values()], rows)
+
+
+def _with_others(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add, as one text, the classes that follow the most probable one, if they were asked for."""
+    ranks = [name.removeprefix("class") for name in row if name.startswith("class_")]
+    others = [f"{row[f'class{rank}']} {row[f'probability{rank}']:.1%}" for rank in ranks]
+    return {**row, "then": ", ".join(others)} if others else row
 
 
 WIDTH = 80

@@ -1,9 +1,11 @@
-"""Classify new images with the model of a run."""
+"""Classify new images, with the model of a run or in general."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +55,21 @@ class Predictions:
     experts: tuple[int | None, ...] | None
 
 
-class Model:
-    """The model of a recorded run, which classifies new images.
+class Model(ABC):
+    """A model that classifies new images.
 
-    `classes` are their names, in the order of the logits; `image_shape` is (C, H, W); `run` is the
-    record. Raises StoreError for what is no longer stored.
+    `classes` are their names, in the order of the logits; `image_shape` is (C, H, W), and `crop`
+    whether the centre of a larger image is taken, as of the images it was trained on.
     """
 
-    def __init__(self, store: Backend, run: Run) -> None:
-        data, model = stored(store, run)
-        self.run, self.classes, self.image_shape = run, data.classes, data.image_shape
-        self.mean, self.std, self.crop = data.mean, data.std, data.crop
-        self.device = store.env.device
-        self.net = module(model, self.device).eval()
+    def __init__(
+        self, classes: tuple[str, ...], image_shape: tuple[int, int, int], crop: bool
+    ) -> None:
+        self.classes, self.image_shape, self.crop = classes, image_shape, crop
 
-    def __repr__(self) -> str:
-        return f"<model of run {self.run.key[:8]}: {self.image_shape} to {len(self.classes)}>"
+    @abstractmethod
+    def answer(self, images_BHWC: torch.Tensor) -> Answer:
+        """Classify a batch of uint8 pixels."""
 
     def __call__(self, images: Images) -> torch.Tensor:
         """Return the logits (N, C) of N images, float32 on the CPU.
@@ -92,38 +93,51 @@ class Model:
         names = tuple(self.classes[i] for i in found_NC.argmax(1).tolist())
         return Predictions(names, found_NC, tuple(experts) if routes else None)
 
-    def records(self, paths: Sequence[Path]) -> list[dict[str, Any]]:
-        """Return a record for each image file: class and probability; of a mixture also the expert
-        and the router's confidence (None for an image that no expert saw), of a cascade whether
-        the image was deferred."""
-        found = [
-            _record(answer, i, self.classes)
-            for answer in self._answers(paths)
-            for i in range(len(answer.logits_BC))
-        ]
-        return [{"image": str(path), **one} for path, one in zip(paths, found, strict=True)]
+    def records(
+        self,
+        paths: Iterable[Path],
+        top: int = 1,
+        unread: Callable[[DataError], object] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a record for each image file, a batch at a time.
+
+        It has class and probability (of the `top` classes: class_2, ...); of a mixture also the
+        expert and the router's confidence (None for an image that no expert saw), of a cascade
+        whether the image was deferred. `unread` is called with the error of a file that is no
+        image, which is left out; without it, the error is raised.
+        """
+        left = iter(paths)
+        while some := list(islice(left, EVAL_BATCH)):
+            read = [
+                (path, found) for path in some if (found := self._try(path, unread)) is not None
+            ]
+            if read:
+                answer = self.answer(torch.stack([pixels for _, pixels in read]))
+                for i, (path, _) in enumerate(read):
+                    yield {"image": str(path), **_record(answer, i, self.classes, top)}
+
+    def _try(
+        self, path: Path, unread: Callable[[DataError], object] | None
+    ) -> torch.Tensor | None:
+        """Read an image file as uint8 pixels; None for one that was reported as unread."""
+        try:
+            return self._read(path)
+        except DataError as error:
+            if unread is None:
+                raise
+            unread(error)
+            return None
 
     def _answers(self, images: Images) -> Iterator[Answer]:
         """Classify images a batch at a time."""
         given = [images] if isinstance(images, Image.Image | str | Path) else images
         for start in range(0, len(given), EVAL_BATCH):
-            x_BCHW = self._normalized(given[start : start + EVAL_BATCH])
-            with inference(self.net, self.device, self.run.config["precision"]):
-                answer = answer_of(self.net, x_BCHW)
-            yield answer  # outside: whoever takes it may want gradients
+            yield self._batch(given[start : start + EVAL_BATCH])
 
-    def _normalized(self, images: Any) -> torch.Tensor:
-        """Return a batch as the network takes it: float32 (B, C, H, W) on its device."""
-        if isinstance(images, torch.Tensor) and images.is_floating_point():
-            if tuple(images.shape[1:]) != tuple(self.image_shape):
-                raise _no_images(
-                    images.shape, f"floats (N, {', '.join(map(str, self.image_shape))})"
-                )
-            return images.to(self.device, torch.float32)
+    def _batch(self, images: Any) -> Answer:
         if isinstance(images, torch.Tensor | np.ndarray):
             images = _pixels(np.asarray(images))
-        read = [self._read(image) for image in images]
-        return normalize(torch.stack(read).to(self.device), self.mean, self.std)
+        return self.answer(torch.stack([self._read(image) for image in images]))
 
     def _read(self, image: Any) -> torch.Tensor:
         if isinstance(image, str | Path):
@@ -131,6 +145,39 @@ class Model:
         if isinstance(image, Image.Image):
             return as_image(image, self.image_shape, self.crop)
         raise _no_images(type(image).__name__, "a sequence of Pillow's images or of files")
+
+
+class TorchModel(Model):
+    """The model of a recorded run, in torch; `run` is the record.
+
+    Raises StoreError for what is no longer stored.
+    """
+
+    def __init__(self, store: Backend, run: Run) -> None:
+        data, model = stored(store, run)
+        super().__init__(data.classes, data.image_shape, data.crop)
+        self.run, self.mean, self.std = run, data.mean, data.std
+        self.device = store.env.device
+        self.net = module(model, self.device).eval()
+
+    def __repr__(self) -> str:
+        return f"<model of run {self.run.key[:8]}: {self.image_shape} to {len(self.classes)}>"
+
+    def answer(self, images_BHWC: torch.Tensor) -> Answer:
+        """Classify a batch of uint8 pixels."""
+        return self._classify(normalize(images_BHWC.to(self.device), self.mean, self.std))
+
+    def _classify(self, x_BCHW: torch.Tensor) -> Answer:
+        with inference(self.net, self.device, self.run.config["precision"]):
+            return answer_of(self.net, x_BCHW)
+
+    def _batch(self, images: Any) -> Answer:
+        """Classify a batch, which may also be floats, normalized as in training."""
+        if not (isinstance(images, torch.Tensor) and images.is_floating_point()):
+            return super()._batch(images)
+        if tuple(images.shape[1:]) != tuple(self.image_shape):
+            raise _no_images(images.shape, f"floats (N, {', '.join(map(str, self.image_shape))})")
+        return self._classify(images.to(self.device, torch.float32))
 
 
 def _pixels(array: np.ndarray[Any, Any]) -> list[Image.Image]:
@@ -169,11 +216,13 @@ def answer_of(net: nn.Module, x_BCHW: torch.Tensor) -> Answer:
     return Answer(plain.logits_NC, plain.gate_NE, all_B)
 
 
-def _record(answer: Answer, i: int, classes: Sequence[str]) -> dict[str, Any]:
-    prob_C = answer.logits_BC[i].float().softmax(0)
-    found: dict[str, Any] = {
-        "class": classes[int(prob_C.argmax())], "probability": float(prob_C.max())
-    }  # fmt: skip
+def _record(answer: Answer, i: int, classes: Sequence[str], top: int) -> dict[str, Any]:
+    best = answer.logits_BC[i].float().softmax(0).topk(min(top, len(classes)))
+    found: dict[str, Any] = {}
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    for rank, (index, probability) in enumerate(pairs, 1):
+        suffix = f"_{rank}" if rank > 1 else ""
+        found |= {f"class{suffix}": classes[index], f"probability{suffix}": probability}
     if answer.gate_BE is not None:
         expert, gate_E = _expert(answer, i), answer.gate_BE[i].softmax(0)
         found["expert"] = expert

@@ -17,13 +17,11 @@ from pathlib import Path
 
 import click
 import forked
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from forked import MOIST, Forked
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
 from shell import Said
 from tiny import TINY
 
@@ -438,39 +436,6 @@ def test_curve_prints_every_deferral_threshold(home, capsys):
     key = Said(capsys, "run", *TINY, "--home", home, "--json").json["key"]
     refused = Said(capsys, "curve", key, "--home", home)
     assert refused.code == 2 and "defers no images" in refused.err
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    """A larger grey image of a bright upright stroke."""
-    pixels = np.zeros((32, 32), dtype=np.uint8)
-    pixels[4:28, 14:18] = 255
-    Image.fromarray(pixels).save(tmp_path / "one.png")
-    return tmp_path / "one.png"
-
-
-def test_an_image_is_classified_by_a_stored_run(home, capsys, picture):
-    (row,) = Said(capsys, "predict", "last", picture, "--json", "--home", home).json
-    assert row["image"] == str(picture) and row["class"] in set("0123456789")
-    assert 0.1 <= row["probability"] <= 1 and row["expert"] in {0, 1}
-    assert 0.5 <= row["router_confidence"] <= 1
-    many = Said(capsys, "predict", "last", picture, picture, "--home", home)
-    assert many.code == 0 and many.out.count("one.png") == 2 and many.err == ""
-
-
-def test_a_file_that_is_not_an_image_is_rejected_by_name(home, capsys, tmp_path):
-    (tmp_path / "text.png").write_text("no image")
-    for path in (tmp_path / "nowhere.png", tmp_path / "text.png"):
-        found = Said(capsys, "predict", "last", path, "--home", home)
-        assert found.code == 2 and str(path) in found.err and found.out == ""
-
-
-def test_an_oracle_can_not_classify_and_the_error_says_why(home, capsys, picture):
-    key = Said(capsys, "run", *TINY, "router=oracle", "--json", "--home", home).json["key"]
-    found = Said(capsys, "predict", key, picture, "--home", home)
-    assert found.code == 1 and "`router=oracle` routes by the label" in found.err
-    shown = Said(capsys, "show", key, "--home", home).out
-    assert "oracle router (routed by the true class)" in shown
 
 
 def test_a_data_set_is_prepared_once_and_described(home, capsys):

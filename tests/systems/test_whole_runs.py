@@ -18,7 +18,9 @@ from moist.nets.build import module
 from moist.pipeline import run, stages
 from moist.reporting.run_tables import print_report
 from moist.results.report import Report
-from moist.serving.predict import Model
+from moist.serving.export import export_onnx
+from moist.serving.exported import OnnxModel
+from moist.serving.predict import TorchModel
 from moist.store import maintenance
 from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
@@ -264,7 +266,9 @@ def test_a_cascade_costs_the_second_pass_of_deferred_images_and_no_more(home, ov
 
 
 @pytest.mark.parametrize("overrides", BASELINES)
-def test_a_systems_model_is_stored_printed_and_classifies_images(home, capsys, folder, overrides):
+def test_a_systems_model_is_stored_printed_and_classifies_images(
+    home, capsys, folder, tmp_path, overrides
+):
     store = Store(home, env())
     config = tiny(*overrides.split())
     report = run(config, store)
@@ -273,13 +277,18 @@ def test_a_systems_model_is_stored_printed_and_classifies_images(home, capsys, f
         command="", config=config, report=report, artifacts={"prepare": tuple(prepared)}
     )
     paths = sorted(folder.rglob("*.png"))[:3]
-    said = Model(store, record).records(paths)
+    said = list(TorchModel(store, record).records(paths))
     assert [row["image"] for row in said] == [str(path) for path in paths]
     assert all(row["class"] in "0123456789" and 0 < row["probability"] <= 1 for row in said)
     assert all(("deferred" in row) == (report.deferral is not None) for row in said)
     assert all(("expert" in row) == routed(overrides) for row in said)
     if overrides.startswith(SPECIALISTS):
         assert all((row["expert"] is None) != row["deferred"] for row in said)
+    (file := tmp_path / "model.onnx").write_bytes(export_onnx(store, record).data)
+    for row, exported in zip(said, OnnxModel(file).records(paths), strict=True):
+        same = ("image", "class", "expert", "deferred")
+        assert [row.get(name) for name in same] == [exported.get(name) for name in same]
+        assert row["probability"] == pytest.approx(exported["probability"], abs=1e-4)
     print_report(report, flat(config), "moist run ...")
     shown = capsys.readouterr().out
     name = system_of(flat(config)).title(flat(config), report.k)
@@ -307,7 +316,7 @@ def test_the_second_pass_is_computed_for_deferred_images_only(home, tmp_path, mo
         settled = net.answer(normalize(data.test.images_NHWC[:30], data.mean, data.std))
     assert 0 < sum(asked) == int(settled.deferred_B.sum()) < 30
     monkeypatch.setattr("moist.serving.predict.EVAL_BATCH", 7)
-    said = Model(store, record).records(paths)
+    said = list(TorchModel(store, record).records(paths))
     assert [row["deferred"] for row in said] == settled.deferred_B.tolist()
     top_N = settled.logits_BC.softmax(1).amax(1)
     assert [row["probability"] for row in said] == pytest.approx(top_N.tolist(), abs=1e-5)
