@@ -81,6 +81,7 @@ def keyed(section: Section) -> dict[str, Any]:
         extra: dict[str, Any] = dict(field.json_schema_extra or {})  # type: ignore[arg-type]
         value, default = getattr(section, name), field.get_default()
         used = all(getattr(section, by) in at for by, at in extra.get("only", {}).items())
+        used &= all(getattr(section, by) != at for by, at in extra.get("unless", {}).items())
         unchanged = value == default or not used
         if extra.get("keyed") is False or (extra.get("added") and unchanged):
             del values[name]
@@ -88,4 +89,6 @@ def keyed(section: Section) -> dict[str, Any]:
             values[name] = keyed(value)
         elif not used:
             values[name] = default
+        elif isinstance(value, str):
+            values[name] = value  # with package and version, if it names an entry of another's
     return values

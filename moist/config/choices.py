@@ -5,24 +5,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from moist.config.fields import (
     LOCATION,
+    PEERS,
+    DataName,
     Epochs,
     Fraction,
+    LossName,
     OptionalEpochs,
     OptionalInt,
     OptionalPath,
     Peer,
+    RouterName,
     Section,
+    StudentName,
+    TeacherName,
     Weight,
     Widths,
     added,
     needs,
     only,
+    unless,
 )  # fmt: skip
 
 Schedule = Literal["constant", "cosine", "one_cycle", "triangular"]
@@ -78,8 +85,10 @@ class TrainingConfig(Section):
 class TeacherConfig(TrainingConfig):
     """The training of the teacher, the large network that is distilled."""
 
-    arch: Literal["resnet18", "fastnet", "fastnet_wide", Peer] = Field(
-        "resnet18", description="teacher network"
+    arch: TeacherName = Field(
+        "resnet18",
+        description="teacher network; torchvision:NAME, timm:NAME: of that package, with images"
+        " resized to its own size",
     )
     weights: OptionalPath = Field(
         None,
@@ -108,14 +117,14 @@ class DistillConfig(TrainingConfig):
     """The distillation of the student from the teacher."""
 
     epochs: Epochs = Field(30, description="passes over the training images")
-    loss: Literal["kd", "dkd", "dist", "moe_kd"] = Field(
+    loss: LossName = Field(
         "kd",
         description="kd: Hinton's; dkd: decoupled; dist: correlations; moe_kd: latent teacher",
     )
     alpha: Fraction = Field(
         0.7,
         description="weight of the soft loss, 1-alpha is that of the labels; not for moe_kd",
-        json_schema_extra=only(loss=("kd", "dkd", "dist")),
+        json_schema_extra=unless(loss="moe_kd"),
     )
     warmup: int = Field(
         0,
@@ -318,7 +327,7 @@ class MergeConfig(TrainingConfig):
 class DataConfig(Section):
     """The data set and its splits."""
 
-    name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "svhn", "folder"] = Field(
+    name: DataName = Field(
         "digits",
         description="data set; folder: images in ROOT/<class>/ or ROOT/{train,val,test}/<class>/,"
         " at any depth; `val` may be missing, and is the test split without a `test`",
@@ -326,8 +335,7 @@ class DataConfig(Section):
     root: OptionalPath = Field(
         None,
         description="folder of the images, or folder to download torchvision's data sets to",
-        json_schema_extra=LOCATION
-        | needs("data.name", "cifar10", "cifar100", "fashion_mnist", "svhn", "folder"),
+        json_schema_extra=LOCATION | unless(name="digits"),
     )
     image_size: OptionalInt = Field(
         None, description="side in pixels to resize images to; none: keep their size"
@@ -366,7 +374,7 @@ class AugmentConfig(Section):
 class StudentConfig(Section):
     """The student network, copies of which become experts; the cnn's width is `hidden_width`."""
 
-    arch: Literal["cnn", "residual", Peer] = Field(
+    arch: StudentName = Field(
         "cnn",
         description="student network; residual: narrow stages, by `student.channels` and"
         " `student.blocks`; residual_2mf to 26mf: made of these, of so many multiply-adds",
@@ -440,7 +448,7 @@ class CascadeConfig(Section):
     defer: Fraction = Field(
         0.15,
         description="share of the validation images, the least certain, that are deferred",
-        json_schema_extra=needs("cascade.fallback", "teacher", *get_args(Peer)),
+        json_schema_extra=needs("cascade.fallback", "teacher", *PEERS),
     )
 
 
@@ -475,7 +483,7 @@ class Choices(Section):
         description="width of a student's hidden linear layer",
         json_schema_extra=needs("student.arch", "cnn"),
     )
-    router: Literal["cnn", "linear", "transformer", "shared", "oracle"] = Field(
+    router: RouterName = Field(
         "cnn",
         description="router network; shared: on the trunk that all students share;"
         " oracle: the true class, an upper bound",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from moist.config.plugins import Names
 from moist.disk import URL
 
 LOCATION: dict[str, Any] = {"keyed": False}
@@ -21,6 +22,14 @@ def only(**choices: str | tuple[str, ...]) -> dict[str, Any]:
     """
     each = {name: [one] if isinstance(one, str) else list(one) for name, one in choices.items()}
     return {"only": each}
+
+
+def unless(**choices: str) -> dict[str, Any]:
+    """Mark a field that is used except under one value of another field of its section.
+
+    So entries of other packages, whose names are not known here, use it, too.
+    """
+    return {"unless": choices}
 
 
 def added(**choices: str | tuple[str, ...]) -> dict[str, Any]:
@@ -82,6 +91,15 @@ Residual = Literal["residual_2mf", "residual_7mf", "residual_9mf", "residual_26m
 """Narrow residual networks, named by their multiply-adds on 32x32 pixels in millions."""
 Peer = Literal["resnet8", "resnet20", "shufflenetv2_x0_5", "mobilenetv2_x0_5", Residual]
 """Small networks of fixed size, as teacher, student, expert or fallback."""
+PEERS = get_args(Peer)
+RouterName = Annotated[str, Names("routers", ("cnn", "linear", "transformer", "shared", "oracle"))]
+StudentName = Annotated[str, Names("students", ("cnn", "residual", *PEERS))]
+TeacherName = Annotated[str, Names("teachers", ("resnet18", "fastnet", "fastnet_wide", *PEERS))]
+LossName = Annotated[str, Names("losses", ("kd", "dkd", "dist", "moe_kd"))]
+DataName = Annotated[
+    str,
+    Names("datasets", ("digits", "cifar10", "cifar100", "fashion_mnist", "svhn", "folder")),
+]
 
 
 class Section(BaseModel):

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from moist.config import Config, Section, sections
 from moist.config.files import document, flattened, included, locate, words
+from moist.config.plugins import UNFIT
 from moist.config.schema import bounds, keys
-from moist.errors import ConfigError, unknown
+from moist.errors import ConfigError, did_you_mean, unknown
 
 
 def parse(overrides: Iterable[str]) -> Config:
@@ -102,10 +103,22 @@ def read(key: str, value: object) -> Any:
     Raises ConfigError for an unknown key (with the nearest one) and for an invalid value.
     """
     _, leaf = place(key)
+    return _one(key, value).model_dump(mode="json")[leaf]
+
+
+def pinned(key: str, value: object) -> Any:
+    """Return a value as a `Config` has it: a name of another package's with its version."""
+    _, leaf = place(key)
+    return getattr(_one(key, value), leaf)
+
+
+def _one(key: str, value: object) -> BaseModel:
+    """Return a value in a model of its key alone. Raises ConfigError."""
+    _, leaf = place(key)
     try:
-        return _model_of(key).model_validate({leaf: value}).model_dump(mode="json")[leaf]
-    except ValidationError:
-        raise ConfigError(f"`{key}={value}`: expected {bounds(keys()[key])}") from None
+        return _model_of(key).model_validate({leaf: value})
+    except ValidationError as error:
+        raise ConfigError(_unfit(key, value, error.errors()[0])) from None
 
 
 @cache
@@ -133,13 +146,22 @@ def _listing(key: str) -> str:
     return "`moist config --keys` lists all keys"
 
 
+def _unfit(key: str, value: object, error: Any) -> str:
+    """Return one line for a value that its key does not allow."""
+    if error["type"] == UNFIT:
+        return f"`{key}={value}`: {error['msg']}"
+    spec = keys()[key]
+    near = did_you_mean(str(value), spec.get("enum", ()), " ")
+    return f"`{key}={value}`: expected {bounds(spec)}" + (f"; {near}" if near.strip() else "")
+
+
 def _mistake(error: Any, values: Mapping[str, Any]) -> str:
     """Return one line for pydantic's error: the key, its value and the allowed values."""
     place = [str(part) for part in error["loc"]]
     for depth in (2, 1):
         key = ".".join(place[:depth])
         if key in values:
-            return f"`{key}={values[key]}`: expected {bounds(keys()[key])}"
+            return _unfit(key, values[key], error)
     # the checks of a section name its keys `.epochs`, those of Config use full names
     message: str = error["msg"].removeprefix("Value error, ")
     return re.sub(r"`\.(?=\w)", f"`{'.'.join(place)}.", message)

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, get_args
 
 from moist.config import Config, Section, flat, sections
+from moist.config.plugins import Names
 
 
 @cache
@@ -31,7 +32,7 @@ def bounds(spec: dict[str, Any]) -> str:
     if "anyOf" in spec:
         return " | ".join(bounds(one) for one in spec["anyOf"])
     if "enum" in spec:
-        return " | ".join(map(str, spec["enum"]))
+        return " | ".join(map(str, [*spec["enum"], *spec.get("forms", ())]))
     if "const" in spec:
         return str(spec["const"])
     low = spec.get("minimum", spec.get("exclusiveMinimum"))
@@ -55,5 +56,7 @@ def is_location(name: str) -> bool:
 
 
 def choices(section: type[Section], field: str) -> tuple[str, ...]:
-    """Return the names that a `Literal` field allows; registries must implement them."""
-    return tuple(get_args(section.model_fields[field].annotation))
+    """Return the names that a field allows and moist implements in a registry."""
+    found = section.model_fields[field]
+    named = [name for one in found.metadata if isinstance(one, Names) for name in one.builtin]
+    return tuple(named or get_args(found.annotation))

@@ -20,6 +20,9 @@ def needed(key: str) -> dict[str, list[Any]]:
     spec = keys()[key]
     found = {f"{section}.{by}": values for by, values in spec.get("only", {}).items()}
     found |= spec.get("needs", {})
+    for by, at in spec.get("unless", {}).items():
+        every = keys()[f"{section}.{by}"]["enum"]
+        found[f"{section}.{by}"] = [value for value in every if value != at]
     own = section or leaf
     systems = [name for name, system in SYSTEMS.items() if own in system.reads]
     if systems:

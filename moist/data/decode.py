@@ -21,6 +21,8 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
+from moist.config.plugins import split_name
+from moist.data.external import DATASETS, arrays_of
 from moist.data.fingerprint import stat
 from moist.data.sources import Source, images_in, no_size_warning
 from moist.data.torchvision_sets import open_public
@@ -46,7 +48,10 @@ def decode(source: Source, on_progress: OnProgress) -> tuple[Split, Split, Split
     The last are None where they are to be drawn from the training images. Raises DataError for an
     image that can't be decoded, and for images of different sizes without an `image_size`.
     """
-    if source.root is None:
+    if split_name(source.name)[1]:
+        train, test = arrays_of(DATASETS[source.name], source.root)
+        check_memory(len(train[1]) + len(test[1]), train[0].shape[1:])
+    elif source.root is None:
         train, test = _digits()
     elif source.name == "folder":
         return _folder(source.root, source, on_progress)

@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moist import config
+from moist.config.plugins import split_name
+from moist.data.external import DATASETS
 from moist.data.fingerprint import File, digest, fingerprint, read, signature_of, stat
 from moist.data.torchvision_sets import DIGITS, PUBLIC, public_files
 from moist.disk import check_text, expanded
@@ -124,6 +126,8 @@ def locate(data: config.DataConfig, home: Path, fetch: bool = True) -> Source:
     """
     if data.name == "folder":
         return _locate_folder(data, root_of(data, home), home, fetch)
+    if split_name(data.name)[1]:
+        return _locate_external(data, home, fetch)
     root, signature, channels = None, None, 3
     pixels: tuple[int, int] | None
     if data.name == "digits":
@@ -174,12 +178,40 @@ def _locate_folder(data: config.DataConfig, root: Path, home: Path, fetch: bool)
     )  # fmt: skip
 
 
+def _locate_external(data: config.DataConfig, home: Path, fetch: bool) -> Source:
+    """Find a data set of another package's: its version is its content, with the files in a root.
+
+    Raises DataError if it is unfit, and for a root that is not there.
+    """
+    entry, root, signature = DATASETS[data.name], None, None
+    parts: list[Any] = [data.name, data.image_size]
+    if data.root is not None:
+        root = root_of(data, home)
+        files = _all_files(root)
+        signature = signature_of(files)
+        parts.append(fingerprint(root, files, signature, home, write=fetch).key)
+    channels, *pixels = entry.image_shape
+    return Source(
+        data.name, root, data.image_size, entry.classes, key=digest(json.dumps(parts).encode()),
+        channels=channels, pixels=(data.image_size or pixels[0], data.image_size or pixels[1]),
+        signature=signature,
+    )  # fmt: skip
+
+
+def _all_files(root: Path) -> list[File]:
+    """List all files below a root, hidden ones left out."""
+    entries = files_below(root)
+    return [stat(os.path.relpath(entry.path, root), entry) for entry in entries]
+
+
 def check_untouched(source: Source) -> None:
     """Raise DataError if files were changed, added or removed since they were digested."""
     if source.root is None:
         return
     if source.name == "folder":
         files = _survey(source.root).files
+    elif split_name(source.name)[1]:
+        files = _all_files(source.root)
     else:
         files = public_files(source.name, source.root, fetch=False)
     if signature_of(files) != source.signature:
@@ -197,7 +229,7 @@ def root_of(data: config.DataConfig, home: Path) -> Path:
         exists = root.exists()
     except OSError as error:
         raise DataError(f"can't read `data.root={root}`: {error.strerror}") from None
-    if data.name != "folder":
+    if data.name in PUBLIC:
         return root
     if not exists:
         raise DataError(f"`data.root={root}` does not exist", LAYOUT)

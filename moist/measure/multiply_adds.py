@@ -24,7 +24,10 @@ FREE = {
     "add", "add_", "clone", "div", "dropout", "dropout_", "expand", "flatten", "mean", "mul",
     "pad", "relu", "relu_", "max_pool2d", "softmax", "transpose", "unflatten", "view",
     "constant_pad_nd", "feature_dropout", "avg_pool2d", "exp", "log", "log_softmax", "logsumexp",
-    "hardtanh_", "gelu",
+    "hardtanh_", "gelu", "sigmoid", "sigmoid_", "tanh", "silu", "silu_", "hardsigmoid",
+    "hardsigmoid_", "hardswish", "hardswish_", "leaky_relu", "leaky_relu_", "elu", "elu_", "sub",
+    "rsub", "pow", "sqrt", "rsqrt", "clamp", "clamp_min", "ne", "fill_", "zero_", "numel",
+    "expand_as", "reshape_as", "linalg_vector_norm", "masked_fill", "cumsum", "cos", "sin",
 }  # fmt: skip
 """Operators fvcore leaves uncounted: elementwise, or moving data, as in its own conventions."""
 

@@ -16,7 +16,7 @@ from moist import config
 from moist.config.systems import SYSTEMS
 from moist.data.random import seeded
 from moist.nets.cascade import ALWAYS, CascadeNet
-from moist.nets.cnn import NETWORKS, STUDENTS, TEACHERS
+from moist.nets.cnn import STUDENTS, TEACHERS
 from moist.nets.ensemble import EnsembleNet, views_of
 from moist.nets.entry import TRUNK, NetworkEntry, RouterEntry, Shape
 from moist.nets.latent_head import give_head
@@ -190,9 +190,11 @@ def fresh(kind: type[N], spec: Spec) -> N:
 def _network(kind: type[Network], spec: Spec) -> nn.Module:
     options = dict(spec.options)
     latent = options.pop("latent", None)
-    net: nn.Module = REGISTRIES[kind][spec.name].build(spec.image_shape, spec.outputs, **options)
+    entry = REGISTRIES[kind][spec.name]
+    net: nn.Module = entry.build(spec.image_shape, spec.outputs, **options)
     if latent is not None:
-        give_head(net, NETWORKS[spec.name].last, *latent)
+        assert isinstance(entry, NetworkEntry)
+        give_head(net, entry.last, *latent)
     return net
 
 

@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from moist.config import StudentConfig
-from moist.nets.entry import NetworkEntry, Shape
+from moist.config.plugins import Registry
+from moist.nets import zoo
+from moist.nets.entry import NetworkEntry, Shape, network_entry
 from moist.nets.fastnet import fastnet, fastnet_wide
 from moist.nets.peers import PEERS, stem
 from moist.nets.residual import residual
@@ -85,20 +87,30 @@ def _residual_sizes(student: StudentConfig, hidden_width: int) -> dict[str, Any]
     return {"channels": student.channels, "blocks": student.blocks}
 
 
-TEACHERS: dict[str, NetworkEntry] = {
-    "resnet18": NetworkEntry(resnet18, last="fc", levels=("layer1", "layer2", "layer3", "layer4")),
-    "fastnet": _fast(fastnet),
-    "fastnet_wide": _fast(fastnet_wide),
-    **PEERS,
-}
-STUDENTS: dict[str, NetworkEntry] = {
-    "cnn": NetworkEntry(CNN, last="fc2", options=_cnn_sizes),
-    "residual": NetworkEntry(
-        residual,
-        last="fc",
-        options=_residual_sizes,
-        reduction=lambda channels, blocks: 2 ** len(channels),
-    ),
-    **PEERS,
-}
-NETWORKS = TEACHERS | STUDENTS
+TEACHERS = Registry(
+    "teachers",
+    {
+        "resnet18": NetworkEntry(
+            resnet18, last="fc", levels=("layer1", "layer2", "layer3", "layer4")
+        ),
+        "fastnet": _fast(fastnet),
+        "fastnet_wide": _fast(fastnet_wide),
+        **PEERS,
+    },
+    network_entry,
+    zoos={"torchvision": zoo.torchvision_entry, "timm": zoo.timm_entry},
+)
+STUDENTS = Registry(
+    "students",
+    {
+        "cnn": NetworkEntry(CNN, last="fc2", options=_cnn_sizes),
+        "residual": NetworkEntry(
+            residual,
+            last="fc",
+            options=_residual_sizes,
+            reduction=lambda channels, blocks: 2 ** len(channels),
+        ),
+        **PEERS,
+    },
+    network_entry,
+)

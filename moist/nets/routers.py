@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from moist.config.plugins import Registry
 from moist.errors import StageError
 from moist.nets.cnn import pooled, trunk
-from moist.nets.entry import RouterEntry, Shape
+from moist.nets.entry import RouterEntry, Shape, router_entry
 
 IMPOSSIBLE = -1e4
 """A logit whose softmax is exactly 0 in float32, and whose products stay finite."""
@@ -123,19 +124,23 @@ class ClusterSums(nn.Module):
         return torch.logsumexp(own_BEC, 2)
 
 
-ROUTERS: dict[str, RouterEntry] = {
-    "cnn": RouterEntry(
-        CNNRouter,
-        lambda routing: {"hidden_width": routing.hidden_width, "dropout": routing.dropout},
-    ),
-    "linear": RouterEntry(
-        LinearRouter, lambda routing: {"widths": routing.widths, "dropout": routing.dropout}
-    ),
-    "transformer": RouterEntry(TransformerRouter),
-    "shared": RouterEntry(
-        LinearRouter,
-        lambda routing: {"widths": (routing.hidden_width,), "dropout": routing.dropout},
-        reads_trunk=True,
-    ),
-    "oracle": RouterEntry(OracleRouter),
-}
+ROUTERS = Registry(
+    "routers",
+    {
+        "cnn": RouterEntry(
+            CNNRouter,
+            lambda routing: {"hidden_width": routing.hidden_width, "dropout": routing.dropout},
+        ),
+        "linear": RouterEntry(
+            LinearRouter, lambda routing: {"widths": routing.widths, "dropout": routing.dropout}
+        ),
+        "transformer": RouterEntry(TransformerRouter),
+        "shared": RouterEntry(
+            LinearRouter,
+            lambda routing: {"widths": (routing.hidden_width,), "dropout": routing.dropout},
+            reads_trunk=True,
+        ),
+        "oracle": RouterEntry(OracleRouter),
+    },
+    router_entry,
+)

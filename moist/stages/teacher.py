@@ -92,7 +92,8 @@ def _digest(path: Path, facts: tuple[int, ...]) -> str:
 
 def spec_of(arch: str, data: Dataset) -> Spec:
     """Describe the network of a teacher."""
-    return Spec(arch, data.image_shape, len(data.classes), {})
+    options = {"mean": data.mean, "std": data.std} if TEACHERS[arch].normalizes else {}
+    return Spec(arch, data.image_shape, len(data.classes), options)
 
 
 @stage(version=1)

@@ -11,7 +11,9 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from moist.config import Config
-from moist.config.overrides import build
+from moist.config.overrides import build, pinned
+from moist.config.plugins import split_name
+from moist.config.schema import keys
 from moist.errors import ConfigError, DataError
 from moist.results.trials import Trial
 from moist.store.calls import Call
@@ -21,7 +23,14 @@ from moist.study.ledger import in_memory, opened
 from moist.study.ref import StudyRef
 from moist.study.samplers import Untried, chosen, point, seed_of, suggest
 from moist.study.settings import SearchResult, Settings
-from moist.study.spec import Content, StudySpec, check_content, check_search, continued
+from moist.study.spec import (
+    Content,
+    SearchSpec,
+    StudySpec,
+    check_content,
+    check_search,
+    continued,
+)
 from moist.study.stopping import USELESS_DRAWS
 from moist.study.storage import NoStudy, existing, trials_of
 from moist.study.workers import Pool, Slot
@@ -161,9 +170,19 @@ def with_content(
     if weights:
         text = f"weights of content {weights.key[:12]}"
         content[WEIGHTS] = Content(key=weights.key, text=text)
+    if packages := _packages(spec.facts):
+        content["packages"] = Content(key=packages, text=packages)
     found = spec.model_copy(update={"content": content, "installed": VERSIONS})
     check_content(ref, spec, found)
     return found
+
+
+def _packages(facts: SearchSpec) -> str:
+    """Describe the packages, with versions, whose names a search has."""
+    given = [*facts.fixed.items()]
+    given += [(one["name"], value) for one in facts.parameters for value in one["choices"]]
+    named = [pinned(key, value) for key, value in given if "registry" in keys()[key]]
+    return ", ".join(sorted({split_name(name)[1] for name in named} - {""}))
 
 
 def _conflicts(sweep: Sweep, spec: StudySpec, settings: Settings, source: Source) -> str:

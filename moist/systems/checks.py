@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
 from moist.config import Config, flat
-from moist.config.systems import SYSTEMS
+from moist.config.plugins import split_name
+from moist.config.systems import SYSTEMS, known_students
+from moist.data.random import seeded
 from moist.data.sources import Source
-from moist.errors import ConfigError
-from moist.nets.cnn import STUDENTS
+from moist.errors import ConfigError, StageError
+from moist.measure.multiply_adds import count_flops
+from moist.nets.cnn import STUDENTS, TEACHERS
+from moist.nets.entry import Shape
+from moist.nets.routers import ROUTERS
 from moist.stages.teacher import check_fits, weights_of
+from moist.training.distillation import SOFT
 
 SMALLEST = 4
 """Pixels a side of the smallest image that two 2x2 poolings leave a pixel of."""
@@ -50,5 +63,58 @@ def check(config: Config, source: Source) -> None:
             f"`augment.shift={config.augment.shift}` is too far for {images}",
             f"reflection reaches `augment.shift={short - 1}` at most",
         )
+    shape = (source.channels, *pixels)
+    _check_external(config, shape, classes)
     if weights := weights_of(config.teacher):
-        check_fits(weights, config.teacher.arch, (source.channels, *pixels), classes)
+        check_fits(weights, config.teacher.arch, shape, classes)
+
+
+def _check_external(config: Config, image_shape: Shape, classes: int) -> None:
+    """Raise ConfigError for what other packages add and can't be used."""
+    c = config
+    if c.distill.loss == "moe_kd":
+        for key, entry, levels in (
+            ("teacher.arch", TEACHERS[c.teacher.arch], True),
+            ("student.arch", STUDENTS[c.student.arch], False),
+        ):
+            if not entry.last or (levels and not entry.levels):
+                raise ConfigError(
+                    f"`distill.loss=moe_kd` needs the last layer{' and levels' * levels} of a"
+                    f" network, and `{key}={flat(c)[key]}` does not name them",
+                    "use another loss, or a network of moist's",
+                )
+    elif split_name(c.distill.loss)[1]:
+        _check_loss(c, classes)
+    for name, registry in ((c.teacher.arch, TEACHERS), (c.student.arch, STUDENTS)):
+        if split_name(name)[1]:
+            _check_network(registry[name].build, name, image_shape, classes, ())
+    if "router" in SYSTEMS[c.system].reads and split_name(c.router)[1]:
+        router, outputs = ROUTERS[c.router], known_students(c) or 2
+        options = tuple(router.options(c.routing).items())
+        _check_network(router.build, c.router, image_shape, outputs, options)
+
+
+def _check_loss(config: Config, classes: int) -> None:
+    """Call a loss once: it raises ConfigError if it gives no scalar with a gradient."""
+    logits_BC = torch.eye(classes, requires_grad=True)
+    SOFT[config.distill.loss](
+        logits_BC, -logits_BC.detach(), torch.arange(classes), config.distill,
+        temperature=config.temperature,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _check_network(
+    build: Callable[..., nn.Module],
+    name: str,
+    image_shape: Shape,
+    outputs: int,
+    options: tuple[tuple[str, Any], ...],
+) -> None:
+    """Raise ConfigError for a network that can't be built or counted."""
+    with seeded(0, "untrained"):
+        net = build(image_shape, outputs, **dict(options))
+    try:
+        count_flops(net, image_shape)
+    except StageError as error:
+        raise ConfigError(f"`{name}`: {error.args[0]}", "choose another network") from None

@@ -5,12 +5,14 @@ All take float32 logits, teacher's and student's of the same images, and return 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
 
 from moist.config import DistillConfig
+from moist.config.plugins import Registry
+from moist.errors import ConfigError, brief
 
 
 class Soft(Protocol):
@@ -149,10 +151,49 @@ def _correlation(one: torch.Tensor, other: torch.Tensor, axis: int) -> torch.Ten
     return (one * other).sum(axis) / squares.sqrt()
 
 
-SOFT: dict[str, Soft] = {
-    "kd": lambda student, teacher, _labels, _, *, temperature: kd(student, teacher, temperature),
-    "dkd": dkd,
-    "dist": lambda student, teacher, _, distill, *, temperature: dist(
-        student, teacher, distill, temperature
-    ),
-}
+def soft_loss(found: Any, what: str) -> Soft:
+    """Return the soft loss of another package's, which checks what it returns.
+
+    Raises ConfigError unless it is a function.
+    """
+    if not callable(found):
+        raise ConfigError(f"{what} is unfit: expected a function, found {type(found).__name__}")
+
+    def loss(
+        student_BC: torch.Tensor,
+        teacher_BC: torch.Tensor,
+        labels_B: torch.Tensor,
+        _: DistillConfig,
+        /,
+        *,
+        temperature: float,
+    ) -> torch.Tensor:
+        try:
+            value = found(student_BC, teacher_BC, labels_B, temperature=temperature)
+        except Exception as error:
+            raise ConfigError(f"{what} failed: {brief(error)}") from error
+        if not (isinstance(value, torch.Tensor) and value.dim() == 0 and value.requires_grad):
+            shape = f" {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
+            raise ConfigError(
+                f"{what} is unfit: expected a scalar tensor with a gradient, found"
+                f" {type(value).__name__}{shape}",
+                "CONTRIBUTING.md has the contract",
+            )
+        return value
+
+    return loss
+
+
+SOFT: Registry[Soft] = Registry(
+    "losses",
+    {
+        "kd": lambda student, teacher, _labels, _, *, temperature: kd(
+            student, teacher, temperature
+        ),
+        "dkd": dkd,
+        "dist": lambda student, teacher, _, distill, *, temperature: dist(
+            student, teacher, distill, temperature
+        ),
+    },
+    soft_loss,
+)

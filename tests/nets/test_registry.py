@@ -10,7 +10,7 @@ from moist import config
 from moist.config import schema
 from moist.config.systems import SHARING
 from moist.nets.build import module
-from moist.nets.cnn import NETWORKS, STUDENTS, TEACHERS
+from moist.nets.cnn import STUDENTS, TEACHERS
 from moist.nets.entry import TRUNK
 from moist.nets.routers import ROUTERS, OracleRouter
 from moist.stages.joint import OBJECTIVES
@@ -45,6 +45,7 @@ every_classifier = pytest.mark.parametrize(
 every_student = pytest.mark.parametrize(("name", "options"), STUDENT_CASES)
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
+NETWORKS = TEACHERS | STUDENTS
 REGISTRIES = {Teacher: TEACHERS, Student: STUDENTS, Router: ROUTERS}
 
 
