@@ -186,21 +186,50 @@ def continued(ref: StudyRef, study: Study, spec: StudySpec) -> StudySpec:
 
 
 def _check_search(ref: StudyRef, old: StudySpec, new: StudySpec) -> None:
-    before, after = _comparable(old), _comparable(new)
-    for field in before:
-        if before[field] != after[field]:
-            raise ConfigError(
-                f"study `{ref.name}` was made with other {field}:"
-                f" {_format_difference(before[field], after[field])}",
-                "continue it with the file and the overrides it was made with"
-                f" (`{ref.locate(old.command)}`), or {NEW_NAME}",
-            )
+    """Compare the searches of two specs; explain each parameter in which they differ."""
+    if _comparable(old) == _comparable(new):
+        return
+    before, after = _described(old.facts), _described(new.facts)
+    changes = [
+        f"`{name}` was {before.get(name, 'not set')}; now it is {after.get(name, 'not set')}"
+        for name in {**before, **after}
+        if before.get(name) != after.get(name)
+    ]
+    changes = changes or ["its parameters were in another order"]
+    raise ConfigError(
+        "\n  ".join([f"study `{ref.name}` was made for another search:", *changes]),
+        "continue it with the file and the overrides it was made with"
+        f" (`{ref.locate(old.command)}`), or {NEW_NAME}",
+    )
 
 
 def _comparable(spec: StudySpec) -> dict[str, Any]:
     """Return what must not differ; a key fixed at its default is equal to one not fixed."""
     facts = spec.facts.model_dump(mode="json", exclude={"machine"})
     return facts | {"fixed": flat(Config()) | facts["fixed"]}
+
+
+def _described(facts: SearchSpec) -> dict[str, str]:
+    """Describe the values of each key, the objectives and the sampler's seed."""
+    fixed = flat(Config()) | facts.fixed
+    return {
+        **{name: str(value) for name, value in fixed.items()},
+        **{one["name"]: _domain(one) for one in facts.parameters},
+        "--objective": ", ".join(facts.objectives),
+        "--seed": str(facts.seed),
+    }
+
+
+def _domain(parameter: Mapping[str, Any]) -> str:
+    """Describe the values of a searched parameter, and its condition."""
+    if parameter["choices"]:
+        found = f"one of {', '.join(map(str, parameter['choices']))}"
+    else:
+        found = f"{parameter['low']} to {parameter['high']}"
+        found += f" in steps of {step}" if (step := parameter["step"]) else ""
+        found += ", drawn by its logarithm" if parameter["log"] else ""
+    when = [f"{key}={' or '.join(map(str, one))}" for key, one in parameter["when"].items()]
+    return found + (f", when {' and '.join(when)}" if when else "")
 
 
 def check_content(ref: StudyRef, old: StudySpec, new: StudySpec) -> None:
@@ -248,25 +277,3 @@ def format_machine(machine: Machine) -> str:
     return (
         f"`{machine.device}` ({machine.threads} threads, torch {machine.torch}, {machine.system})"
     )
-
-
-def _format_difference(before: Any, after: Any) -> str:
-    if isinstance(before, Mapping):
-        keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-        return "; ".join(f"`{k}` was {before.get(k)}, is {after.get(k)}" for k in keys[:3])
-    if isinstance(before, list):
-        before, after = (
-            [one for one in some if one not in others]
-            for some, others in ((before, after), (after, before))
-        )
-    return f"was {_format_items(before)}, is {_format_items(after)}"
-
-
-def _format_items(value: Any) -> str:
-    """Format a value of a search, a list by its items, and a parameter by its name and domain."""
-    if isinstance(value, list):
-        return ", ".join(map(_format_items, value)) or "none"
-    if isinstance(value, Mapping):
-        domain = value["choices"] or f"{value['low']} to {value['high']}"
-        return f"`{value['name']}` in {domain}"
-    return str(value)

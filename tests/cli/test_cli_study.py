@@ -355,7 +355,7 @@ def test_pareto_of_two_studies_needs_compare(ask):
 
 def test_a_different_search_can_not_use_the_name_of_a_study(ask, file):
     said = ask("sweep", "optuna", file, "temperature=2")
-    assert said.code == 2 and "`temperature` was 4.0, is 2.0" in said.err
+    assert said.code == 2 and "`temperature` was 4.0; now it is 2.0\nhint: " in said.err
     assert "--study NAME" in said.err
 
 

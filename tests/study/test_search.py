@@ -515,7 +515,7 @@ def test_points_that_can_not_run_are_counted_with_an_example(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [("k=11 --study new", "`k=11` is more"), ("temperature=3", "was made with other parameters")],
+    [("k=11 --study new", "`k=11` is more"), ("temperature=3", "was made for another search")],
 )
 def test_a_start_is_refused_before_it_says_how_it_tracks(
     words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -79,15 +79,52 @@ def test_a_study_is_resumed_where_a_key_is_now_fixed_at_its_default_and_keeps_it
     again = study_spec(sweep, DEFAULT, 0, OWN)
     assert continued(REF, kept(first.model_dump(mode="json")), again).facts == first.facts
     other = study_spec(replace(SWEEP, fixed={"hidden_width": 128}), DEFAULT, 0, OWN)
-    with pytest.raises(ConfigError, match="`hidden_width` was 256, is 128\n"):
+    with pytest.raises(ConfigError, match="`hidden_width` was 256; now it is 128\n"):
         continued(REF, kept(first.model_dump(mode="json")), other)
 
 
-def test_the_error_for_another_search_says_what_differs_and_how_the_study_was_made():
-    other = study_spec(SWEEP, TIMED, 0, "moist other")
-    with pytest.raises(ConfigError, match=r"other objectives.*latency_ms") as refused:
-        continued(REF, kept(spec().model_dump(mode="json")), other)
+K = SWEEP.parameters[0]
+WIDTH = Parameter("hidden_width", "int", low=8, high=64, log=True)
+ROUTERS = Parameter("router", "categorical", ("linear", "cnn"))
+LOG = "`hidden_width` was 8 to 64, drawn by its logarithm; now it is"
+
+
+@pytest.mark.parametrize(
+    ("seed", "changed", "said"),
+    [
+        (1, {}, ["`--seed` was 0; now it is 1"]),
+        (0, {"parameters": (replace(K, high=6), replace(WIDTH, log=False))},
+         ["`k` was 2 to 9; now it is 2 to 6", f"{LOG} 8 to 64"]),
+        (0, {"parameters": (replace(K, kind="categorical", choices=(2, 4)), WIDTH)},
+         ["`k` was 2 to 9; now it is one of 2, 4"]),
+        (0, {"parameters": (K,), "fixed": {"hidden_width": 32}}, [f"{LOG} 32"]),
+        (0, {"parameters": (K, WIDTH, ROUTERS)},
+         ["`router` was cnn; now it is one of linear, cnn"]),
+        (0, {"parameters": (K, replace(WIDTH, when={"k": (2, 3)}))},
+         [f"{LOG} 8 to 64, drawn by its logarithm, when k=2 or 3"]),
+        (0, {"parameters": (WIDTH, K)}, ["its parameters were in another order"]),
+    ],
+)  # fmt: skip
+def test_another_search_is_explained_parameter_by_parameter(seed, changed, said):
+    made = replace(SWEEP, parameters=(K, WIDTH))
+    study = kept(study_spec(made, DEFAULT, 0, OWN).model_dump(mode="json"))
+    assert _said(study, replace(made, **changed), DEFAULT, seed) == said
+
+
+def test_other_objectives_are_another_search():
+    study = kept(spec().model_dump(mode="json"))
+    assert _said(study, SWEEP, TIMED, 0) == [
+        "`--objective` was accuracy:max, mflops:min; now it is accuracy:max, latency_ms:min"
+    ]
+
+
+def _said(study: optuna.Study, sweep: Sweep, objectives, seed: int) -> list[str]:
+    with pytest.raises(ConfigError) as refused:
+        continued(REF, study, study_spec(sweep, objectives, seed, "moist other"))
     assert "`moist sweep optuna some.yaml`" in refused.value.hint
+    head, *lines = refused.value.args[0].splitlines()
+    assert head == "study `some` was made for another search:"
+    return [line.strip() for line in lines]
 
 
 def test_a_study_of_another_program_is_rejected_and_an_empty_one_of_a_lost_driver_is_begun():
