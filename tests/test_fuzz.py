@@ -287,7 +287,7 @@ def replaced_argv(given: list[str]) -> Iterator[None]:
 
 def timeless(report: dict[str, Any]) -> dict[str, Any]:
     """Return a report without what is measured anew in another home."""
-    clocks = ("latency", "seconds", "stage_seconds", "machine")
+    clocks = ("latency", "seconds", "stage_seconds", "machine", "created", "computed")
     kept = {name: value for name, value in report.items() if not name.startswith(clocks)}
     baselines = {
         name: row and {k: v for k, v in row.items() if not k.startswith(clocks)}

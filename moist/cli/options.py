@@ -23,6 +23,9 @@ from moist.tracking.mode import FLAGS
 if TYPE_CHECKING:
     import pandas as pd
 
+    from moist.results.trials import Trial
+    from moist.store.runs import Run
+
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -162,6 +165,17 @@ def output(as_json: bool, data: Any, print_text: Callable[[], object]) -> None:
 def print_json(value: Any) -> None:
     """Print values, records and dataclasses as JSON."""
     click.echo(json.dumps(value, indent=2, allow_nan=False, default=_as_dict))
+
+
+def run_json(run: Run | None, trial: Trial | None = None) -> dict[str, Any]:
+    """Return what `run`, `show` and `best` print of a run with `--json`: its record.
+
+    Of a study's trial it has the `trial`, too, and without a record only its key and command.
+    """
+    found = run.record() if run else {}
+    if trial:
+        found = {"key": trial.key, "command": trial.command, **found, "trial": trial}
+    return found
 
 
 def _as_dict(value: Any) -> dict[str, Any]:

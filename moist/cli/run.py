@@ -10,7 +10,7 @@ import yaml
 
 from moist.api.compute import Compute
 from moist.api.runs import checked, record
-from moist.cli.options import JSON, OVERRIDES, WANDB, computing, output, print_json
+from moist.cli.options import JSON, OVERRIDES, WANDB, computing, output, print_json, run_json
 from moist.config import flat, schema
 from moist.config.overrides import parse
 from moist.config.unread import check_read
@@ -36,7 +36,7 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
 
     def show(run: Run) -> None:
         facts = run.report, run.config, run.command, run.computed
-        output(as_json, run.report, partial(run_tables.print_report, *facts))
+        output(as_json, run_json(run), partial(run_tables.print_report, *facts))
 
     record(checked(overrides), compute, wandb, show)
 

@@ -14,6 +14,7 @@ from moist.cli.options import (
     check_together,
     output,
     print_csv,
+    run_json,
     study_ref,
 )
 from moist.errors import ConfigError
@@ -118,7 +119,7 @@ def show(run: str, as_json: bool, home: Path) -> None:
     report, config, command = found.report, found.config, found.command
     output(
         as_json,
-        [found.record()],
+        run_json(found),
         lambda: run_tables.print_report(report, config, command, found.computed),
     )
 

@@ -15,8 +15,10 @@ from moist.cli.options import (
     output,
     print_csv,
     print_json,
+    run_json,
     study_ref,
 )
+from moist.disk import warn
 from moist.errors import ConfigError, did_you_mean
 from moist.interrupts import leave_at_once
 from moist.reporting import study_tables
@@ -25,6 +27,7 @@ from moist.results import queries
 from moist.results.aggregate import averaged
 from moist.results.frames import trial_frame
 from moist.results.objectives import TEST, Objective, known, parse_limits
+from moist.store.runs import RunRecords
 from moist.study.ref import StudyRef
 from moist.study.storage import find, load, overviews
 
@@ -91,7 +94,10 @@ def best(
     if knee:
         found = queries.knee(queries.keeping(trials, limits), spec.objectives)
     if as_json:
-        print_json(found)
+        run = RunRecords(ref.home).get(found.key or "")
+        if run is None:
+            warn(f"`{ref.home}` has no record of trial {found.number}: its report is left out")
+        print_json(run_json(run, found))
         return
     study_tables.print_trials("", [found], spec.objectives)
     click.echo(f"reproduce it with\n  {found.command}")

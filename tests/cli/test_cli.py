@@ -60,7 +60,12 @@ def test_run_prints_the_report_as_one_json_object(home, capsys):
     for row in (report, report["baselines"]["teacher"], report["baselines"]["student"]):
         assert row.keys() >= names
         assert row["latency_ms"].keys() == {"batch_1", "batch_256"}
-    assert Report.model_validate(report).model_dump(mode="json") == report
+    assert Report.model_validate(fields(report)).model_dump(mode="json") == fields(report)
+
+
+def fields(found: dict) -> dict:
+    """Return a report's part of what is printed of a run."""
+    return {name: found[name] for name in Report.model_fields}
 
 
 def test_a_run_prints_progress_on_stderr_and_the_report_on_stdout(home, capsys):
@@ -133,7 +138,7 @@ def test_on_a_terminal_a_run_shows_bars_and_no_color_is_honored(
     reader.join(PATIENCE)
     os.close(screen)
     shown = b"".join(text)
-    assert said.code == 0 and Report.model_validate_json(said.out)
+    assert Report.model_validate(fields(said.json))
     assert b"distill_student" in shown and b"2/2" in shown and b"computed in" in shown
     assert bool(re.search(rb"\x1b\[3\dm", shown)) == bool(colored)
 
@@ -340,7 +345,7 @@ def test_an_exit_code_and_both_streams_arrive_from_a_process(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["plan", *TINY], ["runs"], ["show", "last"], ["cache", "ls"], ["cache", "verify"]]
+    "words", [["plan", *TINY], ["runs"], ["cache", "ls"], ["cache", "verify"]]
 )
 def test_commands_that_print_data_print_a_json_array(home, capsys, words):
     found = Said(capsys, *words, "--json", "--home", home).json
@@ -393,10 +398,10 @@ def test_the_keys_are_explained(capsys):
 def test_a_run_record_holds_report_config_time_and_command(home, capsys):
     report = Said(capsys, "run", *TINY, "--json", "--home", home).json
     record = Said(capsys, "runs", "--json", "--home", home).json[0]
-    assert {name: record[name] for name in report} == report
+    assert record == report
     assert record["config"] == flat(parse(TINY))
     assert record.keys() >= {"config", "created", "command", "artifacts", "moist"}
-    assert Said(capsys, "show", report["key"][:6], "--json", "--home", home).json == [record]
+    assert Said(capsys, "show", report["key"][:6], "--json", "--home", home).json == record
     assert report["key"][:8] in Said(capsys, "runs", "--home", home).out
     rows = list(csv.DictReader(Said(capsys, "runs", "--csv", "--home", home).out.splitlines()))
     assert rows[0]["key"] == report["key"] and float(rows[0]["accuracy"]) == report["accuracy"]

@@ -65,7 +65,7 @@ def test_restarting_a_finished_sweep_computes_nothing_and_prints_the_frontier(as
     command = said.out.splitlines()[-1].split()
     assert command[:3] == ["moist", "best", "four"] and command[-2] == "--home"
     best = ask(*command[1:], "--json").json
-    assert best["number"] in {trial["number"] for trial in ask("pareto", "four", "--json").json}
+    assert best["trial"] in ask("pareto", "four", "--json").json
 
 
 SPACES = {
@@ -309,11 +309,19 @@ def test_a_trial_agrees_with_its_run_record(ask, home):
 
 def test_best_is_within_its_limits_and_prints_how_to_reproduce_it(ask):
     cheap = ask("best", "four", "--min", "accuracy=0.0", "--by", "mflops", "--json").json
-    limit = f"mflops={cheap['quantities']['mflops']}"
-    assert ask("best", "four", "--max", limit, "--json").json["number"] == cheap["number"]
+    limit = f"mflops={cheap['mflops']}"
+    assert ask("best", "four", "--max", limit, "--json").json == cheap
+    assert ask("show", cheap["key"], "--json").json | {"trial": cheap["trial"]} == cheap
     said = ask("best", "four", "--max", limit)
     assert cheap["command"] in said.out and f"moist show {cheap['key'][:8]}" in said.out
     assert ask("best", "four", "--knee").code == 0
+
+
+def test_best_is_answered_where_the_home_has_no_record_of_the_run(home, tmp_path, capsys):
+    storage = ["--storage", f"sqlite:///{home}/studies.db", "--home", tmp_path]
+    said = Said(capsys, "best", "four", "--json", *storage)
+    assert said.json.keys() == {"key", "command", "trial"}
+    assert f"no record of trial {said.json['trial']['number']}" in said.err
 
 
 def test_best_reports_how_far_off_the_nearest_trial_is(ask):

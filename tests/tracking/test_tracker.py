@@ -50,7 +50,7 @@ def test_a_run_without_an_account_is_logged_to_files_whole(trained_once):
     assert (run.state, run.exit_code, run.job_type) == ("finished", 0, "run")
     assert run.config["joint.epochs"] == 3 and run.config["hidden_width"] == 32
     summary = run.summary
-    shown = json.loads(moist(home, "show", summary["trial/key"], "--json").stdout)[0]
+    shown = json.loads(moist(home, "show", summary["trial/key"], "--json").stdout)
     assert summary["trial/key"] == shown["key"] and summary["trial/state"] == "COMPLETE"
     assert summary["objective/accuracy"] == shown["val_accuracy"]
     assert summary["objective/mflops"] == shown["mflops"]
