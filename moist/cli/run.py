@@ -48,19 +48,20 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
 def plan(overrides: tuple[str, ...], as_json: bool, compute: Compute) -> None:
     """List the stages that `moist run` would compute or reuse.
 
-    Nothing is computed.
+    Nothing is computed. Times are ranges, from what stages of the same kind took on this machine.
 
     \b
     moist plan temperature=2
     """
     config = parse(overrides)
     check_read(overrides)
+    from moist.measure.stage_times import StageTimes
     from moist.pipeline import stages
 
     with compute.plan() as store:
         stages(config, store)
-    records = [call.record() for call in store.calls]
-    output(as_json, records, lambda: run_tables.print_plan(store.calls))
+    calls = StageTimes(store.env).of(store)
+    output(as_json, [call.record() for call in calls], lambda: run_tables.print_plan(calls))
 
 
 @click.command()

@@ -171,7 +171,7 @@ def optuna(
     search = Search(ref, sweep, goals, settings, slots, this_command(), seed, quiet)
     if dry_run:
         found = search.plan()
-        output(as_json, found.record(), lambda: study_tables.print_search_plan(found, workers))
+        output(as_json, found.record(), lambda: study_tables.print_search_plan(found))
         return
 
     def show(result: SearchResult, front: list[Trial], page: Path) -> None:

@@ -88,6 +88,8 @@ class Source:
     """A digest of names, sizes and times of the files below `root` when they were read."""
     images: int | None = None
     """How many there are, if known before decoding."""
+    train: int | None = None
+    """How many of these are training images, and validation images drawn from them."""
     crop: bool = False
     splits: Splits = Splits()
     held_out: frozenset[str] = frozenset()
@@ -172,7 +174,8 @@ def _locate_folder(data: config.DataConfig, root: Path, home: Path, fetch: bool)
     leaked = "" if held_out else _leaked(splits, content.copies)
     return Source(
         data.name, root, side, found.classes, key=digest(json.dumps(parts).encode()),
-        pixels=pixels, signature=signature, images=len(found.files), crop=data.crop,
+        pixels=pixels, signature=signature, images=len(found.files), train=len(train),
+        crop=data.crop,
         splits=splits, held_out=held_out, summary=_summary(data, found, train, held_out),
         warnings=tuple(filter(None, (found.skipped, leaked))),
     )  # fmt: skip

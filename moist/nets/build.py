@@ -176,7 +176,7 @@ def router_spec(
     """Describe the network of a router, which may read a student's trunk instead of images."""
     if reads is not None:
         with torch.device("meta"):
-            trunk = _network(Student, reads).get_submodule(TRUNK).eval()
+            trunk = network(Student, reads).get_submodule(TRUNK).eval()
             _, channels, height, width = trunk(torch.zeros(1, *image_shape)).shape
         image_shape = (channels, height, width)
     return Spec(router, image_shape, k, options)
@@ -184,10 +184,11 @@ def router_spec(
 
 def fresh(kind: type[N], spec: Spec) -> N:
     """Build a network before its training, with weights drawn from torch's current stream."""
-    return kind(spec, _network(kind, spec).state_dict(), ())
+    return kind(spec, network(kind, spec).state_dict(), ())
 
 
-def _network(kind: type[Network], spec: Spec) -> nn.Module:
+def network(kind: type[Network], spec: Spec) -> nn.Module:
+    """Build the module of a description, with weights drawn from torch's current stream."""
     options = dict(spec.options)
     latent = options.pop("latent", None)
     entry = REGISTRIES[kind][spec.name]
@@ -216,6 +217,6 @@ def _built(model: Model) -> nn.Module:
     if isinstance(model, Cascade):
         fallback = None if model.fallback is None else _built(model.fallback)
         return CascadeNet(_built(model.first), fallback, model.threshold)
-    net = _network(type(model), model.spec)
+    net = network(type(model), model.spec)
     net.load_state_dict(dict(model.state))
     return net

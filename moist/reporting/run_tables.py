@@ -8,7 +8,8 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from moist.config.systems import system_of
-from moist.reporting.terminal import SHORT, duration, print_table
+from moist.reporting.terminal import SHORT, between, duration, print_table
+from moist.results.expected import Expected, total
 from moist.results.report import Deferral, Measures, Report
 from moist.store.comparison import Difference, differing, value
 
@@ -78,28 +79,43 @@ def _compared(found: Any) -> str:
 
 
 def print_plan(calls: Sequence[Call]) -> None:
-    """Print the stages that a run would call, and about how long those to compute take."""
+    """Print the stages that a run would call, and how long those to compute are expected to take.
+
+    A range comes from this machine's records of stages of the same kind.
+    """
     rows = [
         [
             call.stage,
             call.key[:SHORT],
             "reuse" if call.reused else "compute",
-            "-" if call.seconds is None else duration(call.seconds),
+            _time(call),
+            str(call.expected.records) if call.expected else "-",
         ]
-        for call in calls
+        for call in {call.key: call for call in calls}.values()
     ]
-    print_table("", ["stage", "key", "plan", "earlier time"], rows)
+    print_table("", ["stage", "key", "plan", "time", "records"], rows)
     missing = [call for call in calls if not call.reused]
-    estimate = f", {estimated_time(missing)}" if missing else ""
+    estimate = f", {expected_time(missing, total(missing))}" if missing else ""
     print(f"{len(missing)} of {len(calls)} stages to compute{estimate}")
 
 
-def estimated_time(calls: Sequence[Call], workers: int = 1) -> str:
-    """Estimate how long calls take with some workers, from recorded times of their stages."""
-    known = [call.seconds for call in calls if call.seconds is not None]
-    parts = [f"about {duration(sum(known) / workers)}"] if known else []
-    parts += [f"{len(calls) - len(known)} never timed here"] if len(known) < len(calls) else []
-    return ", ".join(parts)
+def _time(call: Call) -> str:
+    """Say how long a stage took, or will take."""
+    if call.seconds is not None:
+        return f"took {duration(call.seconds)}"
+    return between(call.expected.low, call.expected.high) if call.expected else UNCOMPARED
+
+
+UNCOMPARED = "no comparable run yet"
+
+
+def expected_time(missing: Sequence[Call], whole: Expected | None) -> str:
+    """Say how long the missing calls will take in whole, and how many of them are not in it."""
+    if whole is None:
+        return UNCOMPARED
+    text = f"expected to take {between(whole.low, whole.high)}"
+    unknown = len({call.key for call in missing if call.expected is None})
+    return text + (f" beside {unknown} with {UNCOMPARED}" if unknown else "")
 
 
 def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moist.reporting.run_tables import estimated_time
+from moist.reporting.run_tables import expected_time
 from moist.reporting.terminal import SHORT, counted, duration, print_table, size
 from moist.results.objectives import TEST, Limit, Objective
 from moist.results.queries import allowing
@@ -169,16 +169,16 @@ def print_result(
         print(f"best trial under a limit:\n  {ref.command('best', *limit.split())}")
 
 
-def print_search_plan(plan: SearchPlan, workers: int) -> None:
-    """Print how many trials and stages a search would run, and about how long they take."""
+def print_search_plan(plan: SearchPlan) -> None:
+    """Print how many trials and stages a search would run, and how long they will take."""
     counts = plan.record()
     print(
         f"{plan.trials} trials to run, {plan.complete} already complete\n"
         f"{counts['stages_called']} stages called, {counts['stages_distinct']} distinct,"
         f" {counts['stages_to_compute']} to compute"
     )
-    if plan.missing:
-        print(f"{estimated_time(plan.missing, workers)}, with --workers {workers}")
+    if missing := plan.missing:
+        print(f"{expected_time(missing, plan.expected)}, with --workers {plan.workers}")
 
 
 def print_comparison(studies: Sequence[str], found: Comparison) -> None:

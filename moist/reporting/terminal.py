@@ -45,6 +45,17 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
+def between(low: float, high: float) -> str:
+    """Format a range of times as `3 to 6 min`, `40 s to 2 min` or `under 1 s`."""
+    if high < 1:
+        return "under 1 s"
+    first, last = (duration(max(one, 1) if one < 1 else round(one)) for one in (low, high))
+    if first == last:
+        return last
+    number, unit = first.split(" ")
+    return f"{number} to {last}" if unit == last.split(" ")[1] else f"{first} to {last}"
+
+
 def size(count: float) -> str:
     """Format bytes in the largest unit that leaves a number of at least 1."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from moist.env import Env
 from moist.errors import StoreError
+from moist.results.expected import Expected
 from moist.store.checkpoint import read_artifact, verified
 from moist.store.keys import encoded, key_of
 from moist.store.objects import Damaged, ObjectStore
@@ -44,8 +45,8 @@ class Ref(Generic[T_co]):
 class Call:
     """The outcome of one call: reused or computed, and the `seconds` that computing took.
 
-    In a Plan `seconds` are expected, from stored outputs of the stage; None if there are none.
-    `needs` are the keys of the outputs among its inputs.
+    They are None for what a Plan would compute; `expected` is then what to expect, if anything
+    comparable is on record. `needs` are the keys of the outputs among its inputs.
     """
 
     stage: str
@@ -53,6 +54,7 @@ class Call:
     reused: bool
     seconds: float | None
     needs: tuple[str, ...] = ()
+    expected: Expected | None = None
 
     def record(self) -> dict[str, Any]:
         return asdict(self)

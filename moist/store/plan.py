@@ -1,9 +1,7 @@
-"""A dry run: which stages would be computed, and about how long that would take."""
+"""A dry run: which stages would be computed."""
 
 from __future__ import annotations
 
-import statistics
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ from moist.env import Env
 from moist.errors import StoreError
 from moist.store.calls import Backend, Call, StageCall
 from moist.store.checkpoint import verified
-from moist.store.maintenance import entries
 from moist.store.objects import Damaged
 
 
@@ -27,13 +24,9 @@ class Plan(Backend):
     def __init__(self, home: Path, env: Env, reuse: bool = True, *, verify: bool = True) -> None:
         super().__init__(home, env, reuse)
         self.verify = verify
+        self.requests: dict[str, StageCall] = {}
+        """The first call of each key."""
         self._planned: dict[str, float | None] = {}
-
-    def fresh(self) -> Plan:
-        """Return an empty plan that need not read again how long stages took."""
-        plan = Plan(self.home, self.env, self.reuse, verify=self.verify)
-        plan._seconds = self._seconds
-        return plan
 
     def resolve(self, request: StageCall) -> Call:
         """Look up whether the output is stored, or expected from an earlier call."""
@@ -41,9 +34,8 @@ class Plan(Backend):
         if not reused:
             recorded = self._recorded(request.key)
             reused = recorded is not None
-            times = self._seconds.get(request.name)
-            expected = statistics.median(times) if times else None
-            self._planned[request.key] = recorded if reused else expected
+            self._planned[request.key] = recorded
+            self.requests[request.key] = request
         return request.outcome(reused, self._planned[request.key])
 
     def value(self, request: StageCall) -> Any:
@@ -59,11 +51,3 @@ class Plan(Backend):
         except Damaged:
             return None
         return manifest.seconds if manifest else None
-
-    @cached_property
-    def _seconds(self) -> dict[str, list[float]]:
-        """Recorded seconds of everything stored, by stage."""
-        found: dict[str, list[float]] = {}
-        for entry in entries(self.objects):
-            found.setdefault(entry.stage, []).append(entry.seconds)
-        return found

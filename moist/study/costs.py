@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cache, partial
 
 import torch
 
@@ -14,6 +14,7 @@ from moist.config.systems import known_students
 from moist.env import autocast
 from moist.measure.latency import time_interleaved
 from moist.measure.multiply_adds import cost
+from moist.measure.stage_times import StageTimes
 from moist.nets.build import Architecture, blank, module, timed_models
 from moist.nets.entry import Shape
 from moist.nets.mixture import MoIST
@@ -62,6 +63,8 @@ class CostEstimator:
     store: Backend
     reuse: bool = True
     paused: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
+    times: StageTimes | None = None
+    """Expects the times of stages to compute, if given."""
 
     def __call__(self, config: Config) -> CostEstimate:
         """Prepare the data and count; the estimate can be `measured`, too."""
@@ -79,16 +82,12 @@ class CostEstimator:
 
     def plan(self, config: Config) -> CostEstimate:
         """Return the key and the stages alone: computes nothing."""
-        forecast = self._first.fresh()
+        forecast = Plan(self.store.home, self.store.env, self.reuse, verify=False)
         key = run_key(config, stages(config, forecast))
         calls: dict[str, Call] = {}
-        for call in forecast.calls:  # the second call of a stage finds it planned
-            calls.setdefault(call.key, call)
+        for call in self.times.of(forecast) if self.times else forecast.calls:
+            calls.setdefault(call.key, call)  # the second call of a stage finds it planned
         return CostEstimate(key, tuple(calls.values()), {})
-
-    @cached_property
-    def _first(self) -> Plan:
-        return Plan(self.store.home, self.store.env, self.reuse, verify=False)
 
 
 def untrained_quantities(config: Config, store: Backend, latency: bool) -> dict[str, float]:

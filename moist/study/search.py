@@ -15,6 +15,7 @@ from moist.config.overrides import build, pinned
 from moist.config.plugins import split_name
 from moist.config.schema import keys
 from moist.errors import ConfigError, DataError
+from moist.results.expected import Expected, total
 from moist.results.trials import Trial
 from moist.store.calls import Call
 from moist.study.driver import Driver
@@ -100,28 +101,36 @@ def search(
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """Trials to run, trials complete before, and the stages that all of them call."""
+    """Trials to run, trials complete before, the stages that all of them call, and workers."""
 
     trials: int
     complete: int
     calls: Sequence[Call]
+    workers: int = 1
 
     @property
     def missing(self) -> list[Call]:
         """Return the stages to compute, each once."""
         return [call for call in {c.key: c for c in self.calls}.values() if not call.reused]
 
+    @property
+    def expected(self) -> Expected | None:
+        """Return the time that all of it will take, as far as there are comparable records."""
+        return total(self.missing, self.workers)
+
     def record(self) -> dict[str, Any]:
-        """Return it as JSON values; `seconds` are those that stages took before, where known."""
-        missing = self.missing
+        """Return it as JSON values; seconds are None without a comparable record."""
+        missing, whole = self.missing, self.expected
         return {
             "trials": self.trials,
             "complete": self.complete,
             "stages_called": len(self.calls),
             "stages_distinct": len({call.key for call in self.calls}),
             "stages_to_compute": len(missing),
-            "seconds": sum(call.seconds or 0.0 for call in missing),
-            "stages_never_timed": sum(call.seconds is None for call in missing),
+            "stages_without_comparable": sum(call.expected is None for call in missing),
+            "seconds": whole and whole.seconds,
+            "seconds_low": whole and whole.low,
+            "seconds_high": whole and whole.high,
         }
 
 
@@ -220,13 +229,14 @@ def plan_search(
     is its result.
     """
     from moist.env import Silent, make_env
+    from moist.measure.stage_times import StageTimes
     from moist.store.plan import Plan
     from moist.study.costs import CostEstimator
 
     if not spec.installed:
         spec, *_ = check_start(ref, sweep, spec, settings, fetch=False)
     env = make_env(Silent(), slots[0].device, slots[0].threads)
-    estimator = CostEstimator(Plan(ref.home, env), settings.reuse)
+    estimator = CostEstimator(Plan(ref.home, env), settings.reuse, times=StageTimes(env))
     before = earlier_trials(ref, spec)
     begun = [trial.params for trial in before if _is_begun(trial)]
     complete = sum(trial.state == "complete" for trial in before)
@@ -241,7 +251,8 @@ def plan_search(
             raise
         except ConfigError:  # these values conflict
             continue
-    return SearchPlan(len(found), complete, [call for calls in found for call in calls])
+    calls = [call for calls in found for call in calls]
+    return SearchPlan(len(found), complete, calls, len(slots))
 
 
 def earlier_trials(ref: StudyRef, spec: StudySpec) -> list[Trial]:

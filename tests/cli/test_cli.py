@@ -358,10 +358,14 @@ def test_plan_lists_what_a_run_would_compute_and_computes_nothing(tmp_path, home
     todo = Said(capsys, "plan", *TINY, "temperature=2", "--json", "--home", home).json
     computed = [row["stage"] for row in todo if not row["reused"]]
     assert computed[:2] == ["distill_student", "train_jointly"]
-    assert all(row["seconds"] > 0 for row in todo)
+    assert all(row["seconds"] > 0 for row in todo if row["reused"])
+    times = [row["expected"] for row in todo if not row["reused"]]
+    assert all(0 < one["low"] < one["seconds"] < one["high"] and one["records"] for one in times)
+    printed = Said(capsys, "plan", *TINY, "temperature=2", "--home", home).out
+    assert "5 of 12 stages to compute, expected to take " in printed and " yet" not in printed
     assert "0 of 12 stages to compute" in Said(capsys, "plan", *TINY, "--home", home).out
     fresh = Said(capsys, "plan", "--home", tmp_path / "none").out
-    assert fresh.endswith("12 of 12 stages to compute, 12 never timed here\n")
+    assert fresh.endswith("12 of 12 stages to compute, no comparable run yet\n")
     assert not (tmp_path / "none").exists()
 
 
