@@ -24,10 +24,18 @@ from moist.disk import write_atomically, writing
     metavar="FILE.onnx",
     help="The file to write.",
 )
+@click.option(
+    "--int8",
+    is_flag=True,
+    help="Store weights as 8-bit integers, and compute with them: a smaller file, another"
+    " accuracy, which is printed.",
+)
 @JSON
 @STORAGE
 @computing
-def export(name: str, path: Path, as_json: bool, storage: str | None, compute: Compute) -> None:
+def export(
+    name: str, path: Path, int8: bool, as_json: bool, storage: str | None, compute: Compute
+) -> None:
     """Export a run's model as one ONNX file.
 
     It needs neither moist nor torch. Only the students that images are routed to are computed,
@@ -41,20 +49,22 @@ def export(name: str, path: Path, as_json: bool, storage: str | None, compute: C
     \b
     moist export last
     moist export quickstart -o digits.onnx
+    moist export last --int8 -o small.onnx
     """
     from moist.serving.export import export_onnx
 
     run = run_of(study_ref(name, storage, compute.home))
     with compute.plan() as store:
-        found = export_onnx(store, run)
+        found = export_onnx(store, run, int8)
     with writing(path.parent):
         write_atomically(path, found.data)
     if as_json:
         print_json({"file": str(path), **found.report()})
         return
+    split = "validation" if found.split == "val" else "training"
+    stated = f"{found.accuracy:.2%} ({'in float ' if int8 else ''}{found.accuracy_torch:.2%})"
     click.echo(
-        f"{path}: {len(found.data) / 1e6:.3g} MB, runs in onnxruntime\n"
-        f"on {found.n} {'validation' if found.split == 'val' else 'training'} images:"
-        f" {found.same_class:.2%} with the same class as in torch, logits within"
-        f" {found.difference:.1g}, accuracy {found.accuracy:.2%} ({found.accuracy_torch:.2%})"
+        f"{path}: {len(found.data) / 1e6:.3g} MB{', int8' if int8 else ''}, runs in onnxruntime\n"
+        f"on {found.n:,} {split} images: {found.same_class:.2%} with the same class as in torch,"
+        f" logits within {found.difference:.1g}, accuracy {stated}"
     )

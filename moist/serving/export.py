@@ -28,6 +28,7 @@ from moist.measure.multiply_adds import plain_encoder_layers
 from moist.nets.build import module
 from moist.nets.cascade import CascadeNet
 from moist.nets.mixture import MoIST
+from moist.serving.int8 import quantized
 from moist.serving.predict import stored
 from moist.store.artifacts import Dataset, Split
 from moist.store.calls import Backend
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 OPSET = 18
 SAMPLE = 2
 """Training images to trace with."""
+CALIBRATION = 512
+"""Training images, at most, on which the ranges of activations are measured for int8."""
 SAME_CLASS, SAME_LOGITS = 0.999, 1e-3
 """Parity: the least share of images that agree, and the largest relative difference of logits."""
 SINGLY = 16
@@ -68,16 +71,18 @@ class Exported:
         return {**figures, "bytes": len(self.data)}
 
 
-def export_onnx(store: Backend, run: Run) -> Exported:
-    """Export a run's model, checked against torch.
+def export_onnx(store: Backend, run: Run, int8: bool = False) -> Exported:
+    """Export a run's model, compared with torch; its weights and activations as `int8`.
 
     Raises ConfigError without onnx or onnxruntime, StoreError for a model that is gone, and
-    StageError for one that needs labels, or whose graph differs from it.
+    StageError for one that needs labels, or whose graph differs from it, except by int8.
     """
     check_installed("onnx", "onnxruntime")
     data, model = stored(store, run)
     net = module(model).eval()
-    exported = compared(net, onnx_of(net, data, metadata(data, run)), data)
+    exported = compared(net, onnx_of(net, data, metadata(data, run), int8), data)
+    if int8:
+        return exported
     if exported.same_class < SAME_CLASS or exported.difference > SAME_LOGITS:
         raise StageError(
             f"the exported graph differs from the model: {exported.same_class:.2%} of"
@@ -99,18 +104,22 @@ def check_installed(*packages: str) -> None:
         )
 
 
-def onnx_of(net: nn.Module, data: Dataset, properties: dict[str, str]) -> bytes:
+def onnx_of(
+    net: nn.Module, data: Dataset, properties: dict[str, str], int8: bool = False
+) -> bytes:
     """Return a module's ONNX file with these properties, a network or a whole model."""
+    count = min(CALIBRATION, len(data.train)) if int8 else SAMPLE
+    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:count]
     with torch.no_grad(), plain_encoder_layers():
-        graph = Graph(data.train.images_NHWC[:SAMPLE])
+        graph = Graph(data.train.images_NHWC[chosen], int8)
         return graph.to_bytes(assemble(net, graph, data), properties)
 
 
 class Graph:
     """ONNX nodes in the order of computation, and every value of them on sample images."""
 
-    def __init__(self, images_BHWC: torch.Tensor) -> None:
-        self.values = {"images": images_BHWC}
+    def __init__(self, images_BHWC: torch.Tensor, int8: bool = False) -> None:
+        self.values, self.int8 = {"images": images_BHWC}, int8
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.count = 0
@@ -240,6 +249,8 @@ class Graph:
                 dynamic_axes={name: {0: "batch"} for name in (*inputs, output)},
             )
         built = onnx.load_model_from_string(written.getvalue())
+        if self.int8:
+            built = quantized(built, dict(zip(inputs, samples, strict=True)))
         renamed = compose.add_prefix(
             built, f"{output}/", rename_inputs=False, rename_outputs=False
         )

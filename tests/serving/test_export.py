@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -127,6 +128,28 @@ def test_only_the_students_of_a_batchs_images_are_computed() -> None:
     assert torch.equal(got.isnan().all(1), expert_B == 0) and 0 < (expert_B == 0).sum() < 40
 
 
+@pytest.mark.parametrize("name", ["mixture", "transformer", "two experts", "specialists"])
+def test_every_part_of_an_int8_graph_is_quantized_on_the_images_that_reach_it(name: str) -> None:
+    net = model(name)
+    built = onnx.load_from_string(whole := export.onnx_of(net, data(), {}, int8=True))
+    kinds = {one.name: one.data_type for one in built.graph.initializer if len(one.dims) > 1}
+    weights = {name for name in kinds if "weight" in name or "MatMul" in name}
+    assert weights and {kinds[name] for name in weights} == {onnx.TensorProto.INT8}
+    with torch.inference_mode():
+        want = net(normalize(data().val.images_NHWC, data().mean, data().std))
+    got = export.classified(export.session(whole), data().val)
+    error_N = (got - want).abs().amax(1) / want.abs().amax(1)
+    assert 0 < float(error_N.median()) < 0.1  # the median: a rounded router may choose anew
+
+
+def test_int8_costs_little_accuracy_of_a_trained_run(trained) -> None:
+    home = trained()
+    run = RunRecords(home).find("last")
+    whole, small = (export.export_onnx(Store(home, Env()), run, int8) for int8 in (False, True))
+    assert len(small.data) < len(whole.data) and small.accuracy_torch == whole.accuracy
+    assert abs(small.accuracy - whole.accuracy) < 0.05 and small.same_class > 0.9
+
+
 def test_a_run_is_exported_with_what_a_reader_needs(trained) -> None:
     home = trained()
     run = RunRecords(home).find("last")
@@ -142,8 +165,8 @@ def test_a_graph_that_differs_is_refused(trained, monkeypatch) -> None:
     home = trained()
     whole = export.onnx_of
 
-    def other(net: nn.Module, data: Dataset, properties: dict[str, str]) -> bytes:
-        return whole(net, replace(data, mean=tuple(np.add(data.mean, 0.5))), properties)
+    def other(net: nn.Module, data: Dataset, *others: Any) -> bytes:
+        return whole(net, replace(data, mean=tuple(np.add(data.mean, 0.5))), *others)
 
     monkeypatch.setattr(export, "onnx_of", other)
     with pytest.raises(StageError, match="differs from the model"):
