@@ -121,7 +121,8 @@ def pareto(
     """Print a study's Pareto frontier.
 
     The frontier is the trials that no other trial dominates. Trials are selected by validation
-    accuracy; test accuracy is only reported.
+    accuracy; test accuracy is only reported. Latencies that differ by no more than their
+    spreads (±) are equal.
 
     \b
     moist pareto quickstart

@@ -78,7 +78,8 @@ def best(
 ) -> None:
     """Print the best trial within all limits.
 
-    Trials are selected by validation accuracy.
+    Trials are selected by validation accuracy. Latencies that differ by no more than their spreads
+    (±) are ties, with a limit too: `--max latency_ms=0.5` takes 0.52 ±5%.
 
     \b
     moist best quickstart --max mflops=0.3
@@ -100,6 +101,9 @@ def best(
         print_json(run_json(run, found))
         return
     study_tables.print_trials("", [found], spec.objectives)
+    for limit in limits:
+        if limit.excess({limit.name: found.quantities[limit.name]}) > 0:
+            click.echo(f"it ties with `{limit}`: the difference is within its spread")
     click.echo(f"reproduce it with\n  {found.command}")
     if found.key:
         show = ref.locate(f"moist show {found.key[:SHORT]}", storage=False)

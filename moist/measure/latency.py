@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from moist.results.report import Timing
+from moist.results.report import STEADY, Timing
+
+BLOCKS = 10
+"""Blocks of consecutive calls whose medians a spread compares; the least number of rounds."""
 
 
 def time_interleaved(
@@ -20,8 +24,8 @@ def time_interleaved(
 ) -> dict[str, Timing]:
     """Time each call in turn, round by round, so that a drifting machine slows all equally.
 
-    `repeats` rounds after `warm_up` untimed ones; past `seconds` it stops early, with at least
-    10 rounds and 2 of warm-up. A call's time runs until the device has finished.
+    After at most `warm_up` untimed rounds, `is_enough` decides when it ends. A call's time runs
+    until the device has finished.
     """
     clock = time.perf_counter
     begin = clock()
@@ -33,9 +37,7 @@ def time_interleaved(
             break
     taken: dict[str, list[float]] = {name: [] for name in calls}
     begin = clock()
-    for done in range(repeats):
-        if done >= 10 and clock() - begin > seconds:
-            break
+    while not is_enough([*taken.values()], clock() - begin, repeats=repeats, seconds=seconds):
         for name, call in calls.items():
             start = clock()
             call()
@@ -44,8 +46,39 @@ def time_interleaved(
     return {name: summarize(times) for name, times in taken.items()}
 
 
-def summarize(times: list[float]) -> Timing:
-    """Return the median and the 95th percentile of n calls."""
+def is_enough(
+    taken: Sequence[Sequence[float]], passed: float, *, repeats: int, seconds: float
+) -> bool:
+    """Return whether to stop timing, after `passed` seconds; `taken` has the times of each call.
+
+    Once `seconds` are over, with 10 rounds at least. Before that when every spread is at most
+    STEADY, but never in the first quarter of the seconds: a short time shows no drift. The
+    spreads are computed every `repeats` rounds alone, since that takes time, too.
+    """
+    rounds = len(taken[0])
+    if rounds < BLOCKS or passed > seconds:
+        return rounds >= BLOCKS
+    due = rounds % repeats == 0 and passed > seconds / 4
+    return due and all(spread(times) <= STEADY for times in taken)
+
+
+def spread(times: Sequence[float]) -> float:
+    """Return how far the medians of nine of ten blocks are from that of all, as a share of it.
+
+    The blocks are tenths of the calls in their order: a machine that drifts, or is busy for a
+    while, has medians that differ. One may be spoiled. Of fewer than 10 calls each is a block.
+    """
+    middle = np.median(times)
+    blocks = np.array_split(times, min(BLOCKS, len(times)))
+    far = sorted(abs(np.median(block) - middle) for block in blocks)
+    return float(far[math.ceil(0.9 * len(far)) - 1] / middle)
+
+
+def summarize(times: Sequence[float]) -> Timing:
+    """Return the median, the 95th percentile and the spread of n calls."""
     return Timing(
-        median=float(np.median(times)), p95=float(np.percentile(times, 95)), n=len(times)
+        median=float(np.median(times)),
+        p95=float(np.percentile(times, 95)),
+        n=len(times),
+        spread=spread(times),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from moist.config.systems import system_of
 from moist.reporting.terminal import SHORT, between, duration, print_table
 from moist.results.expected import Expected, total
-from moist.results.report import Deferral, Measures, Report
+from moist.results.report import STEADY, Deferral, Measures, Report
 from moist.store.comparison import Difference, differing, value
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def print_models(report: Report, config: Mapping[str, Any]) -> None:
 def print_times(report: Report, config: Mapping[str, Any]) -> None:
     """Print milliseconds per call, and how many times faster than the teacher in the same call."""
     teacher = report.baselines.teacher.latency_ms or {}
-    rows = []
+    rows, spreads = [], list[float | None]()
     for name, row in models(report, config).items():
         cells = [name]
         for batch in teacher if row.latency_ms else ():
@@ -279,12 +279,34 @@ def print_times(report: Report, config: Mapping[str, Any]) -> None:
                 continue
             p95 = (row.latency_p95_ms or {})[batch]
             count = (row.latency_n or {})[batch]
-            cells += [f"{median:.3g}", f"{p95:.3g}", f"{teacher[batch] / median:.1f}", str(count)]
+            spread = (row.latency_spread or {}).get(batch)
+            shown = format_latency(median, spread)
+            cells += [shown, f"{p95:.3g}", f"{teacher[batch] / median:.1f}", str(count)]
+            spreads.append(spread)
         rows += [cells] if row.latency_ms else []
     heads = [
         f"{head}{size}" for size in (1, 256) for head in ("batch ", "p95 ", "x teacher ", "n ")
     ]
     print_table("milliseconds per call (median), beside the teacher", ["", *heads], rows)
+    if note := about_spreads(spreads):
+        print(note)
+
+
+def format_latency(ms: float, spread: float | None) -> str:
+    """Format a latency as `0.52 ±3%`, without the spread if it is unknown."""
+    return f"{ms:.3g}" + ("" if spread is None else f" ±{100 * spread:.0f}%")
+
+
+def about_spreads(spreads: Sequence[float | None]) -> str:
+    """Return a line on the spreads of latencies that are unknown or large; empty if none is."""
+    if None in spreads:
+        return "latencies without ± were measured by an earlier version: their spread is unknown"
+    if max((one for one in spreads if one is not None), default=0.0) > STEADY:
+        return (
+            f"± above {STEADY:.0%}: `latency.seconds` ended first; measure longer, or on an idle"
+            " machine"
+        )
+    return ""
 
 
 def print_students(report: Report, routed: str) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moist.reporting.run_tables import expected_time
+from moist.reporting.run_tables import about_spreads, expected_time, format_latency
 from moist.reporting.terminal import SHORT, counted, duration, print_table, size
-from moist.results.objectives import TEST, Limit, Objective
+from moist.results.objectives import SPREAD, TEST, Limit, Objective
 from moist.results.queries import allowing
 from moist.results.trials import Trial
 
@@ -47,6 +47,15 @@ def format_quantity(name: str, value: float) -> str:
     return f"{value:.3g}" if name == "latency_ms" else f"{value:.4g}"
 
 
+def format_of(name: str, quantities: Mapping[str, float]) -> str:
+    """Format a quantity of a trial, a latency with its spread; `-` if the trial lacks it."""
+    if name not in quantities:
+        return "-"
+    if name == "latency_ms":
+        return format_latency(quantities[name], quantities.get(SPREAD))
+    return format_quantity(name, quantities[name])
+
+
 def format_params(params: Mapping[str, Any]) -> str:
     """Format parameters as `k=3 router=cnn`, real numbers with four digits."""
     shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in params.items()}
@@ -60,10 +69,7 @@ def print_trials(title: str, trials: Sequence[Trial], objectives: Sequence[Objec
     rows = [
         [
             str(trial.number),
-            *(
-                format_quantity(name, trial.quantities[name]) if name in trial.quantities else "-"
-                for name in names
-            ),
+            *(format_of(name, trial.quantities) for name in names),
             format_quantity("accuracy", trial.reported["accuracy"]) if trial.reported else "-",
             format_params(trial.params),
             (trial.key or "-")[:SHORT],
@@ -72,6 +78,9 @@ def print_trials(title: str, trials: Sequence[Trial], objectives: Sequence[Objec
     ]
     heads = ["trial", *(HEADS[name] for name in names), "test %", "parameters", "run"]
     print_table(title, heads, rows)
+    timed = [trial.quantities for trial in trials if "latency_ms" in trial.quantities]
+    if note := about_spreads([one.get(SPREAD) for one in timed]):
+        print(note)
 
 
 def print_studies(studies: Sequence[Overview]) -> None:
@@ -121,7 +130,7 @@ def format_objective(objective: Objective, trial: Trial) -> str:
     """Format a trial's value of an objective as `accuracy 93.66 %`."""
     name = objective.name
     unit = " %" if name == "accuracy" else ""
-    return f"{name} {format_quantity(name, trial.values[name])}{unit}"
+    return f"{name} {format_of(name, trial.quantities | trial.values)}{unit}"
 
 
 def trial_line(trial: Trial, objectives: Sequence[Objective]) -> str:
@@ -213,7 +222,7 @@ def print_members(study: str, members: Sequence[Member]) -> None:
             str(one.number),
             *(format_spread(name, one.values[name]) for name in names),
             format_spread("accuracy", one.reported),
-            f"{one.latency_ms[0]:.3g}",
+            format_latency(one.latency_ms[0], one.latency_spread),
             f"{one.latency_ms[1]:.3g}",
             f"{one.on_front:.0%}",
             format_params(one.params),
@@ -226,6 +235,8 @@ def print_members(study: str, members: Sequence[Member]) -> None:
         [*heads, "on the frontier", "parameters"],
         rows,
     )
+    if note := about_spreads([one.latency_spread for one in members]):
+        print(note)
     if uncertain := [str(one.number) for one in members if one.on_front < CONFIDENT]:
         print(f"less than {CONFIDENT:.0%} likely to be on the frontier: {', '.join(uncertain)}")
 
@@ -264,7 +275,7 @@ def print_status(
 
 def print_averages(study: str, rows: Sequence[Averaged], across: str | None = None) -> None:
     """Print one row per setting, mean ± sd; the values of the parameter `across` get columns."""
-    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    names = [*dict.fromkeys(name for row in rows for name in row.values if name != SPREAD)]
     groups = list(dict.fromkeys(_group(row, across) for row in rows))
     lines: dict[str, dict[Any, Averaged]] = {}
     for row in rows:
@@ -294,7 +305,10 @@ def _counts(line: dict[Any, Averaged]) -> str:
 def _cell(row: Averaged | None, name: str) -> str:
     if row is None or name not in row.values:
         return "-"
-    return format_spread("accuracy" if name.startswith(TEST) else name, row.values[name])
+    found = format_spread("accuracy" if name.startswith(TEST) else name, row.values[name])
+    if name == "latency_ms" and SPREAD in row.values:
+        return f"{found} ±{row.values[SPREAD].mean:.0%}"
+    return found
 
 
 def column_head(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moist.errors import ConfigError, unknown
-from moist.results.objectives import QUANTITIES, TEST
+from moist.results.objectives import QUANTITIES, SPREAD, TEST
 from moist.results.report import Record
 from moist.results.trials import Trial
 
@@ -39,8 +39,9 @@ def averaged(
     """Average each measure over the complete trials that differ only in the parameters `over`.
 
     A measure is a quantity, or `test/NAME` for one of `reported`; a setting lacks it if one of its
-    trials does. Trials that share a run count once. Settings are in the order of their first
-    trials. Raises ConfigError for unknown names, and if no trial is complete.
+    trials does. Latencies come with their spreads. Trials that share a run count once. Settings
+    are in the order of their first trials. Raises ConfigError for unknown names, and if no trial
+    is complete.
     """
     complete = sorted((one for one in trials if one.state == "complete"), key=lambda t: t.number)
     if not complete:
@@ -69,7 +70,7 @@ def _average(trials: Sequence[Trial], differs: list[str], measures: Sequence[str
         params={name: value for name, value in trials[0].params.items() if name in differs},
         values={
             name: spread([one[name] for one in found])
-            for name in measures
+            for name in (*measures, *([SPREAD] if "latency_ms" in measures else []))
             if all(name in one for one in found)
         },
     )

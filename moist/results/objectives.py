@@ -28,6 +28,8 @@ QUANTITIES: dict[str, Quantity] = {
     "bytes": Quantity("min", "size of these weights"),
     "latency_ms": Quantity("min", "median milliseconds of a call with one image"),
 }
+SPREAD = "latency_spread"
+"""Beside the quantities of a run: how far off its `latency_ms` may be, as a share of it."""
 TRAINED = {"accuracy"}
 """Quantities that only training determines; the architecture determines all others."""
 
@@ -63,9 +65,13 @@ class Limit:
     def __str__(self) -> str:
         return f"{self.name} {'<=' if self.side == 'max' else '>='} {self.value:.15g}"
 
-    def excess(self, value: float) -> float:
-        """Return how far `value` is beyond the bound, at most 0 if it is kept."""
-        return value - self.value if self.side == "max" else self.value - value
+    def excess(self, values: Mapping[str, float]) -> float:
+        """Return how far a run's value is beyond the bound, at most 0 if it is kept.
+
+        A latency within its spread of the bound is a tie with it, and keeps it.
+        """
+        value, near = values[self.name], margin(values, self.name)
+        return (value - self.value if self.side == "max" else self.value - value) - near
 
 
 DEFAULT = (Objective("accuracy", "max"), Objective("mflops", "min"))
@@ -129,7 +135,7 @@ def quantities(report: Report) -> dict[str, float]:
     """Return every quantity of a run by name; `accuracy` only if it has validation images.
 
     Costs of a model that defers are those of the validation images, because models are selected
-    by quantities.
+    by quantities. The spread of its latency is beside it, if that is known.
     """
     found = {
         "accuracy": report.val_accuracy,
@@ -138,6 +144,7 @@ def quantities(report: Report) -> dict[str, float]:
         "params": report.params,
         "bytes": report.bytes,
         "latency_ms": (report.latency_ms or {}).get("batch_1"),
+        SPREAD: (report.latency_spread or {}).get("batch_1"),
     }
     return {name: float(value) for name, value in found.items() if value is not None}
 
@@ -166,6 +173,15 @@ def check_honest(router: str) -> None:
             "`router=oracle` knows each image's class: an upper bound, not a model to search",
             "measure it alone: `moist run router=oracle`",
         )
+
+
+def margin(values: Mapping[str, float], name: str) -> float:
+    """Return how far off a run's value may be, in its unit: the spread of a latency, else 0.
+
+    At most half the latency, so that a wild measurement does not tie with all others. Also 0 for
+    a latency whose spread is unknown.
+    """
+    return values[name] * min(values.get(SPREAD, 0.0), 0.5) if name == "latency_ms" else 0.0
 
 
 def losses(values: Mapping[str, float], objectives: Sequence[Objective]) -> list[float]:

@@ -19,20 +19,41 @@ PAIRS = 2**18
 """Comparisons in memory at once in `membership`, one byte each."""
 
 
-def dominates(a_D: ArrayLike, b_D: ArrayLike) -> bool:
-    """Return whether a is nowhere worse than b, and better somewhere."""
+def dominates(
+    a_D: ArrayLike, b_D: ArrayLike, a_margin_D: ArrayLike = 0.0, b_margin_D: ArrayLike = 0.0
+) -> bool:
+    """Return whether a is nowhere worse than b, and better somewhere.
+
+    Of two coordinates one is better if they differ by more than both margins; else they tie.
+    """
     first_D, second_D = _finite(a_D, "a", 1), _finite(b_D, "b", 1)
     _same_objectives(first_D, second_D)
-    return bool((first_D <= second_D).all() and (first_D < second_D).any())
+    lower_D = first_D + np.asarray(a_margin_D) < second_D - np.asarray(b_margin_D)
+    higher_D = second_D + np.asarray(b_margin_D) < first_D - np.asarray(a_margin_D)
+    return bool(lower_D.any() and not higher_D.any())
 
 
-def front(points_ND: ArrayLike) -> list[int]:
+def front(points_ND: ArrayLike, margin_ND: ArrayLike | None = None) -> list[int]:
     """Return the indices of the points that no other dominates, sorted by their coordinates.
 
-    Of equal points only the first is on the front.
+    Of equal points only the first is on the front. With margins (see `dominates`), of which at
+    most one coordinate has any, ties count as equal: no member is better than or equal to another
+    in every coordinate, and each other point has a member that is. That member need not be the
+    one with the least coordinates, as b may tie with both a and c, where a is better than c.
     """
     checked_ND = _finite(points_ND, "points", 2)
-    return [int(index) for index in _minima(checked_ND)] if len(checked_ND) else []
+    if not len(checked_ND):
+        return []
+    if margin_ND is None or not (margins_ND := _finite(margin_ND, "margin", 2)).any():
+        return [int(index) for index in _minima(checked_ND)]
+    low_ND, high_ND = checked_ND - margins_ND, checked_ND + margins_ND
+    exact_first = np.argsort(margins_ND.any(0), kind="stable")
+    order_N = np.lexsort(high_ND.T[exact_first][::-1])  # whoever dominates comes first
+    found = []
+    while len(order_N):
+        found.append(int(order_N[0]))
+        order_N = order_N[(high_ND[order_N] < low_ND[order_N[0]]).any(1)]
+    return sorted(found, key=lambda index: tuple(checked_ND[index]))
 
 
 def hypervolume(points_ND: ArrayLike, reference_D: ArrayLike) -> float:

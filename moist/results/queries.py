@@ -11,10 +11,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+from itertools import product, repeat
+
+import numpy as np
 
 from moist.errors import ConfigError, did_you_mean
 from moist.results import pareto
-from moist.results.objectives import QUANTITIES, Limit, Objective, known, losses
+from moist.results.objectives import QUANTITIES, Limit, Objective, known, losses, margin
 from moist.results.report import Record
 from moist.results.trials import Trial
 
@@ -45,14 +48,15 @@ class Comparison(Record):
 def members(trials: Iterable[Trial], objectives: Sequence[Objective]) -> list[Trial]:
     """Return the frontier by rising cost: the first objective to minimize, else the first of all.
 
-    Of trials with equal values only the one with the lowest number is a member. Without feasible
-    trials the frontier is empty. Raises ConfigError for a trial that lacks an objective's
-    quantity.
+    Of trials with equal values only the one with the lowest number is a member. Latencies that
+    differ by no more than their spreads are equal. Without feasible trials the frontier is empty.
+    Raises ConfigError for a trial that lacks an objective's quantity.
     """
     pool = _feasible(trials)
     points = _points(pool, objectives)
     cost = next((i for i, one in enumerate(objectives) if one.direction == "min"), 0)
-    found = sorted(pareto.front(points), key=lambda i: (points[i][cost], points[i]))
+    front = pareto.front(points, _margins(pool, objectives))
+    found = sorted(front, key=lambda i: (points[i][cost], points[i]))
     return [pool[i] for i in found]
 
 
@@ -60,13 +64,12 @@ def best(trials: Sequence[Trial], limits: Sequence[Limit], by: Objective) -> Tri
     """Return the best trial by one objective of those that keep all limits.
 
     Ties go to the better in each other quantity, in the order of QUANTITIES, so that of equal
-    accuracies the one with fewer mflops wins, then to the lower number. Raises ConfigError with
-    the nearest miss, or for a trial that lacks a quantity of the query.
+    accuracies the one with fewer mflops wins, then to the lower number. Latencies that differ by
+    no more than their spreads are ties, also with a limit. Raises ConfigError with the nearest
+    miss, or for a trial that lacks a quantity of the query.
     """
     pool = _some(trials)
-    for trial in pool:
-        for name in (by.name, *(limit.name for limit in limits)):
-            _quantity(trial, name)
+    _check_quantities(pool, (by.name, *(limit.name for limit in limits)))
     kept = keeping(pool, limits)
     if not kept:
         raise _missed(trials, pool, limits)
@@ -75,16 +78,20 @@ def best(trials: Sequence[Trial], limits: Sequence[Limit], by: Objective) -> Tri
 
 def ranked(trials: Iterable[Trial], by: Objective) -> list[Trial]:
     """Return trials from the best to the worst by one objective, ties as `best` breaks them."""
-    return sorted(_by_number(trials), key=lambda trial: _rank(trial, by))
+    left = [(trial, *_interval(trial, by)) for trial in _by_number(trials)]
+    found: list[Trial] = []
+    while left:
+        end = min(high for _, _, high in left)
+        found += sorted((one for one, low, _ in left if low <= end), key=_rank)
+        left = [entry for entry in left if entry[1] > end]
+    return found
 
 
 def keeping(trials: Iterable[Trial], limits: Sequence[Limit]) -> list[Trial]:
     """Return the feasible trials that keep all limits."""
-    return [
-        trial
-        for trial in _feasible(trials)
-        if all(one.excess(_quantity(trial, one.name)) <= 0 for one in limits)
-    ]
+    pool = _feasible(trials)
+    _check_quantities(pool, (one.name for one in limits))
+    return [trial for trial in pool if all(one.excess(trial.quantities) <= 0 for one in limits)]
 
 
 def knee(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Trial:
@@ -93,8 +100,9 @@ def knee(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Trial:
     Of two members it is the better in the first objective. Raises ConfigError without feasible
     trials.
     """
-    pool = _some(trials)
-    return pool[pareto.knee(_points(pool, objectives))]
+    _some(trials)
+    front = members(trials, objectives)
+    return front[pareto.knee(_points(front, objectives))]
 
 
 def hypervolume(
@@ -157,13 +165,17 @@ def _side(
 ) -> Side:
     mine, theirs = members(own, objectives), members(other, objectives)
     points, rivals = _points(mine, objectives), _points(theirs, objectives)
-    both = points + rivals
-    top = {both[i] for i in pareto.front(both)}
+    margins, others = _margins(mine, objectives), _margins(theirs, objectives)
+    joint = tuple(
+        trial.number
+        for trial, point, near in zip(mine, points, margins, strict=True)
+        if not any(map(pareto.dominates, rivals, repeat(point), others, repeat(near)))
+    )
     return Side(
         hypervolume=hypervolume(own, objectives, reference),
-        coverage=pareto.coverage(points, rivals),
+        coverage=pareto.coverage(np.subtract(points, margins), np.add(rivals, others)),
         members=tuple(trial.number for trial in mine),
-        joint=tuple(t.number for t, point in zip(mine, points, strict=True) if point in top),
+        joint=joint,
     )
 
 
@@ -201,8 +213,17 @@ def _quantity(trial: Trial, name: str) -> float:
     return trial.quantities[name]
 
 
+def _check_quantities(trials: Iterable[Trial], names: Iterable[str]) -> None:
+    for trial, name in product(trials, names):
+        _quantity(trial, name)
+
+
 def _points(trials: Iterable[Trial], objectives: Sequence[Objective]) -> list[Point]:
     return [tuple(one.loss(_quantity(t, one.name)) for one in objectives) for t in trials]
+
+
+def _margins(trials: Iterable[Trial], objectives: Sequence[Objective]) -> list[Point]:
+    return [tuple(margin(trial.quantities, one.name) for one in objectives) for trial in trials]
 
 
 def _corner(reference: Mapping[str, float], objectives: Sequence[Objective]) -> list[float]:
@@ -223,13 +244,19 @@ def _corner(reference: Mapping[str, float], objectives: Sequence[Objective]) -> 
     return losses(reference, objectives)
 
 
-def _rank(trial: Trial, by: Objective) -> Point:
-    """Return a key by which the best trial is the least; a missing quantity counts as worst."""
+def _interval(trial: Trial, by: Objective) -> tuple[float, float]:
+    """Return where a trial's quantity may be, less being better."""
+    loss, near = by.loss(trial.quantities[by.name]), margin(trial.quantities, by.name)
+    return loss - near, loss + near
+
+
+def _rank(trial: Trial) -> Point:
+    """Return a key by which the best of tied trials is least; a missing quantity counts as worst.
+
+    An objective in which they tie is no reason to prefer one, unless nothing else is.
+    """
     ties = (Objective(name, quantity.better) for name, quantity in QUANTITIES.items())
-    return (
-        by.loss(trial.quantities[by.name]),
-        *(one.loss(trial.quantities.get(one.name, one.loss(math.inf))) for one in ties),
-    )
+    return tuple(one.loss(trial.quantities.get(one.name, one.loss(math.inf))) for one in ties)
 
 
 def _missed(
@@ -240,23 +267,23 @@ def _missed(
     The nearest is the one whose worst miss is the least share of its limit.
     """
     nearest = min(pool, key=lambda trial: max(_miss(trial, one) for one in limits))
-    values = [(one, nearest.quantities[one.name]) for one in limits]
-    missed = [(one, value) for one, value in values if one.excess(value) > 0]
+    excess = [(one, one.excess(nearest.quantities)) for one in limits]
+    missed = [(one, nearest.quantities[one.name], over) for one, over in excess if over > 0]
     requested = " and ".join(f"`{one}`" for one in limits)
-    found = " and ".join(f"`{m.name}` {v:g} (off by {m.excess(v):.3g})" for m, v in missed)
+    found = " and ".join(f"`{m.name}` {v:g} (off by {over:.3g})" for m, v, over in missed)
     complete = sum(trial.state == "complete" for trial in trials)
     excluded = complete - len(pool)
     note = f" ({excluded} beyond the study's own limits)" if excluded else ""
     return ConfigError(
         f"no trial keeps {requested}; of {complete} complete trials{note} the nearest is"
         f" trial {nearest.number}, with {found}",
-        f"it passes with `{' '.join(allowing(m, v) for m, v in missed)}`; or run more trials",
+        f"it passes with `{' '.join(allowing(m, v) for m, v, _ in missed)}`; or run more trials",
     )
 
 
 def _miss(trial: Trial, limit: Limit) -> float:
     """Return the excess as a share of the limit, or of 1 if the limit is 0."""
-    return limit.excess(trial.quantities[limit.name]) / (abs(limit.value) or 1.0)
+    return limit.excess(trial.quantities) / (abs(limit.value) or 1.0)
 
 
 def allowing(limit: Limit, value: float) -> str:

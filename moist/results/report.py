@@ -109,12 +109,21 @@ class Evaluation(Record):
     deferral: Deferral | None = Field(None, validation_alias=AliasChoices("deferral", "doubt"))
 
 
+STEADY = 0.05
+"""Spread at which a latency is measured well enough: timing ends."""
+
+
 class Timing(Record):
-    """Milliseconds a call at one batch size: median and 95th percentile of n calls."""
+    """Milliseconds a call at one batch size: median and 95th percentile of n calls.
+
+    The medians of nine tenths of the calls, in blocks, are within `spread`, a share of `median`,
+    of it; None if unknown (measured by a version of the stage before 4).
+    """
 
     median: float
     p95: float
     n: int
+    spread: float | None = None
 
 
 class Latencies(Record):
@@ -139,6 +148,7 @@ class Measures(Record):
     latency_ms: dict[str, float] | None
     latency_p95_ms: dict[str, float] | None
     latency_n: dict[str, int] | None
+    latency_spread: dict[str, float] | None = None
 
 
 class Baselines(Record):
@@ -191,7 +201,7 @@ class Report(Measures):
 
     def timeless(self) -> dict[str, object]:
         """Return the report without its times: a repeated run must give the same."""
-        clocks = {"latency_ms", "latency_p95_ms", "latency_n"}
+        clocks = {"latency_ms", "latency_p95_ms", "latency_n", "latency_spread"}
         return self.model_dump(
             mode="json",
             exclude={
@@ -216,6 +226,8 @@ def measures(evaluation: Evaluation, timings: dict[str, Timing] | None) -> Measu
         latency_ms=timings and {batch: t.median for batch, t in timings.items()},
         latency_p95_ms=timings and {batch: t.p95 for batch, t in timings.items()},
         latency_n=timings and {batch: t.n for batch, t in timings.items()},
+        latency_spread=timings
+        and {batch: t.spread for batch, t in timings.items() if t.spread is not None},
     )
 
 
@@ -240,12 +252,14 @@ def deferred_timing(never: Timing, always: Timing, rate: float) -> Timing:
     """Return the time of an image at a deferral rate, from those of no and of every deferral.
 
     The median is interpolated between the two; the 95th percentile is that of deferred images if
-    they are more than 5 %.
+    they are more than 5 %. The spread is the larger one.
     """
+    known = never.spread is not None and always.spread is not None
     return Timing(
         median=never.median + rate * (always.median - never.median),
         p95=always.p95 if rate > 0.05 else never.p95,
         n=min(never.n, always.n),
+        spread=max(never.spread or 0.0, always.spread or 0.0) if known else None,
     )
 
 

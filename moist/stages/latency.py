@@ -25,7 +25,7 @@ from moist.store.artifacts import Clusters, Dataset, Split
 BATCH_SIZES = (1, 256)
 
 
-@stage(version=3)
+@stage(version=4)
 def measure_latency(
     env: Env,
     *,

@@ -19,6 +19,7 @@ from moist.nets.build import Architecture, blank, module, timed_models
 from moist.nets.entry import Shape
 from moist.nets.mixture import MoIST
 from moist.pipeline import stages
+from moist.results.objectives import SPREAD
 from moist.results.report import Cost, Timing, deferred_timing
 from moist.stages.latency import synchronizer
 from moist.store.artifacts import Dataset
@@ -116,7 +117,9 @@ def untrained_quantities(config: Config, store: Backend, latency: bool) -> dict[
         "bytes": float(counted.bytes),
     }
     if timings:
-        found["latency_ms"] = timings["batch_1"].median
+        one = timings["batch_1"]
+        found["latency_ms"] = one.median
+        found |= {} if one.spread is None else {SPREAD: one.spread}
     return found
 
 

@@ -37,6 +37,7 @@ class Member(Record):
 
     Accuracies are validation's, `reported` the test split's; `latency_ms` is measured anew, all
     members in turn on an otherwise idle machine: median and 95th percentile at batch size 1.
+    Its deviation in `values` is half its spread.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Member(Record):
     values: dict[str, Spread]
     reported: Spread
     latency_ms: tuple[float, float]
+    latency_spread: float | None = None
     on_front: float
     command: str | None
 
@@ -165,7 +167,8 @@ def _members(
     ]
     for found, latency in zip(values, latencies, strict=True):
         if "latency_ms" in found:
-            found["latency_ms"] = Spread(mean=latency.median, sd=0.0, n=latency.n)
+            error = (latency.spread or 0.0) * latency.median / 2
+            found["latency_ms"] = Spread(mean=latency.median, sd=error, n=latency.n)
     sure = on_front(values, objectives, times)
     return [
         Member(
@@ -174,6 +177,7 @@ def _members(
             values=found,
             reported=spread([run.reported["accuracy"] for run in group]),
             latency_ms=(latency.median, latency.p95),
+            latency_spread=latency.spread,
             on_front=probability,
             command=trial.command,
         )
@@ -188,13 +192,17 @@ def on_front(
 ) -> list[float]:
     """Estimate the probability that each member's true means are on the front (Monte Carlo).
 
-    A mean's error is the deviation pooled over all members, by the root of the number of seeds.
+    A mean's error is the deviation pooled over all members, by the root of the number of seeds;
+    a latency is measured once, whatever the seeds.
     """
     means = [
         losses({name: one.mean for name, one in member.items()}, objectives) for member in values
     ]
     errors = [
-        math.sqrt(statistics.fmean(member[one.name].sd ** 2 for member in values) / times)
+        math.sqrt(
+            statistics.fmean(member[one.name].sd ** 2 for member in values)
+            / (1 if one.name == "latency_ms" else times)
+        )
         for one in objectives
     ]
     freedom = len(values) * (times - 1)

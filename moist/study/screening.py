@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moist.config.systems import CURVES
-from moist.results.objectives import Limit, Objective, losses
+from moist.results.objectives import Limit, Objective, losses, margin
 from moist.results.pareto import dominates
 from moist.results.trials import Trial
 from moist.study.settings import Settings
@@ -27,7 +27,7 @@ def excesses(quantities: Mapping[str, float], limits: Iterable[Limit]) -> dict[s
     Always in the same order: Optuna's Gaussian process goes by their place, not by their name.
     """
     ordered = sorted((one for one in limits if one.name in quantities), key=str)
-    return {str(one): one.excess(quantities[one.name]) for one in ordered}
+    return {str(one): one.excess(quantities) for one in ordered}
 
 
 def dominator(
@@ -35,12 +35,18 @@ def dominator(
 ) -> Trial | None:
     """Return the first feasible trial that dominates an optimistic bound; None if there is none.
 
-    It is no worse in any objective and better in one.
+    It is no worse in any objective and better in one; latencies within their spreads are equal.
     """
-    point = losses(bound, objectives)
+
+    def place(values: Mapping[str, float]) -> tuple[list[float], list[float]]:
+        return losses(values, objectives), [margin(values, one.name) for one in objectives]
+
+    point, near = place(bound)
     for trial in complete:
-        if trial.feasible and dominates(losses(trial.values, objectives), point):
-            return trial
+        if trial.feasible:
+            other, far = place(trial.quantities | trial.values)
+            if dominates(other, point, far, near):
+                return trial
     return None
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from moist.disk import expanded
 from moist.errors import ConfigError, did_you_mean, first_line
-from moist.results.objectives import PREFIX, QUANTITIES, TEST, Objective
+from moist.results.objectives import PREFIX, QUANTITIES, SPREAD, TEST, Objective
 from moist.results.report import Baselines
 from moist.results.trials import State, Trial
 from moist.tracking.files import LoggedRun, Warn, logs, read
@@ -194,7 +194,7 @@ def _trial(
     summary, config = run.summary, run.config
     state = _state(run)
     results = summary if state == "complete" else {}
-    quantities = _numbers(results, PREFIX, QUANTITIES)
+    quantities = _numbers(results, PREFIX, (*QUANTITIES, SPREAD))
     killed = "killed" if summary.get(f"{TRIAL}state", run.state.upper()) == "KILLED" else None
     return Trial(
         number=config.get("trial", index),

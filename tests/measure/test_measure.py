@@ -1,6 +1,7 @@
 """Numbers against a second derivation: accuracy, calibration, counting, timing."""
 
 import math
+import statistics
 from collections import Counter
 from contextlib import suppress
 
@@ -24,12 +25,13 @@ from moist.measure.accuracy import (
     inference,
     negative_log_likelihood,
 )
-from moist.measure.latency import summarize, time_interleaved
+from moist.measure.latency import BLOCKS, is_enough, spread, summarize, time_interleaved
 from moist.measure.multiply_adds import cost, count_flops
 from moist.nets.build import Architecture, blank, module
 from moist.nets.cnn import CNN, STUDENTS
 from moist.nets.mixture import MoIST, duplicate
 from moist.nets.routers import CNNRouter, TransformerRouter
+from moist.results.report import STEADY, Timing, deferred_timing
 from moist.stages.evaluate import evaluate, routing, with_oracle
 from moist.stages.latency import in_turn, measure_latency
 from moist.store.artifacts import Clusters, Dataset, Mixture, Router, Spec, Split, Student
@@ -38,6 +40,7 @@ CPU = torch.device("cpu")
 ENV = Env(device=CPU)
 laws = settings(deadline=None, max_examples=25)
 seeds = st.integers(0, 2**20)
+shares = st.none() | st.floats(0, 2)
 
 
 def drawn(seed: int, n: int = 60, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -237,29 +240,111 @@ def test_a_transformer_counts_the_same_in_training_and_in_evaluation() -> None:
 # timing
 
 
-@pytest.mark.parametrize(("repeats", "seconds", "rounds"), [(25, 1e9, 25), (25, 1e-9, 10)])
-def test_each_call_is_timed_equally_often_and_in_turn(
-    repeats: int, seconds: float, rounds: int
-) -> None:
+def test_each_call_is_timed_equally_often_and_in_turn() -> None:
     log: list[str] = []
     calls = {name: (lambda name=name: log.append(name)) for name in ("one", "two", "three")}
-    found = time_interleaved(calls, lambda: None, repeats=repeats, seconds=seconds)
-    warm_up = 20 if seconds > 1 else 2
-    assert log == ["one", "two", "three"] * (warm_up + rounds)
-    assert {timing.n for timing in found.values()} == {rounds}
+    found = time_interleaved(calls, lambda: None, repeats=25, seconds=1e-9)
+    assert log == ["one", "two", "three"] * (2 + BLOCKS)
+    assert {timing.n for timing in found.values()} == {BLOCKS}
     assert list(found) == ["one", "two", "three"]
 
 
 def test_a_call_is_timed_until_the_device_has_finished() -> None:
     log: list[str] = []
     calls = {"a": lambda: log.append("a"), "b": lambda: log.append("b")}
-    time_interleaved(calls, lambda: log.append("sync"), repeats=10, seconds=1e9, warm_up=0)
+    time_interleaved(calls, lambda: log.append("sync"), repeats=10, seconds=1e-9, warm_up=0)
     assert log == ["a", "sync", "b", "sync"] * 10
 
 
-def test_a_timing_is_median_and_95th_percentile() -> None:
+def test_a_timing_is_median_95th_percentile_and_spread() -> None:
     found = summarize([float(n) for n in range(100, -1, -1)])
     assert (found.median, found.p95, found.n) == (50, 95, 101)
+    assert found.spread == (50 - 5) / 50  # the first tenth, of 11 calls, is farther
+
+
+times = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=120)
+
+
+@laws
+@given(times)
+def test_the_spread_is_that_of_nine_of_ten_blocks_medians(taken: list[float]) -> None:
+    found, middle = spread(taken), statistics.median(taken)
+    n = len(taken)
+    blocks = min(n, BLOCKS)
+    sizes = [n // blocks + (i < n % blocks) for i in range(blocks)]
+    starts = [sum(sizes[:i]) for i in range(blocks)]
+    far = [
+        abs(statistics.median(taken[at : at + size]) / middle - 1)
+        for at, size in zip(starts, sizes, strict=True)
+    ]
+    assert found == pytest.approx(sorted(far)[blocks - 2 if blocks == BLOCKS else -1], abs=1e-9)
+    assert spread([3 * one for one in taken]) == pytest.approx(found)
+
+
+def test_a_pause_is_no_spread_but_a_drift_is() -> None:
+    assert spread(([1.0] * 9 + [50.0]) * 10) == 0
+    assert spread([1.0] * 90 + [1.2] * 10) == 0  # one block may be spoiled
+    assert spread([1.0] * 80 + [1.2] * 20) == pytest.approx(0.2)
+
+
+@laws
+@given(
+    st.lists(times, min_size=1, max_size=3),
+    st.floats(0, 10),
+    st.integers(10, 40),
+    st.floats(0.01, 10),
+)
+def test_timing_ends_when_every_spread_is_small_or_the_seconds_are_over(
+    taken: list[list[float]], passed: float, repeats: int, seconds: float
+) -> None:
+    rounds = min(map(len, taken))
+    taken = [one[:rounds] for one in taken]
+    enough = is_enough(taken, passed, repeats=repeats, seconds=seconds)
+    steady = all(spread(one) <= STEADY for one in taken)
+    if rounds < BLOCKS:
+        assert not enough
+    elif passed > seconds:
+        assert enough
+    else:
+        assert enough == (steady and passed > seconds / 4 and rounds % repeats == 0)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "passed", "enough"),
+    [(99, 2.0, False), (100, 0.9, False), (100, 1.1, True), (9, 5.0, False), (10, 5.0, True)],
+)
+def test_calls_of_equal_times_are_timed_for_a_quarter_of_the_seconds(
+    rounds: int, passed: float, enough: bool
+) -> None:
+    assert is_enough([[1.0] * rounds], passed, repeats=100, seconds=4.0) is enough
+
+
+@laws
+@given(
+    st.builds(Timing, median=st.floats(1, 2), p95=st.just(3.0), n=st.just(9), spread=shares),
+    st.builds(Timing, median=st.floats(2, 9), p95=st.just(9.0), n=st.just(8), spread=shares),
+    st.floats(0, 1),
+)
+def test_a_model_that_defers_is_as_uncertain_as_the_worse_of_its_two_times(
+    never: Timing, always: Timing, rate: float
+) -> None:
+    found = deferred_timing(never, always, rate)
+    low, high = (
+        deferred_timing(
+            *(
+                one.model_copy(update={"median": one.median * (1 + side * (one.spread or 0))})
+                for one in (never, always)
+            ),
+            rate,
+        ).median
+        for side in (-1, 1)
+    )
+    if never.spread is None or always.spread is None:
+        assert found.spread is None
+    else:
+        assert found.spread is not None
+        assert found.median * (1 - found.spread) <= low + 1e-9
+        assert found.median * (1 + found.spread) >= high - 1e-9
 
 
 # timing what is not trained
@@ -339,7 +424,7 @@ def test_latency_is_that_of_all_models_at_two_batch_sizes(router, values, asked)
     found = [
         measure_latency(
             ENV, data=dataset(), arch=arch(router, **values), k=k,
-            latency=config.LatencyConfig(repeats=11, seconds=60),
+            latency=config.LatencyConfig(repeats=11, seconds=1e-9),
             precision="float32", machine=ENV.machine(),
         )
         for k in (2, clusters)
@@ -349,7 +434,7 @@ def test_latency_is_that_of_all_models_at_two_batch_sizes(router, values, asked)
         assert list(latencies.models) == ["model", "student", "teacher", *asked]
         for timings in latencies.models.values():
             assert list(timings) == ["batch_1", "batch_256"]
-            assert all(t.n == 11 and t.p95 >= t.median > 0 for t in timings.values())
+            assert all(t.n == BLOCKS and t.p95 >= t.median > 0 for t in timings.values())
 
 
 def test_a_mixture_is_timed_with_its_router_and_as_it_answers_after_training() -> None:
@@ -359,7 +444,7 @@ def test_a_mixture_is_timed_with_its_router_and_as_it_answers_after_training() -
         assert not part.training
         ran[type(part)] += 1
 
-    latency = config.LatencyConfig(repeats=10, seconds=60)
+    latency = config.LatencyConfig(repeats=10, seconds=1e-9)
     with register_module_forward_hook(count):
         measure_latency(
             ENV, data=dataset(), arch=arch(), k=3, latency=latency, precision="float32",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moist.errors import ConfigError
 from moist.results import pareto, queries
-from moist.results.objectives import Limit, Objective, parse_limits, parse_objectives
+from moist.results.objectives import SPREAD, Limit, Objective, parse_limits, parse_objectives
 from moist.results.trials import State, Trial
 
 laws = settings(deadline=None, max_examples=150)
@@ -208,6 +208,61 @@ def test_ties_go_to_the_better_in_other_quantities_then_to_the_lower_number() ->
     assert queries.best([dear, cheap], (), accuracy) == cheap
     assert queries.best([same, cheap, small], (), accuracy) == small
     assert queries.best([trial(4, 0.1, 5), cheap], (), mflops) == cheap
+
+
+def timed(number: int, accuracy: float, latency: float, spread: float | None) -> Trial:
+    known = {} if spread is None else {SPREAD: spread}
+    return trial(number, accuracy, 1, latency_ms=latency, **known)
+
+
+EQUAL = [timed(0, 0.8, 0.48, 0.2), timed(1, 0.9, 0.60, 0.2), timed(2, 0.7, 0.77, 0.1)]
+"""Latencies of which the second ties with both others."""
+latency = Objective("latency_ms", "min")
+
+
+def test_latencies_within_their_spreads_are_ties_for_the_best_trial() -> None:
+    exact = [timed(n, a, ms, None) for n, (a, ms) in enumerate([(0.8, 0.48), (0.9, 0.60)])]
+    assert queries.best(exact, (), latency).number == 0
+    assert queries.best(EQUAL, (), latency).number == 1
+    assert numbers(queries.ranked(EQUAL, latency)) == [1, 0, 2]
+    assert queries.best(exact, parse_limits(["latency_ms=0.5"]), accuracy).number == 0
+    assert queries.best(EQUAL, parse_limits(["latency_ms=0.5"]), accuracy).number == 1
+    assert queries.best(EQUAL, parse_limits(["latency_ms=0.47"]), accuracy).number == 0
+    with pytest.raises(ConfigError) as error:
+        queries.best(EQUAL[2:], parse_limits(["latency_ms=0.6"]), accuracy)
+    assert "`latency_ms` 0.77 (off by 0.093)" in str(error.value)
+
+
+def test_latencies_within_their_spreads_are_ties_on_the_frontier() -> None:
+    objectives = parse_objectives(["accuracy", "latency_ms"])
+    assert numbers(queries.members(EQUAL, objectives)) == [1]
+    apart = [*EQUAL, timed(3, 0.2, 0.3, 0.1)]
+    assert numbers(queries.members(apart, objectives)) == [3, 1]
+    assert queries.knee(apart, objectives).number in {1, 3}
+    unknown = [
+        timed(n, t.quantities["accuracy"], t.quantities["latency_ms"], None)
+        for n, t in enumerate(EQUAL)
+    ]
+    assert numbers(queries.members(unknown, objectives)) == [0, 1]
+    found = queries.compare(EQUAL, [timed(0, 0.95, 0.55, 0.2)], objectives)
+    assert found.a.joint == () and found.b.joint == (0,)
+    assert (found.a.coverage, found.b.coverage) == (0, 1)
+
+
+@laws
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9), st.sampled_from([0, 0.1, 0.5]))))
+def test_ranking_by_latency_lists_each_trial_once_and_never_one_before_a_faster(
+    rows: list[tuple[int, int, float]],
+) -> None:
+    trials = [timed(n, a / 4, ms, spread) for n, (a, ms, spread) in enumerate(rows)]
+    found = queries.ranked(trials, latency)
+    assert sorted(numbers(found)) == numbers(trials)
+    at = {
+        one.number: (ms * (1 - s), ms * (1 + s))
+        for one, (_, ms, s) in zip(trials, rows, strict=True)
+    }
+    for index, one in enumerate(found):
+        assert not any(at[later.number][1] < at[one.number][0] for later in found[index + 1 :])
 
 
 def test_the_nearest_miss_is_reported() -> None:

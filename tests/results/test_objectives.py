@@ -8,6 +8,7 @@ from moist.errors import ConfigError
 from moist.results.objectives import (
     DEFAULT,
     QUANTITIES,
+    SPREAD,
     Limit,
     Objective,
     losses,
@@ -147,8 +148,19 @@ def test_a_limit_on_an_unknown_quantity_is_rejected():
 @given(limits, numbers)
 def test_the_excess_over_a_limit_is_the_distance_beyond_it(limit, value):
     kept = value <= limit.value if limit.side == "max" else value >= limit.value
-    assert (limit.excess(value) <= 0) == kept
-    assert abs(limit.excess(value)) == abs(value - limit.value)
+    excess = limit.excess({limit.name: value})
+    assert (excess <= 0) == kept
+    assert abs(excess) == abs(value - limit.value)
+
+
+@given(directions, st.integers(1, 100), st.integers(1, 100), st.integers(0, 4))
+def test_a_latency_keeps_a_limit_within_its_spread(side, bound, value, quarters):
+    values = {"latency_ms": value, SPREAD: quarters / 4, "mflops": value}
+    near = value * min(quarters, 2) / 4
+    kept = value - near <= bound if side == "max" else value + near >= bound
+    assert (Limit("latency_ms", side, bound).excess(values) <= 0) == kept
+    exact = Limit("mflops", side, bound).excess(values)
+    assert exact == Limit("latency_ms", side, bound).excess({"latency_ms": value})
 
 
 @given(names, directions, st.integers(-(10**14), 10**14), st.integers(1, 10**9))
@@ -167,6 +179,12 @@ def test_a_report_has_every_quantity_under_the_name_that_queries_use():
         "latency_ms": 0.1,
     }  # fmt: skip
     assert quantities(report(0.5)).keys() == QUANTITIES.keys()
+
+
+def test_the_spread_of_a_latency_is_beside_the_quantities_if_it_is_known():
+    spread = {"batch_1": 0.03, "batch_256": 0.5}
+    found = quantities(report(0.5).model_copy(update={"latency_spread": spread}))
+    assert found == quantities(report(0.5)) | {SPREAD: 0.03}
 
 
 POINT = OperatingPoint(

@@ -69,6 +69,46 @@ def test_the_front_is_each_value_once_that_no_point_dominates(points: list[Point
     assert all(points.index(points[i]) == i for i in found)
 
 
+@laws
+@given(pairs(steps), st.data())
+def test_of_two_coordinates_one_is_better_by_more_than_both_margins_alone(
+    both: tuple[list[Point], list[Point]], data: st.DataObject
+) -> None:
+    for a, b in itertools.product(*both):
+        near, far = (data.draw(st.tuples(*[steps] * len(a))) for _ in range(2))
+        gaps = [(y - f) - (x + n) for x, y, n, f in zip(a, b, near, far, strict=True)]
+        worse = [(x - n) - (y + f) > 0 for x, y, n, f in zip(a, b, near, far, strict=True)]
+        assert pareto.dominates(a, b, near, far) == (max(gaps) > 0 and not any(worse))
+
+
+@laws
+@given(lists(steps, least=1), st.data())
+def test_with_margins_no_member_covers_another_and_every_other_point_is_covered_by_one(
+    points: list[Point], data: st.DataObject
+) -> None:
+    measured = data.draw(st.integers(0, len(points[0]) - 1))
+    halves = data.draw(st.lists(steps, min_size=len(points), max_size=len(points)))
+    margins = [[h / 2 * (d == measured) for d in range(len(points[0]))] for h in halves]
+
+    def covers(a: int, b: int) -> bool:
+        pairs = zip(points[a], points[b], margins[a], margins[b], strict=True)
+        return all(x - near <= y + far for x, y, near, far in pairs)
+
+    found = pareto.front(points, margins)
+    for i in range(len(points)):
+        assert any(covers(j, i) for j in found if j != i) == (i not in found)
+    assert [points[i] for i in found] == sorted(points[i] for i in found)
+    if not any(halves):
+        assert found == pareto.front(points)
+
+
+def test_the_fastest_of_a_chain_of_ties_stays_on_the_front() -> None:
+    chain = [(-0.9, 1.0), (-0.8, 0.92), (-0.7, 0.84)]  # the first two tie, and the last two
+    assert pareto.front(chain) == [0, 1, 2]
+    assert pareto.front(chain, [(0, 0.05)] * 3) == [0, 2]
+    assert pareto.front(chain, [(0, 0.5)] * 3) == [0]
+
+
 def test_a_front_of_thousands_is_whole() -> None:
     points_ND = sphere(0, 3000, 4)
     assert sorted(pareto.front(points_ND)) == list(range(3000))

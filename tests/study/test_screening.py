@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moist.config.systems import CURVES
-from moist.results.objectives import DEFAULT, Limit, Objective, parse_limits, parse_objectives
+from moist.results.objectives import (
+    DEFAULT,
+    SPREAD,
+    Limit,
+    Objective,
+    parse_limits,
+    parse_objectives,
+)
 from moist.results.trials import State, Trial
 from moist.study.screening import ENOUGH, Gains, Screening, dominator, excesses
 from moist.study.settings import BEST, Settings
@@ -48,6 +55,22 @@ def test_limits_apply_to_the_quantities_that_are_known():
         "mflops <= 10": 2.0, "mflops >= 2": -10.0, "params <= 100": -10.0,
     }  # fmt: skip
     assert excesses({}, limits) == excesses({"mflops": 1.0}, ()) == {}
+
+
+def test_latencies_within_their_spreads_are_ties_in_screening():
+    both = parse_objectives(["accuracy", "latency_ms"])
+    values = {"accuracy": 0.9, "latency_ms": 1.0}
+    rival = trial(0, values, "complete", 0)
+    rival = rival.model_copy(update={"quantities": {**values, SPREAD: 0.1}})
+    bound = {"accuracy": 0.8, "latency_ms": 0.95}
+    assert dominator(bound, both, [rival]) == rival
+    assert dominator({**bound, "accuracy": 0.9}, both, [rival]) is None
+    assert dominator({**bound, "latency_ms": 0.85, SPREAD: 0.05}, both, [rival]) is None
+    assert dominator({**bound, "latency_ms": 0.85, SPREAD: 0.06}, both, [rival]) == rival
+    limits = (Limit("latency_ms", "max", 0.9),)
+    screening = Screening(both, Settings(trials=1, limits=limits))
+    assert screening.reject({"latency_ms": 1.0, SPREAD: 0.2}) is None
+    assert screening.reject({"latency_ms": 1.0, SPREAD: 0.05}) == "it can't keep latency_ms <= 0.9"
 
 
 def test_a_limit_that_is_just_kept_is_kept():

@@ -20,7 +20,7 @@ from moist.config.overrides import parse
 from moist.env import Env
 from moist.errors import ConfigError, DataError
 from moist.pipeline import run, stages
-from moist.results.objectives import DEFAULT, QUANTITIES, TRAINED, quantities
+from moist.results.objectives import DEFAULT, QUANTITIES, SPREAD, TRAINED, quantities
 from moist.store import maintenance
 from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
@@ -297,7 +297,7 @@ def test_workers_are_paused_once_for_each_architecture_that_is_timed(tmp_path):
     estimate, pauses = estimator(tmp_path)
     for overrides in ("k=2", "k=2 temperature=3", "k=2 seed=5", "k=3", "k=3 distill.alpha=0.1"):
         found = estimate(tiny(*overrides.split())).measured().quantities
-        assert found.keys() == QUANTITIES.keys() - TRAINED
+        assert found.keys() == QUANTITIES.keys() - TRAINED | {SPREAD}
     assert pauses.stored == [{"prepare"}, {"prepare", "measure_latency"}]
 
 

@@ -30,7 +30,7 @@ from moist.reporting.report.markup import (
     text,
 )
 from moist.reporting.report.verdict import facts
-from moist.reporting.study_tables import HEADS, format_params, format_quantity
+from moist.reporting.study_tables import HEADS, format_of, format_params, format_quantity
 from moist.reporting.terminal import SHORT
 from moist.results import queries
 from moist.results.trials import Trial
@@ -250,10 +250,7 @@ def _members(plot: FrontierPlot) -> Markup:
 
 
 def _row(trial: Trial, names: Sequence[str]) -> list[str]:
-    found = [
-        format_quantity(name, trial.quantities[name]) if name in trial.quantities else "-"
-        for name in names
-    ]
+    found = [format_of(name, trial.quantities) for name in names]
     test = trial.reported.get("accuracy")
     shown = "-" if test is None else format_quantity("accuracy", test)
     run = f"   run {trial.key[:SHORT]}" if trial.key else ""

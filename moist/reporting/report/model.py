@@ -22,7 +22,7 @@ from moist.reporting.report.markup import (
     text,
 )
 from moist.reporting.report.verdict import title_of
-from moist.reporting.run_tables import models
+from moist.reporting.run_tables import format_latency, models
 from moist.reporting.terminal import SHORT, duration
 from moist.results.report import Report
 from moist.serving.inspection import Example, Group, Inspection, inspect, learning_curves
@@ -73,7 +73,9 @@ def _accuracies(run: Run) -> Markup:
             "-" if row.val_accuracy is None else f"{100 * row.val_accuracy:.2f}",
             f"{row.mflops:.4g}",
             f"{row.params / 1e6:.3f}",
-            f"{row.latency_ms['batch_1']:.3g}" if row.latency_ms else "-",
+            format_latency(row.latency_ms["batch_1"], (row.latency_spread or {}).get("batch_1"))
+            if row.latency_ms
+            else "-",
         ]
         for name, row in models(run.report, run.config).items()
     ]

@@ -23,7 +23,7 @@ from moist.reporting.report.markup import (
 )
 from moist.reporting.study_tables import HEADS, OUTCOMES, format_params, format_quantity
 from moist.results import queries
-from moist.results.objectives import Objective
+from moist.results.objectives import SPREAD, Objective
 from moist.results.trials import Trial
 
 MAX_TICKS = 8
@@ -32,9 +32,15 @@ MOST_ROWS = 50
 """So many trials without a result are listed."""
 
 
+def _exact(trial: Trial) -> Trial:
+    """Return a trial that ties with no other: each adds to the volume by its own latency."""
+    values = {name: value for name, value in trial.quantities.items() if name != SPREAD}
+    return trial.model_copy(update={"quantities": values})
+
+
 def hypervolume_section(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Markup:
     """Draw the volume that the frontier dominates after each trial, up to the worst of all."""
-    complete = [trial for trial in trials if trial.state == "complete"]
+    complete = [_exact(trial) for trial in trials if trial.state == "complete"]
     reference = queries.default_reference(complete, objectives)
     volumes, kept = [], list[Trial]()
     for trial in complete:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from moist.config.systems import system_of
 from moist.reporting.frontier_plot import PRINTED
-from moist.reporting.study_tables import HEADS, format_params, format_quantity
+from moist.reporting.study_tables import HEADS, format_of, format_params
 from moist.results import queries
 from moist.results.objectives import Objective
 from moist.results.report import Measures
@@ -36,8 +36,7 @@ def study_verdict(
     run = runs.get(best.key or "")
     if run is None or axes[0].name != "accuracy" or not run.report.val_accuracy:
         values = ", ".join(
-            f"{HEADS[one.name]} {format_quantity(one.name, best.quantities[one.name])}"
-            for one in axes
+            f"{HEADS[one.name]} {format_of(one.name, best.quantities)}" for one in axes
         )
         members = len(queries.members(trials, axes))
         return (
@@ -139,7 +138,12 @@ def run_verdict(run: Run) -> tuple[str, str]:
 def facts(trial: Trial) -> list[tuple[str, str]]:
     """List what is known of a trial: its results with their units, then its parameters."""
     found = [
-        (quantity.name, f"{quantity.factor * trial.quantities[name]:.4g}")
+        (
+            quantity.name,
+            format_of(name, trial.quantities)
+            if name == "latency_ms"
+            else f"{quantity.factor * trial.quantities[name]:.4g}",
+        )
         for name, quantity in PRINTED.items()
         if name in trial.quantities
     ]
