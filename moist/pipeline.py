@@ -6,7 +6,7 @@ from moist.results.report import Report
 from moist.stages.distill import distill_student
 from moist.stages.levels import teacher_levels
 from moist.stages.logits import teacher_logits
-from moist.stages.teacher import WeightsFile, load_teacher, train_teacher
+from moist.stages.teacher import Start, WeightsFile, load_teacher, train_teacher
 from moist.store.artifacts import Logits, Teacher
 from moist.store.calls import Backend, Ref
 from moist.systems import BUILDERS, architecture, cascade
@@ -46,9 +46,9 @@ def stages(config: Config, store: Backend) -> Outputs:
 
 def teach(call: Bound, c: Config, weights: WeightsFile | None) -> tuple[Ref[Teacher], Ref[Logits]]:
     """Train the teacher, or load its weights, and compute its logits on augmented copies."""
-    if weights:
+    if weights and not isinstance(weights, Start):
         teacher = call(load_teacher, arch=c.teacher.arch, weights=weights)
     else:
-        teacher = call(train_teacher, teacher=c.teacher)
+        teacher = call(train_teacher, teacher=c.teacher, start=weights)
     views, mirror = c.distill.views, c.distill.mirror
     return teacher, call(teacher_logits, teacher=teacher, views=views, mirror=mirror)

@@ -92,7 +92,8 @@ class TeacherConfig(TrainingConfig):
     )
     weights: OptionalPath = Field(
         None,
-        description="trained state dict (.safetensors, .pth) to use instead of training",
+        description="trained state dict (.safetensors, .pth) to use instead of training; for"
+        " torchvision:NAME and timm:NAME also one of other classes, to train from",
         json_schema_extra=LOCATION,
     )
     epochs: Epochs = Field(12, description="passes over the training images")

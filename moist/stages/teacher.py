@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moist.config import AugmentConfig, TeacherConfig
+from moist.config.plugins import split_name
 from moist.data.augment import Batch, normalize
 from moist.data.random import seeded
 from moist.disk import expanded, sha256
@@ -29,6 +30,7 @@ from moist.stages import stage
 from moist.store.artifacts import Dataset, Spec, Teacher, not_finite
 from moist.training.job import Job
 
+HEADLESS = "all but the head"
 WHITENED = 5000
 """Training images from whose patches a whitening stem is made."""
 
@@ -78,6 +80,10 @@ class WeightsFile:
             ) from None
 
 
+class Start(WeightsFile):
+    """A trained state dict with a head for other classes: the teacher is trained from it."""
+
+
 def weights_of(teacher: TeacherConfig) -> WeightsFile | None:
     """Find the file of a teacher's weights, if it has one. Raises ConfigError if it is missing."""
     path = teacher.weights and expanded(teacher.weights, "teacher.weights=")
@@ -96,7 +102,7 @@ def spec_of(arch: str, data: Dataset) -> Spec:
     return Spec(arch, data.image_shape, len(data.classes), options)
 
 
-@stage(version=1)
+@stage(version=1, added=("start",))
 def train_teacher(
     env: Env,
     *,
@@ -105,11 +111,16 @@ def train_teacher(
     augment: AugmentConfig,
     precision: str,
     seed: int,
+    start: Start | None = None,
 ) -> Teacher:
-    """Train a teacher on the labels."""
+    """Train a teacher on the labels, from random weights or from those of `start`."""
     spec = spec_of(teacher.arch, data)
     with seeded(seed, "teacher"):
         net = module(fresh(Teacher, spec), env.device)
+    if start:
+        state, _ = fitted(start, spec.name, spec.image_shape, spec.outputs)
+        check_unchanged(start)
+        net.load_state_dict(state, strict=False)
     entry, bias = TEACHERS[spec.name], None
     if entry.stem:
         stem = net.get_submodule(entry.stem)
@@ -141,17 +152,26 @@ def load_teacher(env: Env, *, data: Dataset, arch: str, weights: WeightsFile) ->
     """Load a teacher's state dict, as float32. Raises ConfigError naming what does not fit."""
     spec = spec_of(arch, data)
     state, done = fitted(weights, arch, spec.image_shape, spec.outputs)
-    if sha256(weights.path) != weights.key:
-        raise ConfigError(f"`{weights.path}` changed while it was read", "run again")
+    check_unchanged(weights)
     if done:
         env.progress.warned(f"teacher.weights `{weights.path}`: took {', '.join(done)}")
     return Teacher(spec, state, ())
 
 
+def check_unchanged(weights: WeightsFile) -> None:
+    """Raise ConfigError for a file that is no longer the one whose content is the key."""
+    if sha256(weights.path) != weights.key:
+        raise ConfigError(f"`{weights.path}` changed while it was read", "run again")
+
+
 @lru_cache(maxsize=256)
-def check_fits(weights: WeightsFile, arch: str, image_shape: Shape, classes: int) -> None:
-    """Raise ConfigError for weights that `load_teacher` will reject; read each file once."""
-    fitted(weights, arch, image_shape, classes)
+def other_head(weights: WeightsFile, arch: str, image_shape: Shape, classes: int) -> str:
+    """Describe what does not fit in weights whose head alone is for other classes, else nothing.
+
+    Raises ConfigError for weights that `load_teacher` will reject; reads each file once.
+    """
+    _, done = fitted(weights, arch, image_shape, classes)
+    return next((one for one in done if one.startswith(HEADLESS)), "")
 
 
 def fitted(
@@ -159,7 +179,8 @@ def fitted(
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Read a state dict for a teacher's network; return it, and how it was unwrapped.
 
-    Raises ConfigError naming what does not fit.
+    A head for other classes is left out of it, if the network is another package's. Raises
+    ConfigError naming what does not fit.
     """
     wanted = TEACHERS[arch].build(image_shape, classes).state_dict()
     found, done = read_state(weights.path)
@@ -169,19 +190,44 @@ def fitted(
             found = {name.replace(old, new): tensor for name, tensor in found.items()}
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
     state = {name: wanted[name] for name in counters} | found
-    differ = [
-        f"`{name}`: the network has {_shape(wanted, name)}, the file {_shape(state, name)}"
+    unfit = [
+        name
         for name in sorted(wanted.keys() | state.keys())
         if _shape(wanted, name) != _shape(state, name)
     ]
-    if differ:
+    differ = [
+        f"`{name}`: the network has {_shape(wanted, name)}, the file {_shape(state, name)}"
+        for name in unfit
+    ]
+    if split_name(arch)[1] and (other := _other_classes(wanted, state, unfit, classes)):
+        done.append(f"{HEADLESS} `{', '.join(unfit)}`: of {other} classes, not {classes}")
+        state = {name: tensor for name, tensor in state.items() if name not in unfit}
+    elif differ:
         rest = f"\n  and {len(differ) - 5} more" if len(differ) > 5 else ""
         raise ConfigError(
             f"`{weights.path}` does not fit teacher.arch={arch} on {classes} classes of"
             f" {image_shape} images:\n  " + "\n  ".join(differ[:5]) + rest,
             "choose the teacher.arch and the data set it was trained for",
         )
-    return {name: state[name].to(wanted[name].dtype) for name in wanted}, done
+    return {name: state[name].to(wanted[name].dtype) for name in wanted if name in state}, done
+
+
+def _other_classes(
+    wanted: dict[str, torch.Tensor],
+    state: dict[str, torch.Tensor],
+    unfit: list[str],
+    classes: int,
+) -> int:
+    """Return the number of classes of a file's head, if nothing else does not fit; else 0."""
+    if not all(name in wanted and name in state for name in unfit):
+        return 0
+    heads = {
+        state[name].shape[0]
+        if state[name].dim() and wanted[name].shape == (classes, *state[name].shape[1:])
+        else 0
+        for name in unfit
+    }
+    return heads.pop() if len(heads) == 1 else 0
 
 
 def read_state(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:

@@ -19,7 +19,7 @@ from moist.measure.multiply_adds import count_flops
 from moist.nets.cnn import STUDENTS, TEACHERS
 from moist.nets.entry import Shape
 from moist.nets.routers import ROUTERS
-from moist.stages.teacher import check_fits, weights_of
+from moist.stages.teacher import Start, WeightsFile, other_head, weights_of
 from moist.training.distillation import SOFT
 
 SMALLEST = 4
@@ -65,8 +65,25 @@ def check(config: Config, source: Source) -> None:
         )
     shape = (source.channels, *pixels)
     _check_external(config, shape, classes)
-    if weights := weights_of(config.teacher):
-        check_fits(weights, config.teacher.arch, shape, classes)
+    given_weights(config, source)
+
+
+def given_weights(config: Config, source: Source) -> tuple[WeightsFile | None, str]:
+    """Find the file of a teacher's weights, and a note if its head is for other classes.
+
+    Raises ConfigError for a file that is missing or does not fit.
+    """
+    weights, side = weights_of(config.teacher), config.data.image_size
+    pixels = (side, side) if side else source.pixels
+    if not weights or not pixels:
+        return weights, ""
+    shape = (source.channels, *pixels)
+    if not (other := other_head(weights, config.teacher.arch, shape, len(source.classes))):
+        return weights, ""
+    return Start(weights.path), (
+        f"teacher.weights `{weights.path}`: took {other}; the teacher is trained from them for"
+        f" `teacher.epochs={config.teacher.epochs}`"
+    )
 
 
 def _check_external(config: Config, image_shape: Shape, classes: int) -> None:

@@ -12,11 +12,11 @@ from moist.results.report import Evaluation, Latencies
 from moist.stages.evaluate import evaluate
 from moist.stages.latency import measure_latency
 from moist.stages.prepare import prepare
-from moist.stages.teacher import WeightsFile, weights_of
+from moist.stages.teacher import WeightsFile
 from moist.store.artifacts import Clusters, Dataset
 from moist.store.calls import Backend, Ref
 from moist.systems.bound import Bound
-from moist.systems.checks import check
+from moist.systems.checks import check, given_weights
 from moist.systems.outputs import Models, is_upper_bound
 
 
@@ -28,12 +28,13 @@ def prepared(config: Config, store: Backend) -> tuple[Ref[Dataset], WeightsFile 
     c = config
     source = locate(c.data, store.home, fetch=store.writes)
     check(c, source)
-    if source.summary:
-        store.env.progress.noted(source.summary)
+    weights, note = given_weights(c, source)
+    for text in filter(None, (source.summary, note)):
+        store.env.progress.noted(text)
     for warning in source.warnings:
         store.env.progress.warned(warning)
     data = store.call(prepare, source=source, val_fraction=c.data.val_fraction)
-    return data, weights_of(c.teacher)
+    return data, weights
 
 
 def timed(
