@@ -13,12 +13,14 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from moist.config import RoutingConfig, StudentConfig
 from moist.data.random import seeded
 from moist.data.sources import Source
 from moist.env import Env
+from moist.errors import ConfigError, StoreError
 from moist.nets.build import network, router_spec, student_spec
 from moist.nets.entry import Shape
 from moist.nets.routers import ROUTERS
@@ -185,10 +187,13 @@ class StageTimes:
         return self.stored[key]
 
     def _work(self, key: str, stage: str, version: int, recipe: Recipe) -> Work | None:
-        """Count a stage's work; None where that can't be done."""
+        """Count a stage's work; None where that can't be done.
+
+        As of what another version or package stored, whose inputs may read differently.
+        """
         try:
             work = WORKS[stage](self, key, recipe)
-        except Unknown:
+        except (LookupError, ValueError, ConfigError):
             return None
         kind = (stage, version, recipe.get("precision"), *work.net.names, *work.kind)
         return replace(work, kind=kind)
@@ -207,7 +212,7 @@ class StageTimes:
         key = recipe["data"]["ref"]
         if key not in self.images:
             if key in self.objects:
-                self.images[key] = images_of(read_artifact(self.objects.folder(key)))
+                self.images[key] = images_of(self._read(key))
             elif key in self.planned:
                 inputs = self.planned[key].inputs
                 self.images[key] = images_in(inputs["source"], inputs["val_fraction"])
@@ -215,13 +220,20 @@ class StageTimes:
                 raise Unknown(key)
         return self.images[key]
 
+    def _read(self, key: str) -> Any:
+        """Read a stored output. Raises Unknown if it is damaged."""
+        try:
+            return read_artifact(self.objects.folder(key))
+        except (OSError, ValueError, SafetensorError, StoreError) as error:
+            raise Unknown(key) from error
+
     def clusters(self, ref: Any, images: Images) -> int:
         """Return how many clusters there are; the middle number until `k=auto` has chosen."""
         k, key = self.recipe(ref)[1]["k"], ref["ref"]
         if k != "auto":
             return int(k)
         if key in self.objects:
-            return int(read_artifact(self.objects.folder(key)).k)
+            return int(self._read(key).k)
         return (images.classes + 1) // 2
 
     def net(self, ref: Any) -> Net:

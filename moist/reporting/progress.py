@@ -11,10 +11,11 @@ from rich.live import Live
 from rich.text import Text
 
 from moist.reporting.study_tables import format_objective, format_params, trial_line
-from moist.reporting.terminal import SHORT, Heartbeat, Running, TerminalProgress, duration
+from moist.reporting.terminal import SHORT, Heartbeat, Running, TerminalProgress, between, duration
 from moist.results.objectives import losses
 from moist.results.trials import Trial
 from moist.study import events
+from moist.study.time_left import TimeLeft
 
 
 class SearchProgress:
@@ -24,7 +25,8 @@ class SearchProgress:
         self.lines = TerminalProgress(quiet)
         self.opened: events.StudyOpened | None = None
         self.began = time.monotonic()
-        self.complete = self.fresh = 0
+        self.complete = 0
+        self.time_left = TimeLeft()
         self.best: Trial | None = None
         self.own_stage = ""
         self.params: dict[int, Mapping[str, Any]] = {}
@@ -43,6 +45,7 @@ class SearchProgress:
 
     def observe(self, event: events.Event) -> None:
         """Update the display, or print a line."""
+        self.time_left.observe(event)
         match event:
             case events.StudyOpened():
                 self._open(event)
@@ -89,7 +92,6 @@ class SearchProgress:
         self.at.pop(trial.number, None)
         if trial.state == "complete":
             self.complete += 1
-            self.fresh += 1
             self._compare(trial)
         if self.opened is not None:
             self.lines.noted(trial_line(trial, self.opened.spec.objectives))
@@ -112,9 +114,9 @@ class SearchProgress:
             value = format_objective(self.opened.spec.objectives[0], self.best)
             parts.append(f"best {value} (trial {self.best.number})")
         parts.append(duration(seconds))
-        if self.fresh and self.complete < requested:
-            left = seconds / self.fresh * (requested - self.complete)
-            parts.append(f"about {duration(left)} left")
+        if self.complete < requested and (left := self.time_left.left()):
+            some = duration(left.seconds) if left.records else between(left.low, left.high)
+            parts.append(f"about {some} left")
         return ", ".join(parts)
 
     def _line(self) -> str:

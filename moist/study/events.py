@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from moist.config import Config
     from moist.results.report import Report
     from moist.results.trials import Trial
+    from moist.store.calls import Call
     from moist.study.spec import StudySpec
 
 
@@ -107,12 +108,17 @@ class Lost:
 
 @dataclass(frozen=True)
 class StudyOpened:
-    """The start of a driver: `trials` are complete, of `requested` in the end."""
+    """The start of a driver: `trials` are complete, of `requested` in the end.
+
+    `planned` has the stages of the next few trials, as far as these can be foreseen.
+    """
 
     name: str
     spec: StudySpec
     requested: int
     trials: Sequence[Trial] = ()
+    planned: Sequence[Sequence[Call]] = ()
+    workers: int = 1
 
 
 @dataclass(frozen=True)

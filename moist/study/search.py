@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,9 +40,12 @@ from moist.sweepfile import EXHAUSTIVE, Sweep, config_of, ends, grid, size
 if TYPE_CHECKING:
     from moist.data.sources import Source
     from moist.stages.teacher import WeightsFile
+    from moist.store.plan import Plan
 
 TRIALS = 20
 """Complete trials to end with, unless the sweep or the user says."""
+FORECAST = 6
+"""Trials that are planned when a search starts, for the time that it will take."""
 SAMPLE = 100
 """Points of a larger space that are checked against the data before the first trial."""
 WEIGHTS = "teacher.weights"
@@ -72,6 +75,7 @@ def search(
     `spec` is its result, KeyboardInterrupt once the results at the time of Ctrl-C are written.
     """
     from moist.env import Silent, make_env
+    from moist.store.plan import Plan
     from moist.store.store import Store
     from moist.study.costs import CostEstimator
     from moist.study.trainer import Trainer
@@ -86,8 +90,12 @@ def search(
         opened(ref, spec) as ledger,
         Pool(Trainer(ref.home, settings.reuse), slots, ref.home / "logs" / ref.name) as pool,
     ):
-        complete = [trial for trial in ledger.trials() if trial.state == "complete"]
-        notify(StudyOpened(ref.name, ledger.spec, settings.trials, complete))
+        trials = ledger.trials()
+        complete = [trial for trial in trials if trial.state == "complete"]
+        plan = _planned(Plan(ref.home, env), sweep, spec, settings, trials, len(slots), FORECAST)
+        notify(
+            StudyOpened(ref.name, ledger.spec, settings.trials, complete, plan.each, len(slots))
+        )
         for warning in filter(None, (crowded, emulated)):
             notify(Noted(warning))
         store = Store(ref.home, replace(env, progress=EventProgress(notify)))
@@ -101,12 +109,19 @@ def search(
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """Trials to run, trials complete before, the stages that all of them call, and workers."""
+    """The stages that each trial to run calls, trials complete before, and workers."""
 
-    trials: int
+    each: Sequence[Sequence[Call]]
     complete: int
-    calls: Sequence[Call]
     workers: int = 1
+
+    @property
+    def trials(self) -> int:
+        return len(self.each)
+
+    @property
+    def calls(self) -> list[Call]:
+        return [call for calls in self.each for call in calls]
 
     @property
     def missing(self) -> list[Call]:
@@ -229,20 +244,41 @@ def plan_search(
     is its result.
     """
     from moist.env import Silent, make_env
-    from moist.measure.stage_times import StageTimes
     from moist.store.plan import Plan
-    from moist.study.costs import CostEstimator
 
     if not spec.installed:
         spec, *_ = check_start(ref, sweep, spec, settings, fetch=False)
     env = make_env(Silent(), slots[0].device, slots[0].threads)
-    estimator = CostEstimator(Plan(ref.home, env), settings.reuse, times=StageTimes(env))
-    before = earlier_trials(ref, spec)
+    return _planned(
+        Plan(ref.home, env), sweep, spec, settings, earlier_trials(ref, spec), len(slots)
+    )
+
+
+def _planned(
+    store: Plan,
+    sweep: Sweep,
+    spec: StudySpec,
+    settings: Settings,
+    before: Sequence[Trial],
+    workers: int,
+    most: int | None = None,
+) -> SearchPlan:
+    """Plan the next trials, `most` of them if given."""
+    from moist.measure.stage_times import StageTimes
+    from moist.study.costs import CostEstimator
+
+    estimator = CostEstimator(store, settings.reuse, times=StageTimes(store.env))
     begun = [trial.params for trial in before if _is_begun(trial)]
     complete = sum(trial.state == "complete" for trial in before)
     wanted = max(settings.trials - complete, len(begun))
+    wanted = wanted if most is None else min(wanted, most)
     found: list[Sequence[Call]] = []
-    fresh = _draws(sweep, spec, settings, before)
+    tried = {point(trial.params) for trial in before}
+    fresh: Iterator[Mapping[str, Any]] = (
+        _draws(sweep, spec, settings, before)
+        if settings.points is None
+        else (params for params in settings.points if point(params) not in tried)
+    )
     points = chain(begun, islice(fresh, wanted + USELESS_DRAWS))
     while len(found) < wanted and (params := next(points, None)) is not None:
         try:
@@ -251,8 +287,7 @@ def plan_search(
             raise
         except ConfigError:  # these values conflict
             continue
-    calls = [call for calls in found for call in calls]
-    return SearchPlan(len(found), complete, calls, len(slots))
+    return SearchPlan(found, complete, workers)
 
 
 def earlier_trials(ref: StudyRef, spec: StudySpec) -> list[Trial]:
