@@ -18,7 +18,7 @@ from uuid import uuid4
 from filelock import FileLock, SoftFileLock, Timeout
 from safetensors import SafetensorError
 
-from moist.errors import ConfigError, StoreError
+from moist.errors import ConfigError, StoreError, as_typed
 
 ELSEWHERE = "choose another folder with `--home DIR` or MOIST_HOME"
 SPACE = f"free some space (`moist cache gc` deletes the least recently used), or {ELSEWHERE}"
@@ -141,7 +141,7 @@ def _fsync(path: Path) -> None:
 
 def warn(message: str) -> None:
     """Print a warning on stderr."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {as_typed(message)}", file=sys.stderr)
 
 
 class Wait:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 NEAR = 0.75
 """The least similarity, of 1 for the same text, at which a name counts as a misspelling."""
@@ -100,6 +101,25 @@ def brief(error: Exception) -> str:
     """Return an error's class and the first line of its message."""
     name, message = type(error).__name__, first_line(error)
     return name if message == name else f"{name}: {message}"
+
+
+COMMAND = re.compile(r"(^[ \t]*|[`'(]|: )moist (?=[a-z])", re.MULTILINE)
+"""The beginning of a command in a text."""
+
+
+def as_typed(text: str) -> str:
+    """Write the commands in a text as this process was started: `uv run moist ...`.
+
+    Only for what is printed: records hold the commands of every machine, as `moist ...`.
+    """
+    return COMMAND.sub(rf"\1{started_as()} ", text)
+
+
+def started_as() -> str:
+    """Return how this process was started: moist, uv run moist or python -m moist."""
+    if "UV_RUN_RECURSION_DEPTH" in os.environ:  # uv sets it for what it runs
+        return "uv run moist"
+    return "python -m moist" if Path(sys.argv[0]).name == "__main__.py" else "moist"
 
 
 QUERY = re.compile(r"([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=).*", re.I | re.S)

@@ -20,6 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 for name in [name for name in os.environ if name.startswith("WANDB_") and name != "WANDB_API_KEY"]:
     del os.environ[name]
 os.environ["WANDB_MODE"] = "disabled"
+os.environ.pop("UV_RUN_RECURSION_DEPTH", None)  # which tells that `uv run` has started moist
 
 import forked  # noqa: E402
 import pytest  # noqa: E402

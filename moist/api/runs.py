@@ -165,13 +165,16 @@ def record(
 
     `show` is called with the record before the last upload is waited for.
     """
+    from moist.data.sources import locate
     from moist.pipeline import run as run_pipeline
     from moist.store.store import Store
+    from moist.systems.checks import check
     from moist.tracking.journal import summary_of
     from moist.tracking.progress import WandbProgress
     from moist.tracking.tracker import open_tracker
 
     home, command = compute.home, command_for(config)
+    check(config, locate(config.data, home))  # before anything is tracked
     with compute.progress() as progress:
         env = compute.env(progress)
         for warning in (env.crowding(), env.emulation(config.precision)):

@@ -14,7 +14,7 @@ from typing import NoReturn, TextIO
 import click
 
 from moist.disk import check_text
-from moist.errors import ConfigError, MoistError, StoreError, masked
+from moist.errors import ConfigError, MoistError, StoreError, as_typed, masked
 from moist.interrupts import Interrupted, handled
 
 COMMANDS = {
@@ -97,7 +97,7 @@ def main() -> None:
         sys.exit(2)
     except click.ClickException as error:
         error.show(file=(shown := io.StringIO()))
-        click.echo(masked(shown.getvalue()), err=True, nl=False)
+        click.echo(as_typed(masked(shown.getvalue())), err=True, nl=False)
         sys.exit(error.exit_code)
     except MoistError as error:
         fail(str(error))
@@ -182,7 +182,7 @@ def fail(message: str) -> None:
     """Print an error on stderr."""
     from moist.reporting.terminal import console
 
-    console(stderr=True).print(f"error: {masked(message)}", style="red", soft_wrap=True)
+    console(stderr=True).print(f"error: {as_typed(masked(message))}", style="red", soft_wrap=True)
 
 
 def _stop(stopped: Interrupted) -> NoReturn:

@@ -17,9 +17,9 @@ from moist.cli.options import (
     run_json,
     study_ref,
 )
-from moist.errors import ConfigError
+from moist.errors import ConfigError, as_typed
 from moist.reporting import run_tables
-from moist.reporting.terminal import SHORT
+from moist.reporting.terminal import SHORT, counted
 from moist.results.frames import curve_frame
 from moist.store.comparison import difference, selected
 from moist.store.runs import RunRecords, frame
@@ -68,7 +68,8 @@ def runs(
     moist runs --csv > runs.csv
     """
     check_together(apart=[("--csv", "--json")], needed={"--storage": ["--study"]})
-    every = RunRecords(home).all()
+    records = RunRecords(home)
+    every = records.all()
     found = selected(every, where, sort)
     if study is not None:
         keys = {trial.key for trial in load_study(study_ref(study, storage, home))[1]}
@@ -77,13 +78,15 @@ def runs(
     if as_csv:
         print_csv(frame(found))
     else:
-        records = [run.record() for run in found]
-        output(as_json, records, lambda: run_tables.print_runs(found))
+        data = [run.record() for run in found]
+        output(as_json, data, lambda: run_tables.print_runs(found))
         if not found and not as_json:
             none = f"no runs in `{home}` yet; `moist run` makes one"
-            click.echo(
-                f"none of {len(every)} runs meets the conditions" if every else none, err=True
-            )
+            if records.damaged:
+                none = "no record can be read; `moist rm KEY` removes one"
+            if every:
+                none = f"none of {counted(len(every), 'run')} meets the conditions"
+            click.echo(as_typed(none), err=True)
 
 
 @click.command()

@@ -21,7 +21,7 @@ from moist.cli.options import (
 )
 from moist.config.overrides import parse
 from moist.disk import write_atomically, writing
-from moist.errors import ConfigError, DataError
+from moist.errors import ConfigError, DataError, as_typed
 from moist.reporting import run_tables, study_tables, terminal
 from moist.store import maintenance
 from moist.store.objects import ObjectStore
@@ -128,9 +128,9 @@ def init(root: Path, file: Path | None, home: Path) -> None:
         write_atomically(file, text.encode())
     click.echo(found.summary)
     if any(one.severity == "warning" for one in found.findings):
-        click.echo(f"what may be wrong with the images: moist data check {shown}")
+        click.echo(as_typed(f"what may be wrong with the images: moist data check {shown}"))
     click.echo(f"wrote `{file}`; its comments say what it searches, and why. Start with")
-    click.echo(f"  moist sweep optuna {shlex.quote(str(file))}")
+    click.echo(as_typed(f"  moist sweep optuna {shlex.quote(str(file))}"))
 
 
 @click.group()
@@ -170,7 +170,8 @@ def list_entries(as_json: bool, home: Path) -> None:
     ]
     heads = ["key", "stage", "size", "time to compute", "last used (UTC)"]
     terminal.print_table("", heads, rows)
-    click.echo(f"{len(found)} entries, {terminal.size(sum(entry.bytes for entry in found))}")
+    size = terminal.size(sum(entry.bytes for entry in found))
+    click.echo(f"{terminal.counted(len(found), 'entry', 'entries')}, {size}")
 
 
 @cache.command()

@@ -19,10 +19,10 @@ from moist.cli.options import (
     study_ref,
 )
 from moist.disk import warn
-from moist.errors import ConfigError, did_you_mean
+from moist.errors import ConfigError, as_typed, did_you_mean
 from moist.interrupts import leave_at_once
 from moist.reporting import study_tables
-from moist.reporting.terminal import SHORT
+from moist.reporting.terminal import SHORT, counted
 from moist.results import queries
 from moist.results.aggregate import averaged
 from moist.results.frames import trial_frame
@@ -50,7 +50,7 @@ def studies(as_json: bool, storage: str | None, home: Path) -> None:
     output(as_json, found, lambda: study_tables.print_studies(found))
     if not found and not as_json:
         start = ref.locate("moist sweep optuna sweeps/quickstart.yaml")
-        click.echo(f"no studies in `{ref.shown}` yet; start one: `{start}`", err=True)
+        click.echo(as_typed(f"no studies in `{ref.shown}` yet; start one: `{start}`"), err=True)
 
 
 @click.command()
@@ -104,10 +104,10 @@ def best(
     for limit in limits:
         if limit.excess({limit.name: found.quantities[limit.name]}) > 0:
             click.echo(f"it ties with `{limit}`: the difference is within its spread")
-    click.echo(f"reproduce it with\n  {found.command}")
+    click.echo(as_typed(f"reproduce it with\n  {found.command}"))
     if found.key:
         show = ref.locate(f"moist show {found.key[:SHORT]}", storage=False)
-        click.echo(f"its report: {show}")
+        click.echo(as_typed(f"its report: {show}"))
 
 
 @click.command()
@@ -168,7 +168,7 @@ def table(
         print_json(rows)
         return
     study_tables.print_averages(ref.name, rows, across)
-    count = f"{len(complete)} of {len(trials)} trials complete"
+    count = f"{len(complete)} of {counted(len(trials), 'trial')} complete"
     click.echo(f"{count}; the test split is only reported")
 
 

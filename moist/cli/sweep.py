@@ -9,7 +9,9 @@ import click
 from moist.cli.options import FILE, JSON, of_study, output, print_json
 from moist.cli.sweep_optuna import optuna
 from moist.cli.sweep_wandb import wandb
+from moist.errors import as_typed
 from moist.reporting import study_tables, terminal
+from moist.reporting.terminal import counted
 from moist.results.objectives import DEFAULT
 from moist.study.doctor import examine
 from moist.study.leases import driver_of
@@ -52,15 +54,15 @@ def check(file: Path, as_json: bool) -> None:
         print_json([{"problem": problem} for problem in found])
     else:
         for problem in found:
-            click.echo(problem)
+            click.echo(as_typed(problem))
     if found:
         raise click.exceptions.Exit(2)
     if not as_json:
         read = read_sweep(file)
         points = size(read)
         click.echo(
-            f"{read.name}: {len(read.parameters)} parameters, {len(read.fixed)} fixed,"
-            f" {'infinitely many' if points is None else points} points"
+            f"{read.name}: {counted(len(read.parameters), 'parameter')}, {len(read.fixed)} fixed,"
+            f" {'infinitely many points' if points is None else counted(points, 'point')}"
         )
 
 
@@ -100,9 +102,9 @@ def retry(ref: StudyRef, reason: str) -> None:
     spec, _ = load(ref)
     with opened(ref, spec) as ledger:
         again = ledger.retry_failed(reason)
-    click.echo(f"{len(again)} trials requeued: {', '.join(map(str, again)) or 'none'}")
+    click.echo(f"{counted(len(again), 'trial')} requeued: {', '.join(map(str, again)) or 'none'}")
     if again:
-        click.echo(f"run them with\n  {ref.locate(spec.command)}")
+        click.echo(as_typed(f"run them with\n  {ref.locate(spec.command)}"))
 
 
 @sweep.command()
@@ -129,8 +131,10 @@ def doctor(ref: StudyRef, fix: bool, as_json: bool) -> None:
         print_json(found)
     else:
         for finding in found:
-            click.echo(f"{finding.problem}\nhint: {finding.remedy}")
-        click.echo(f"{ref.name}: {len(trials)} trials, {len(found)} findings")
+            click.echo(as_typed(f"{finding.problem}\nhint: {finding.remedy}"))
+        click.echo(
+            f"{ref.name}: {counted(len(trials), 'trial')}, {counted(len(found), 'finding')}"
+        )
     if found:
         raise click.exceptions.Exit(1)
 

@@ -11,7 +11,15 @@ from rich.live import Live
 from rich.text import Text
 
 from moist.reporting.study_tables import format_objective, format_params, trial_line
-from moist.reporting.terminal import SHORT, Heartbeat, Running, TerminalProgress, between, duration
+from moist.reporting.terminal import (
+    SHORT,
+    Heartbeat,
+    Running,
+    TerminalProgress,
+    between,
+    counted,
+    duration,
+)
 from moist.results.objectives import losses
 from moist.results.trials import Trial
 from moist.study import events
@@ -85,7 +93,7 @@ class SearchProgress:
         if not self.lines.quiet:
             (self.live if self.lines.console.is_terminal else self.heartbeat).start()
         if event.trials:
-            done = f"{self.complete} of {event.requested} trials were complete before"
+            done = f"{self.complete} of {counted(event.requested, 'trial')} complete before"
             self.lines.noted(f"{event.name}: {done}")
 
     def _end(self, trial: Trial) -> None:
@@ -109,7 +117,7 @@ class SearchProgress:
         if self.opened is None:
             return ""
         seconds, requested = time.monotonic() - self.began, self.opened.requested
-        parts = [f"{self.opened.name}: {self.complete} of {requested} trials"]
+        parts = [f"{self.opened.name}: {self.complete} of {counted(requested, 'trial')}"]
         if self.best is not None:
             value = format_objective(self.opened.spec.objectives[0], self.best)
             parts.append(f"best {value} (trial {self.best.number})")

@@ -8,7 +8,8 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from moist.config.systems import system_of
-from moist.reporting.terminal import SHORT, between, duration, print_table
+from moist.errors import as_typed
+from moist.reporting.terminal import SHORT, between, counted, duration, print_table
 from moist.results.expected import Expected, total
 from moist.results.report import STEADY, Deferral, Measures, Report
 from moist.store.comparison import Difference, differing, value
@@ -96,7 +97,7 @@ def print_plan(calls: Sequence[Call]) -> None:
     print_table("", ["stage", "key", "plan", "time", "records"], rows)
     missing = [call for call in calls if not call.reused]
     estimate = f", {expected_time(missing, total(missing))}" if missing else ""
-    print(f"{len(missing)} of {len(calls)} stages to compute{estimate}")
+    print(f"{len(missing)} of {counted(len(calls), 'stage')} to compute{estimate}")
 
 
 def _time(call: Call) -> str:
@@ -178,9 +179,9 @@ def print_report(
     )
     saved = "" if computed is None else f", {duration(max(0.0, reused))} of it saved by reuse"
     print(fill(f"{duration(report.seconds)} to compute{saved}: {stages}", WIDTH))
-    threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
+    threads = counted(machine.threads, "thread")
     print(f"{machine.device}; {threads}, torch {machine.torch}")
-    print(f"run {report.key[:SHORT]}; reproduce it with\n  {command}")
+    print(as_typed(f"run {report.key[:SHORT]}; reproduce it with\n  {command}"))
 
 
 def print_routing(report: Report, routed: str) -> None:
@@ -202,7 +203,7 @@ def print_deferral(report: Report) -> None:
             f"deferred {chosen.deferral_rate:.2%} of the test images"
             f" (threshold {chosen.threshold:.4g}, chosen on the validation images:"
             f" {chosen.val_deferral_rate:.2%});"
-            f"\nother thresholds: moist curve {report.key[:SHORT]}"
+            f"\n{as_typed(f'other thresholds: moist curve {report.key[:SHORT]}')}"
         )
 
 

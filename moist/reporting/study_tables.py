@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moist.errors import as_typed
 from moist.reporting.run_tables import about_spreads, expected_time, format_latency
 from moist.reporting.terminal import SHORT, counted, duration, print_table, size
 from moist.results.objectives import SPREAD, TEST, Limit, Objective
@@ -157,16 +158,18 @@ def print_result(
     stats = result.stats
     ends = stats.outcomes
     counts = [f"{ends[name]} {text}" for name, text in OUTCOMES.items() if ends[name]]
-    print(f"{len(result.trials)} trials in the study; now {', '.join(counts) or 'none'}")
     print(
-        f"{stats.computed} stages computed in {duration(stats.seconds)}, {stats.reused} reused,"
-        f" {duration(stats.saved)} saved"
+        f"{counted(len(result.trials), 'trial')} in the study; now {', '.join(counts) or 'none'}"
+    )
+    print(
+        f"{counted(stats.computed, 'stage')} computed in {duration(stats.seconds)},"
+        f" {stats.reused} reused, {duration(stats.saved)} saved"
     )
     if stats.would_prune:
         wrong = [str(trial.number) for trial in front if trial.number in stats.would_prune]
         print(
-            f"--prune would have stopped {len(stats.would_prune)} trials; members of the frontier"
-            f" among them: {', '.join(wrong) or 'none'}"
+            f"--prune would have stopped {counted(len(stats.would_prune), 'trial')};"
+            f" members of the frontier among them: {', '.join(wrong) or 'none'}"
         )
     if stats.ended:
         print(f"ended early: {stats.ended}")
@@ -175,16 +178,17 @@ def print_result(
         cost = next((o.name for o in objectives if o.direction == "min"), "mflops")
         middle = front[len(front) // 2].quantities[cost]
         limit = allowing(Limit(cost, "max", middle), middle)
-        print(f"best trial under a limit:\n  {ref.command('best', *limit.split())}")
+        command = ref.command("best", *limit.split())
+        print(as_typed(f"best trial under a limit:\n  {command}"))
 
 
 def print_search_plan(plan: SearchPlan) -> None:
     """Print how many trials and stages a search would run, and how long they will take."""
     counts = plan.record()
     print(
-        f"{plan.trials} trials to run, {plan.complete} already complete\n"
-        f"{counts['stages_called']} stages called, {counts['stages_distinct']} distinct,"
-        f" {counts['stages_to_compute']} to compute"
+        f"{counted(plan.trials, 'trial')} to run, {plan.complete} already complete\n"
+        f"{counted(counts['stages_called'], 'stage')} called,"
+        f" {counts['stages_distinct']} distinct, {counts['stages_to_compute']} to compute"
     )
     if missing := plan.missing:
         print(f"{expected_time(missing, plan.expected)}, with --workers {plan.workers}")
@@ -262,15 +266,16 @@ def print_status(
         if trial.state == "failed":
             after = again.get(trial.number)
             retried = "" if after is None else f"  (retried as trial {after})"
-            print(f"{trial_line(trial, spec.objectives)}{retried}")
+            print(as_typed(f"{trial_line(trial, spec.objectives)}{retried}"))
         elif trial.attempts and trial.state != "complete":
-            print(f"trial {trial.number}: {'; '.join(trial.attempts)}")
+            print(as_typed(f"trial {trial.number}: {'; '.join(trial.attempts)}"))
     if driver:
         print(f"driver: {driver}")
     else:
         idle = counts["running"] + counts["waiting"]
-        unfinished = f", {idle} trials unfinished" if idle else ""
-        print(f"no driver is running{unfinished}; continue with\n  {ref.locate(spec.command)}")
+        unfinished = f", {counted(idle, 'trial')} unfinished" if idle else ""
+        command = ref.locate(spec.command)
+        print(as_typed(f"no driver is running{unfinished}; continue with\n  {command}"))
 
 
 def print_averages(study: str, rows: Sequence[Averaged], across: str | None = None) -> None:

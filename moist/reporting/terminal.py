@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from moist.errors import ConfigError, masked
+from moist.errors import ConfigError, as_typed, masked
 
 EVERY = 50.0
 """Seconds between two lines about a stage or a search: at least one a minute."""
@@ -40,9 +40,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def counted(count: int, what: str) -> str:
+def counted(count: int, what: str, plural: str = "") -> str:
     """Format a number of things: `1 trial`, `2 trials`."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+    return f"{count} {what if count == 1 else plural or what + 's'}"
 
 
 def between(low: float, high: float) -> str:
@@ -183,13 +183,13 @@ class TerminalProgress:
         self.noted(f"{stage:<18} {key[:SHORT]}  reused, {duration(seconds)} saved")
 
     def warned(self, message: str) -> None:
-        text = f"warning: {masked(message)}"
+        text = f"warning: {as_typed(masked(message))}"
         self.console.print(text, style="yellow", soft_wrap=True)
 
     def noted(self, text: str) -> None:
         """Print a line of progress."""
         if not self.quiet:
-            self.console.print(masked(text), soft_wrap=True)
+            self.console.print(as_typed(masked(text)), soft_wrap=True)
 
     def close(self) -> None:
         """Show a stage that has ended no more."""

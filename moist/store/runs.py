@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moist.config import Config, flat
 from moist.config.unread import unread
 from moist.disk import warn, write_atomically, writing
-from moist.errors import ConfigError, first_line
+from moist.errors import ConfigError, StoreError, first_line
 from moist.results import frames
 from moist.results.report import Report
 from moist.store.objects import ChecksummedRecord, now
@@ -69,6 +69,8 @@ class RunRecords:
     def __init__(self, home: Path, warn: Callable[[str], None] = warn) -> None:
         self.folder = home / "runs"
         self.warn = warn
+        self.damaged: set[str] = set()
+        """The keys of the records that could not be read."""
 
     def path(self, key: str) -> Path:
         return self.folder / f"{key}.json"
@@ -107,11 +109,19 @@ class RunRecords:
     def find(self, prefix: str) -> Run:
         """Return the run whose key starts with `prefix`; `last` and `latest` mean the newest.
 
-        Raises ConfigError, listing candidates, unless there is exactly one.
+        Raises ConfigError, listing candidates, unless there is exactly one; StoreError if it is
+        damaged.
         """
         found = {run.key: run for run in self.all()}
-        if prefix in {"last", "latest"} and found:
+        newest = prefix in {"last", "latest"}
+        if newest and found:
             return next(iter(found.values()))
+        damaged = sorted(key for key in self.damaged if newest or key.startswith(prefix))
+        if damaged and not any(key.startswith(prefix) for key in found):
+            raise StoreError(
+                f"the record of run `{damaged[0]}` is damaged",
+                f"`moist rm {damaged[0]}` removes it; the same config, run again, records it anew",
+            )
         return found[pick(prefix, found, "runs")]
 
     def _read(self, path: Path) -> Run | None:
@@ -120,6 +130,7 @@ class RunRecords:
             if run.key != path.stem:
                 raise ValueError(f"it is the record of run `{run.key}`")
         except (OSError, ValueError) as error:
+            self.damaged.add(path.stem)
             self.warn(f"skipped run record `{path}`, which can't be read: {first_line(error)}")
             return None
         return run

@@ -182,6 +182,7 @@ class EventProgress:
 
     def __init__(self, send: Send, number: int | None = None) -> None:
         self.send, self.number = send, number
+        self.sent = set[str]()
 
     def started(self, stage: str, key: str) -> None:
         self.send(StageStarted(self.number, stage, key))
@@ -196,7 +197,10 @@ class EventProgress:
         self.send(StageFinished(self.number, stage, key, seconds, reused=True))
 
     def warned(self, message: str) -> None:
-        self.send(Warned(self.number, message))
+        """Send a warning once: the driver reads the data anew for each trial's estimate."""
+        if message not in self.sent:
+            self.sent.add(message)
+            self.send(Warned(self.number, message))
 
     def noted(self, text: str) -> None:
         """Discard a line about the data: the driver prints it once."""

@@ -230,6 +230,19 @@ def test_a_wrong_request_is_an_error_on_stderr_with_exit_code_2(
     assert said in found.err and "Traceback" not in found.err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["k=11"], "set k between 1 and 10"),
+        (["data.name=folder", "data.root=nowhere"], "`data.root=nowhere` does not exist"),
+        (["teacher.weights=README.md"], "teacher.weights"),
+    ],
+)
+def test_a_run_is_refused_before_it_says_how_it_tracks(tmp_path, capsys, words, said):
+    found = Said(capsys, "run", *words, "--wandb", "offline", "--home", tmp_path)
+    assert found.code == 2 and said in found.err and "tracking:" not in found.err
+
+
 def test_a_stage_that_fails_exits_1(home, capsys):
     found = Said(capsys, "run", *TINY, "--home", home, "teacher.lr=10", "teacher.optimizer=sgd",
                  "teacher.weight_decay=1", "teacher.momentum=0.99", "teacher.schedule=constant",

@@ -61,7 +61,7 @@ def test_restarting_a_finished_sweep_computes_nothing_and_prints_the_frontier(as
     said = ask("sweep", "optuna", file)
     assert said.code == 0 and "Pareto frontier of four" in said.out
     assert "4 trials in the study; now none" in said.out and "0 stages computed" in said.out
-    assert "four: 4 of 4 trials were complete before" in said.err
+    assert "four: 4 of 4 trials complete before" in said.err
     command = said.out.splitlines()[-1].split()
     assert command[:3] == ["moist", "best", "four"] and command[-2] == "--home"
     best = ask(*command[1:], "--json").json

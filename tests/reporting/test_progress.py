@@ -17,6 +17,7 @@ from moist.results.objectives import DEFAULT
 from moist.results.trials import Trial
 from moist.study.events import (
     EpochDone,
+    EventProgress,
     StageStarted,
     StudyOpened,
     TrialEnded,
@@ -37,6 +38,14 @@ def test_a_warning_that_every_trial_repeats_is_printed_once(
     assert [line.removeprefix("warning: ") for line in capsys.readouterr().err.splitlines()] == [
         "trial 0: of the data", "trial 1: other", "a worker died", "a worker died",
     ]  # fmt: skip
+
+
+def test_a_warning_of_each_estimate_of_the_driver_is_sent_once() -> None:
+    sent: list[object] = []
+    progress = EventProgress(sent.append)
+    for text in ("not read: *.txt: 3", "not read: *.txt: 3", "other"):
+        progress.warned(text)
+    assert sent == [Warned(None, "not read: *.txt: 3"), Warned(None, "other")]
 
 
 class Lines(io.StringIO):

@@ -129,6 +129,21 @@ def test_a_record_that_is_intact_and_can_not_be_read_is_skipped_in_a_sentence(
     assert warnings == [f"skipped run record `{path}`, which can't be read: {said}"]
 
 
+def test_a_damaged_record_that_is_asked_for_is_named(tmp_path):
+    for key in ("ab12", "cd34"):
+        save(tmp_path, key)
+    RunRecords(tmp_path).path("cd34").write_text("{}")
+    records = RunRecords(tmp_path, warn=lambda _: None)
+    assert records.find("last").key == "ab12"
+    with pytest.raises(StoreError, match="run `cd34` is damaged\nhint: `moist rm cd34`"):
+        records.find("cd")
+    with pytest.raises(ConfigError, match="no runs have a key that starts with `ef`"):
+        records.find("ef")
+    RunRecords(tmp_path).path("ab12").unlink()
+    with pytest.raises(StoreError, match="`cd34` is damaged"):
+        records.find("last")
+
+
 SINCE = ("system", "merge.", "mixture.", "ensemble.", "cascade.")
 
 
