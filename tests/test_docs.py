@@ -41,7 +41,7 @@ def commands(text: str) -> list[str]:
     found = []
     for line in text.splitlines():
         for part in re.split(r"&&|\|\|", line.partition("  #")[0]):
-            words = part.split(">")[0].strip().removeprefix("uv run ").strip()
+            words = re.split(r"\s>", part)[0].strip().removeprefix("uv run ").strip()
             found += [words] if re.match(r"moist(\s|$)", words) else []
     return found
 

@@ -45,6 +45,7 @@ NEEDED = {
     "--reference": ("--hypervolume", "--compare"),
     "--workers": ("--reseed",),
     "--threads": ("--reseed",),
+    "--dry-run": ("--reseed",),
     "--group": ("--wandb",),
 }
 
@@ -93,6 +94,7 @@ class Results(NamedTuple):
     help="Train the members under N new seeds; print mean, deviation, and the probability of"
     " being on the frontier.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what --reseed would train; train nothing.")
 @WORKERS
 @EACH_THREADS
 @JSON
@@ -111,6 +113,7 @@ def pareto(
     reference: tuple[str, ...],
     compare: bool,
     reseed: int | None,
+    dry_run: bool,
     workers: int,
     threads: int | None,
     as_json: bool,
@@ -128,7 +131,7 @@ def pareto(
     moist pareto quickstart
     moist pareto quickstart --x latency_ms --plot frontier.svg
     moist pareto quickstart --hypervolume --reference accuracy=0.5 --reference mflops=20
-    moist pareto quickstart --reseed 3
+    moist pareto quickstart --reseed 3 --dry-run
     moist pareto quickstart other --compare
     moist pareto --wandb me/moist --group quickstart
     """
@@ -148,6 +151,13 @@ def pareto(
         output(as_json, found, lambda: study_tables.print_comparison(names, found))
     elif hypervolume:
         _print_hypervolume(first, axes, corner, as_json)
+    elif reseed and dry_run:
+        from moist.study.reseed import plan_reseed
+
+        planned, count = plan_reseed(refs[0], times=reseed, workers=workers, threads=threads)
+        head = f"{terminal.counted(count, 'member')} of the frontier, {reseed} new seeds each"
+        data = {"members": count, "seeds": reseed, **planned.record()}
+        output(as_json, data, lambda: study_tables.print_search_plan(planned, head))
     elif reseed:
         from moist.reporting.progress import SearchProgress
         from moist.study.reseed import reseed as train_again

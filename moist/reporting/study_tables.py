@@ -182,9 +182,11 @@ def print_result(
         print(as_typed(f"best trial under a limit:\n  {command}"))
 
 
-def print_search_plan(plan: SearchPlan) -> None:
+def print_search_plan(plan: SearchPlan, head: str = "") -> None:
     """Print how many trials and stages a search would run, and how long they will take."""
     counts = plan.record()
+    if head:
+        print(head)
     print(
         f"{counted(plan.trials, 'trial')} to run, {plan.complete} already complete\n"
         f"{counted(counts['stages_called'], 'stage')} called,"

@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from moist.config import Config
 from moist.errors import ConfigError, StageError
@@ -21,11 +21,11 @@ from moist.results.report import Record, Timing
 from moist.results.trials import Trial
 from moist.study.events import Observer
 from moist.study.ref import StudyRef
-from moist.study.search import search
+from moist.study.search import SearchPlan, plan_search, search
 from moist.study.settings import Settings
-from moist.study.spec import search_spec, sweep_of
+from moist.study.spec import StudySpec, search_spec, sweep_of
 from moist.study.storage import NoStudy, load
-from moist.study.workers import machine_of, make_slots
+from moist.study.workers import Slot, machine_of, make_slots
 from moist.sweepfile import Parameter, Sweep, config_of
 
 MOST = 1000
@@ -63,38 +63,64 @@ def reseed(
     The new trials are a study of their own, `STUDY.reseed`, kept and resumed like any other.
     Raises ConfigError without members, StageError when a training failed.
     """
+    again, front, seeds = _again(ref, times, workers, threads)
+    from moist.env import Env, make_env
+    from moist.store.store import Store
+    from moist.study.costs import time_together
+
+    result = search(
+        again.ref, again.sweep, again.spec, again.settings, slots=again.slots, observers=observers
+    )
+    groups = [_group(again.ref, trial, result.trials, seeds) for trial in front]
+    store = Store(ref.home, make_env(Env().progress, threads=threads))
+    latencies = time_together([config_of(again.sweep, trial.params) for trial in front], store)
+    return _members(front, groups, again.spec.objectives, latencies)
+
+
+def plan_reseed(
+    ref: StudyRef, *, times: int, workers: int, threads: int | None
+) -> tuple[SearchPlan, int]:
+    """Plan what `reseed` would train; return it with the number of members. Raises ConfigError."""
+    again, front, _ = _again(ref, times, workers, threads)
+    planned = plan_search(again.ref, again.sweep, again.spec, again.settings, slots=again.slots)
+    return planned, len(front)
+
+
+class _Again(NamedTuple):
+    """The search that trains a frontier under new seeds."""
+
+    ref: StudyRef
+    sweep: Sweep
+    spec: StudySpec
+    settings: Settings
+    slots: Sequence[Slot]
+
+
+def _again(
+    ref: StudyRef, times: int, workers: int, threads: int | None
+) -> tuple[_Again, list[Trial], Sequence[int]]:
+    """Describe the search, with the members of the frontier and the new seeds.
+
+    Raises ConfigError without members.
+    """
     spec, trials = load(ref)
     front = queries.members(trials, spec.objectives)
     if not front:
         raise ConfigError(
             f"study `{ref.name}` has no complete trial", f"run `{ref.locate(spec.command)}`"
         )
-    from moist.env import Env, make_env
-    from moist.store.store import Store
-    from moist.study.costs import time_together
-
     sweep = seeded(sweep_of(spec, ref.name))
     seeds = next(one for one in sweep.parameters if one.name == "seed").values()[:times]
     points = [trial.params | {"seed": seed} for trial in front for seed in seeds]
     slots = make_slots(None, workers, threads)
     machine = machine_of(slots, {one.name for one in spec.objectives})
-    again = replace(ref, name=f"{ref.name}.reseed")
     changed = {
         "facts": search_spec(sweep, spec.objectives, 0, machine),
         "command": ref.command("pareto", "--reseed", str(times)),
     }
-    result = search(
-        again,
-        sweep,
-        spec.model_copy(update=changed),
-        Settings(trials=len(points), best={}, points=points),
-        slots=slots,
-        observers=observers,
-    )
-    groups = [_group(again, trial, result.trials, seeds) for trial in front]
-    store = Store(ref.home, make_env(Env().progress, threads=threads))
-    latencies = time_together([config_of(sweep, trial.params) for trial in front], store)
-    return _members(front, groups, spec.objectives, latencies)
+    settings = Settings(trials=len(points), best={}, points=points)
+    again = replace(ref, name=f"{ref.name}.reseed")
+    return _Again(again, sweep, spec.model_copy(update=changed), settings, slots), front, seeds
 
 
 def reseeded(ref: StudyRef, front: Sequence[Trial], name: str) -> dict[int, tuple[float, float]]:

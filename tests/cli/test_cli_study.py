@@ -419,6 +419,17 @@ def test_status_prints_states_seconds_and_the_command_that_continues(ask, file):
     assert f"moist sweep optuna {file}" in said.out
 
 
+def test_a_frontier_under_new_seeds_is_planned_without_training(ask, home):
+    before = sorted(home.rglob("*"))
+    members = len(ask("pareto", "four", "--json").json)
+    found = ask("pareto", "four", "--reseed", 3, "--dry-run", "--json", "--threads", "1").json
+    assert (found["members"], found["seeds"], found["trials"]) == (members, 3, 3 * members)
+    assert found["complete"] == 0 and found["stages_to_compute"] > 3 * members
+    assert sorted(home.rglob("*")) == before
+    said = ask("pareto", "four", "--dry-run")
+    assert said.code == 2 and "`--dry-run` does nothing without `--reseed`" in said.err
+
+
 @pytest.mark.slow
 def test_a_frontier_under_new_seeds_has_means_deviations_and_probabilities(ask, home):
     front = ask("pareto", "four", "--json").json
