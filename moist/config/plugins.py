@@ -44,6 +44,7 @@ from moist.errors import ConfigError, brief, did_you_mean
 E = TypeVar("E")
 ZOOS = {"teachers": ("torchvision", "timm")}
 """Packages whose networks are named `PACKAGE:NAME`, by registry."""
+CONTRACT = "`python -m pydoc moist.config.plugins` shows what is expected"
 UNFIT = "unfit_name"
 """The type of pydantic's error for a name that is known, but can't be used."""
 

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moist.config.plugins import Registry
+from moist.config.plugins import CONTRACT, Registry
 from moist.errors import DataError, MoistError, brief
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
-HINT = "CONTRIBUTING.md has the contract"
 
 
 @dataclass(frozen=True)
@@ -34,16 +33,16 @@ def data_entry(found: Any, what: str) -> DataEntry:
     """Return the entry of another package's data set. Raises DataError if it is unfit."""
     if not isinstance(found, DataEntry):
         raise DataError(
-            f"{what} is unfit: expected a `DataEntry`, found {type(found).__name__}", HINT
+            f"{what} is unfit: expected a `DataEntry`, found {type(found).__name__}", CONTRACT
         )
     classes, shape = tuple(map(str, found.classes)), tuple(found.image_shape)
     if len(set(classes)) < 2 or len(set(classes)) < len(classes):
         raise DataError(
-            f"{what} is unfit: expected 2 or more different classes, found {classes}", HINT
+            f"{what} is unfit: expected 2 or more different classes, found {classes}", CONTRACT
         )
     if len(shape) != 3 or shape[0] not in {1, 3}:
         raise DataError(
-            f"{what} is unfit: expected the image shape (1 or 3, H, W), found {shape}", HINT
+            f"{what} is unfit: expected the image shape (1 or 3, H, W), found {shape}", CONTRACT
         )
     return DataEntry(classes, shape, found.load, what)
 
@@ -73,7 +72,7 @@ def arrays_of(entry: DataEntry, root: Path | None) -> tuple[Arrays, Arrays]:
                 f"{entry.what} is unfit: expected {expected} in `{name}`, found images"
                 f" {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}"
                 + (f" from {labels.min()} to {labels.max()}" if labels.size else ""),
-                HINT,
+                CONTRACT,
             )
     (train, train_labels), (test, test_labels) = splits
     return (train, train_labels.astype(np.int64)), (test, test_labels.astype(np.int64))

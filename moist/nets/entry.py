@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from moist.config import RoutingConfig, StudentConfig
+from moist.config.plugins import CONTRACT
 from moist.errors import ConfigError, MoistError, brief
 
 Shape = tuple[int, int, int]
@@ -117,6 +118,4 @@ def _unfit(what: str, found: Any, expected: str) -> ConfigError:
     shown = found if isinstance(found, str) else type(found).__name__
     if isinstance(found, torch.Tensor):
         shown = f"{str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}"
-    return ConfigError(
-        f"{what} is unfit: expected {expected}, found {shown}", "CONTRIBUTING.md has the contract"
-    )
+    return ConfigError(f"{what} is unfit: expected {expected}, found {shown}", CONTRACT)

@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import signal
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 PROJECT = "moist"
 """The project of runs on the server, unless WANDB_PROJECT or the sweep file names one."""
+
+# requests ignores it where it is imported, here by wandb in a thread; another thread that restores
+# its own filters meanwhile would undo that.
+warnings.filterwarnings("ignore", "SOCKS support in urllib3")
 
 SETTINGS: dict[str, Any] = {
     "console": "off",

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from moist.config import DistillConfig
-from moist.config.plugins import Registry
+from moist.config.plugins import CONTRACT, Registry
 from moist.errors import ConfigError, brief
 
 
@@ -177,7 +177,7 @@ def soft_loss(found: Any, what: str) -> Soft:
             raise ConfigError(
                 f"{what} is unfit: expected a scalar tensor with a gradient, found"
                 f" {type(value).__name__}{shape}",
-                "CONTRIBUTING.md has the contract",
+                CONTRACT,
             )
         return value
 
