@@ -8,12 +8,13 @@ import click
 
 from moist.api.compute import Compute
 from moist.api.runs import run_of
+from moist.cli import completion
 from moist.cli.options import JSON, PATH, STORAGE, computing, print_json, study_ref
 from moist.disk import write_atomically, writing
 
 
 @click.command()
-@click.argument("name", metavar="RUN|STUDY")
+@click.argument("name", metavar="RUN|STUDY", shell_complete=completion.runs_or_studies)
 @click.option(
     "--output",
     "-o",

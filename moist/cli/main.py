@@ -80,6 +80,14 @@ def cli() -> None:
     moist sweep optuna sweeps/quickstart.yaml   search hyperparameters
 
     KEY=VALUE (and @FILE of them) changes a run's result; a --flag never does.
+
+    Completion of keys, values, studies and runs, in an environment in which `moist` is found, for
+    bash (in ~/.bashrc), zsh or fish:
+
+    \b
+    eval "$(_MOIST_COMPLETE=bash_source moist)"
+    eval "$(_MOIST_COMPLETE=zsh_source moist)"
+    _MOIST_COMPLETE=fish_source moist | source
     """
 
 
@@ -89,6 +97,12 @@ def main() -> None:
     try:
         check_surroundings()
         with handled():
+            if "_MOIST_COMPLETE" in os.environ:
+                from click.shell_completion import add_completion_class
+
+                from moist.cli.completion import Bash
+
+                add_completion_class(Bash)
             code = cli.main(prog_name="moist", standalone_mode=False)
             click.echo(nl=False)  # flush, if there is a standard output
             sys.exit(code)

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from pydantic import BaseModel
 
 from moist.api.compute import Compute
+from moist.cli import completion
 from moist.disk import HOME as DEFAULT_HOME
 from moist.disk import expanded
 from moist.errors import ConfigError
@@ -61,8 +62,13 @@ STORAGE = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print unrounded values as JSON.")
 CSV = click.option("--csv", "as_csv", is_flag=True, help="Print unrounded values as CSV.")
-FILE = click.argument("file", type=PATH)
-OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | @FILE]...")
+FILE = click.argument("file", type=PATH, shell_complete=completion.files)
+OVERRIDES = click.argument(
+    "overrides",
+    nargs=-1,
+    metavar="[KEY=VALUE | @FILE]...",
+    shell_complete=completion.overrides,
+)
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print no progress, only warnings.")
 THREADS = click.option("--threads", type=click.IntRange(1), help="Number of CPU threads.")
 WORKERS = click.option(
@@ -103,7 +109,9 @@ def of_study(command: Command) -> Command:
     def wrapped(*, study: str, storage: str | None, home: Path, **others: Any) -> None:
         command(ref=study_ref(study, storage, home), **others)
 
-    decorated: Command = click.argument("study")(STORAGE(HOME(wrapped)))
+    decorated: Command = click.argument("study", shell_complete=completion.studies)(
+        STORAGE(HOME(wrapped))
+    )
     return decorated
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import click
 
+from moist.cli import completion
 from moist.cli.options import (
     CSV,
     EACH_THREADS,
@@ -59,7 +60,7 @@ class Results(NamedTuple):
 
 
 @click.command()
-@click.argument("studies", nargs=-1, metavar="[STUDY]...")
+@click.argument("studies", nargs=-1, metavar="[STUDY]...", shell_complete=completion.studies)
 @click.option(
     "--wandb",
     "sources",

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from moist.api.runs import load
+from moist.cli import completion
 from moist.cli.options import (
     CSV,
     DEVICE,
@@ -29,7 +30,7 @@ from moist.reporting.terminal import duration
 
 
 @click.command()
-@click.argument("model", metavar="RUN|STUDY|FILE.onnx")
+@click.argument("model", metavar="RUN|STUDY|FILE.onnx", shell_complete=completion.runs_or_studies)
 @click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGE|FOLDER|-...")
 @click.option(
     "--top", default=1, show_default=True, type=click.IntRange(1), metavar="N",

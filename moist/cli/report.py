@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from moist.api.runs import study_or_run
+from moist.cli import completion
 from moist.cli.options import HOME, PATH, STORAGE, study_ref
 from moist.study.ref import StudyRef
 
 
 @click.command()
-@click.argument("name", metavar="STUDY|RUN")
+@click.argument("name", metavar="STUDY|RUN", shell_complete=completion.runs_or_studies)
 @click.option(
     "--output",
     "-o",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from moist.cli import completion
 from moist.cli.options import (
     CSV,
     HOME,
@@ -27,7 +28,12 @@ from moist.study.storage import load as load_study
 
 
 @click.command()
-@click.option("--study", metavar="NAME", help="Only the runs of this study's trials.")
+@click.option(
+    "--study",
+    metavar="NAME",
+    help="Only the runs of this study's trials.",
+    shell_complete=completion.studies,
+)
 @click.option(
     "--where",
     multiple=True,
@@ -90,8 +96,8 @@ def runs(
 
 
 @click.command()
-@click.argument("run")
-@click.argument("other")
+@click.argument("run", shell_complete=completion.runs)
+@click.argument("other", shell_complete=completion.runs)
 @JSON
 @HOME
 def diff(run: str, other: str, as_json: bool, home: Path) -> None:
@@ -109,7 +115,7 @@ def diff(run: str, other: str, as_json: bool, home: Path) -> None:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=completion.runs)
 @JSON
 @HOME
 def show(run: str, as_json: bool, home: Path) -> None:
@@ -128,7 +134,7 @@ def show(run: str, as_json: bool, home: Path) -> None:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=completion.runs)
 @CSV
 @JSON
 @HOME

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from moist.api.compute import Compute
+from moist.cli import completion
 from moist.cli.options import (
     HOME,
     JSON,
@@ -236,7 +237,13 @@ def clear(stage: str | None, yes: bool, home: Path) -> None:
 
 
 @click.command()
-@click.argument("words", nargs=-1, required=True, metavar="RUN|STUDY...")
+@click.argument(
+    "words",
+    nargs=-1,
+    required=True,
+    metavar="RUN|STUDY...",
+    shell_complete=completion.runs_or_studies,
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @JSON

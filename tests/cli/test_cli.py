@@ -521,7 +521,7 @@ def test_the_list_of_commands_says_what_their_help_says(name):
 
 
 LIGHT = """
-import sys
+import os, sys
 from moist.cli.main import main
 for words, heavy in (
     (["--version"], {"pydantic", "rich"}),
@@ -535,6 +535,10 @@ for words, heavy in (
     try: main()
     except SystemExit as end: assert not end.code
     assert not heavy & sys.modules.keys(), words
+os.environ |= {"_MOIST_COMPLETE": "bash_complete", "COMP_LINE": "moist best "}
+try: main()
+except SystemExit as end: assert not end.code
+assert not {"torch", "optuna"} & sys.modules.keys(), "completion"
 """
 
 
