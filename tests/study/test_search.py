@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import acme
 import pytest
 import torch
 from PIL import Image
@@ -38,7 +39,7 @@ from moist.study.search import (
     search,
 )
 from moist.study.settings import SearchResult, Settings
-from moist.study.spec import study_spec, sweep_of
+from moist.study.spec import check_content, study_spec, sweep_of
 from moist.study.workers import Slot, machine_of, make_slots
 from moist.sweepfile import Sweep, config_of, read_sweep
 from moist.sweepfile import grid as points_of
@@ -528,3 +529,18 @@ def test_a_start_is_refused_before_it_says_how_it_tracks(
     command = ["sweep", "optuna", study.sweep.path, *TINY, *words.split(), "--wandb", "offline"]
     found = Said(capsys, *command, "--home", tmp_path)
     assert found.code == 2 and found.err.startswith("error: ") and said in found.err
+
+
+def test_a_study_is_not_continued_with_another_version_of_a_package(tmp_path: Path) -> None:
+    site, file = tmp_path / "site", tmp_path / "routers.yaml"
+    file.write_text("method: grid\nparameters:\n  router: {values: [linear, mlp]}\n")
+    found = []
+    for version in ("1.0", "2.0"):
+        acme.install(site, version=version)
+        with acme.installed(site):
+            sweep = read_sweep(file, TINY[:4])
+            spec = study_spec(sweep, DEFAULT, 0, "moist sweep optuna routers.yaml")
+            found.append(check_start(ref(tmp_path), sweep, spec, Settings(trials=1))[0])
+    check_content(ref(tmp_path), found[0], found[0])
+    with pytest.raises(ConfigError, match=r"made from other packages: acme 1.0; now acme 2.0"):
+        check_content(ref(tmp_path), *found)
