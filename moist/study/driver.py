@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moist.config import Config
+from moist.config.systems import SYSTEMS
 from moist.disk import writing
 from moist.errors import ConfigError, StageError
 from moist.interrupts import check, deferred, undeferred
@@ -211,12 +212,17 @@ class Driver:
             case events.StageFinished():
                 self._add_stage(entry, event)
             case events.EpochDone():
+                self._report(entry, event)
                 self._prune(entry, event)
             case events.Deferred():
                 entry.locked = set(event.keys)
                 self.schedule.add(entry)
             case events.Completed():
                 self.schedule.drop(entry.number)
+                stage = SYSTEMS[entry.config.system].model_stage
+                for epoch, accuracy in enumerate(event.curves.get(stage, ()), 1):
+                    if epoch not in entry.reported:
+                        self.ledger.report(entry.number, epoch, accuracy)
                 found = quantities(event.report)
                 self._complete(
                     entry.number, "trained", event.report, found, entry=entry, curves=event.curves
@@ -236,6 +242,19 @@ class Driver:
             entry.computed[event.key] = event.seconds
         elif event.key not in entry.computed and event.stage not in OWN_STAGES:
             entry.reused[event.key] = event.seconds
+
+    def _report(self, entry: Entry, event: events.EpochDone) -> None:
+        """Store an epoch of the model's training, where accuracy is the study's only objective.
+
+        With several objectives only complete trials get intermediate values, when they end:
+        Optuna's TPE fails on a pruned trial that has some, and its pruners refuse such studies.
+        """
+        accuracy = event.metrics.get("val_accuracy")
+        alone = [one.name for one in self.ledger.objectives] == ["accuracy"]
+        if alone and accuracy is not None:
+            if event.stage == SYSTEMS[entry.config.system].model_stage:
+                self.ledger.report(entry.number, event.done, accuracy)
+                entry.reported.add(event.done)
 
     def _prune(self, entry: Entry, event: events.EpochDone) -> None:
         """Stop a trial whose optimistic bound is dominated; with `audit` only note it."""

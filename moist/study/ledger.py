@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 DRIVER_LOST = "its driver was lost"
+METRIC_NAMES = "study:metric_names"
+"""Optuna's name of what `Study.set_metric_names` stores, which warns that it is experimental."""
+FLAT = ("key", "seconds", "saved", "reason", "command")
+"""User attributes of a trial that has ended, beside its quantities and its test accuracy."""
+LINE = 90
+"""Characters on a line of optuna-dashboard's page of a trial, 1280 pixels wide."""
 NOTE = 2000
 """Characters of a note: the length of an attribute that every database can store."""
 
@@ -59,6 +65,9 @@ class Ledger:
         self._trials: dict[int, Trial] = {}
         self.drawn = 0
         self.tried: set[str] = set()
+        names = [one.name for one in spec.objectives]
+        if study.metric_names != names:
+            storage.set_study_system_attr(study._study_id, METRIC_NAMES, names)
         self._read_all()
 
     def trials(self) -> list[Trial]:
@@ -122,7 +131,7 @@ class Ledger:
     def complete(self, number: int, found: Mapping[str, float], **run: Any) -> None:
         """End a trial with its quantities, among them every objective."""
         values = [found[objective.name] for objective in self.objectives]
-        self._set(number, RUN, {"quantities": dict(found), **run})
+        self._store(number, {"quantities": dict(found), **run})
         self.study.tell(number, values)
         self._read(self.storage.get_trial(self._ids[number]))
 
@@ -133,6 +142,10 @@ class Ledger:
     def fail(self, number: int, reason: str, **run: Any) -> None:
         """End a trial that failed, with the reason."""
         self._finish(number, "FAIL", reason, run)
+
+    def report(self, number: int, epoch: int, accuracy: float) -> None:
+        """Store the validation accuracy after an epoch as Optuna's intermediate value."""
+        self.storage.set_trial_intermediate_value(self._ids[number], epoch, accuracy)
 
     def limit(self, number: int, name: str, excess: float) -> None:
         """Store how far a trial exceeds a limit (at most 0: kept); samplers learn from it."""
@@ -170,9 +183,23 @@ class Ledger:
         self._read_all()
 
     def _finish(self, number: int, state: str, reason: str, run: Mapping[str, Any]) -> None:
-        self._set(number, RUN, {"reason": reason, **run})
+        self._store(number, {"reason": reason, **run})
         self.study.tell(number, state=TrialState[state])
         self._read(self.storage.get_trial(self._ids[number]))
+
+    def _store(self, number: int, run: Mapping[str, Any]) -> None:
+        """Store what a trial that ends found, once to be read, and flat for Optuna's own tools.
+
+        optuna-dashboard breaks no line of an attribute: a text that fits on none, as a long
+        command, is in the note alone. Objectives are values, and have their names there.
+        """
+        self.storage.set_trial_system_attr(self._ids[number], RUN, dict(run))
+        found = {**run.get("quantities", {}), **{name: run.get(name) for name in FLAT}}
+        found["test_accuracy"] = run.get("reported", {}).get("accuracy")
+        objectives = {one.name for one in self.objectives}
+        for name, value in found.items():
+            if name not in objectives and value is not None and len(str(value)) <= LINE:
+                self._set(number, name, value)
 
     def annotate(self, number: int, note: str, files: Iterable[Path]) -> None:
         """Attach a note (Markdown) and files, for optuna-dashboard. Call before the trial ends."""

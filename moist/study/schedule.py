@@ -20,7 +20,8 @@ class Entry:
     """A trial that was drawn and has not ended.
 
     `attempts` says how each earlier one was lost, `locked` are keys that it found locked by other
-    processes; `computed` and `reused` are seconds by key; `stage` is being computed.
+    processes; `computed` and `reused` are seconds by key; `stage` is being computed; `reported`
+    are the epochs whose accuracy is stored.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Entry:
     computed: dict[str, float] = field(default_factory=dict)
     reused: dict[str, float] = field(default_factory=dict)
     stage: str = ""
+    reported: set[int] = field(default_factory=set)
 
     @property
     def calls(self) -> tuple[Call, ...]:

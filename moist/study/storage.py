@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
-ASKED, RUN, ATTEMPTS, RETRY_OF = "asked", "run", "attempts", "retry_of"
-"""Optuna's user attributes of a trial: set when its parameters are drawn, when it ends, whenever a
-worker is lost, and when it repeats a failed trial."""
+ASKED, ATTEMPTS, RETRY_OF = "asked", "attempts", "retry_of"
+"""Optuna's user attributes of a trial: set when its parameters are drawn, whenever a worker is
+lost, and when it repeats a failed trial."""
+RUN, EARLIER_RUN = "moist:run", "run"
+"""Optuna's system attribute of a trial that has ended, with all but its values; earlier versions
+have it as a user attribute, which optuna-dashboard prints on one line of thousands of pixels."""
 
 STATES: dict[str, State] = {
     "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running",
@@ -192,5 +195,5 @@ def trial_of(frozen: FrozenTrial, objectives: Sequence[Objective]) -> Trial:
             attempts=tuple(frozen.user_attrs.get(ATTEMPTS, ())),
             drawn=ASKED in frozen.user_attrs,
             retry_of=frozen.user_attrs.get(RETRY_OF),
-            **frozen.user_attrs.get(RUN, {}),
+            **(frozen.system_attrs.get(RUN) or frozen.user_attrs.get(EARLIER_RUN, {})),
         )

@@ -14,7 +14,7 @@ from moist.results.objectives import DEFAULT, parse_objectives
 from moist.results.report import Machine
 from moist.study.ledger import opened
 from moist.study.spec import FACTS, Content, StudySpec, continued, study_spec
-from moist.study.storage import RUN, load, trials_of
+from moist.study.storage import EARLIER_RUN, RUN, load, trials_of
 from moist.sweepfile import Parameter, Sweep
 
 SWEEP = Sweep("some", Path("some.yaml"), "grid", None, {}, (Parameter("k", "int", low=2, high=9),))
@@ -210,9 +210,12 @@ def test_content_is_compared_by_its_digest_however_it_was_described():
         ({"future": 3}, "`future` is unknown to this version"),
     ],
 )
-def test_a_trial_that_can_not_be_read_is_named_in_a_sentence(changed, said):
+@pytest.mark.parametrize(
+    ("attribute", "name"), [("system_attrs", RUN), ("user_attrs", EARLIER_RUN)]
+)
+def test_a_trial_that_can_not_be_read_is_named_in_a_sentence(changed, said, attribute, name):
     study = kept(None)
-    study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={RUN: changed}))
+    study.add_trial(optuna.trial.create_trial(value=0.5, **{attribute: {name: changed}}))
     with pytest.raises(StoreError, match=f"^can't read trial 0: {said}\nhint: it is damaged, or"):
         trials_of(study, DEFAULT)
 
