@@ -12,6 +12,7 @@ from recipes import CALLED, env, tiny
 
 from moist.config import RoutingConfig, StudentConfig
 from moist.data.random import seeded
+from moist.env import Env
 from moist.measure.multiply_adds import cost
 from moist.measure.stage_times import WORKS, Counts, Net, StageTimes, Work, _counts, expected
 from moist.nets.build import network
@@ -19,11 +20,12 @@ from moist.nets.cnn import STUDENTS, TEACHERS
 from moist.nets.routers import ROUTERS
 from moist.pipeline import stages
 from moist.results.expected import Expected, total
-from moist.stages import VERSIONS
-from moist.store.artifacts import Router, Spec, Student, Teacher
+from moist.stages import VERSIONS, stage
+from moist.store.artifacts import Clusters, Router, Spec, Student, Teacher
 from moist.store.calls import Call
 from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
+from moist.store.store import Store
 
 RATE = 1e10
 
@@ -154,6 +156,24 @@ def test_a_record_whose_inputs_were_deleted_is_not_compared(trained: Callable[[]
     expected = {call.stage: call.expected for call in planned(home, "seed=9")}
     assert expected["train_teacher"] is None and expected["teacher_logits"] is None
     assert expected["train_jointly"] is not None
+
+
+@stage(version=1)
+def foreign(env: Env, *, source: str) -> Clusters:
+    """Stand for a stage of another version of moist."""
+    return Clusters((0,), {})
+
+
+def test_a_plan_reads_past_damaged_data_and_stages_that_it_does_not_know(
+    trained: Callable[[], Path],
+) -> None:
+    home = trained()
+    Store(home, env()).call(foreign, source="x")
+    assert any(call.expected for call in planned(home, "distill.epochs=9"))
+    data = next(call for call in planned(home) if call.stage == "prepare")
+    (ObjectStore(home).folder(data.key) / "tensors.safetensors").write_bytes(b"damaged")
+    expected = {call.stage: call.expected for call in planned(home, "distill.epochs=9")}
+    assert expected["distill_student"] is None and expected["cluster_classes"] is None
 
 
 # the time of several
