@@ -266,6 +266,20 @@ def test_gains_are_learned_from_trials_of_an_earlier_start_too(study):
     assert one.states[8] == "pruned"
 
 
+@pytest.mark.parametrize("objectives", ["accuracy", "accuracy mflops"])
+def test_epochs_are_in_optuna_while_a_trial_trains_only_if_accuracy_is_all(study, objectives):
+    """Optuna's TPE fails on a trial that is pruned with epochs in a study of two objectives."""
+    trained = epochs("train_jointly", 0.5, 0.7)
+    script = {0: [*trained, Do("raise", ValueError("no luck"))], 1: [*trained, Do("find", 0.8)]}
+    one = study(script, hidden_width=[10, 20])
+    named = parse_objectives(objectives.split())
+    one.ledger = in_memory(study_spec(one.sweep, named, 0, "moist"))
+    one.drive(1)
+    failed, complete = one.ledger.study.trials
+    assert failed.intermediate_values == ({1: 0.5, 2: 0.7} if len(named) == 1 else {})
+    assert complete.intermediate_values == {1: 0.5, 2: 0.7}
+
+
 def test_a_trial_that_an_observer_stops_is_pruned_with_its_reason(study):
     one = study({0: [*epochs("distill_student", 0.5), Do("hang")]}, hidden_width=[10, 20])
     one.seen.stopped = {0: "stopped from elsewhere"}
