@@ -5,7 +5,13 @@ Public names are imported on first use, so that `import moist` and `moist --help
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    # Threads that wait spin 300,000 times by default, which beside other work slows everything;
+    # `moist bench contention` measures it. OpenMP reads this when torch is imported.
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
 if TYPE_CHECKING:
     from moist.api.runs import Result, load, run

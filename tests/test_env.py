@@ -1,5 +1,6 @@
 """The environment of a stage: warnings of a busy machine."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moist.bench.contention import contention
 from moist.env import Env, Silent, cores, crowded, make_env
 
 BURN = "print('burning', flush=True)\nwhile True: pass"
@@ -71,3 +73,26 @@ def test_bf16_is_warned_of_on_a_processor_that_emulates_it() -> None:
     assert (warning is None) == supported
     assert warning is None or "precision=float32" in warning
     assert Env(CPU).emulation("float32") is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_threads_wait_briefly_unless_the_user_says_how(setting, spins):
+    others = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    code = "import moist, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=others | setting,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [spins, "False"]
+
+
+@pytest.mark.slow
+def test_training_is_timed_beside_a_busy_core_and_alone():
+    found = contention(rounds=1, threads=1)
+    assert found["n"] == 1 and all(found[one]["slowdown"] > 0 for one in ("moist", "default"))

@@ -167,3 +167,36 @@ def overhead(file: Path, overrides: tuple[str, ...], trials: int, as_json: bool)
         f" {found['ms_median']:.0f}; of the last {found['last']}:"
         f" {found['ms_median_of_the_last']:.0f})"
     )
+
+
+@bench.command()
+@click.option(
+    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Interleaved rounds."
+)
+@THREADS
+@JSON
+def contention(rounds: int, threads: int | None, as_json: bool) -> None:
+    """Time training beside a busy core.
+
+    Compares how moist's threads wait for each other with the OpenMP runtime's default, which
+    spins. Start it on an idle machine: it makes its own busy core. About 3 minutes.
+
+    \b
+    moist bench contention
+    """
+    from moist.bench.contention import contention as measure
+
+    found = measure(rounds=rounds, threads=threads)
+    if as_json:
+        print_json(found)
+        return
+    for policy in ("moist", "default"):
+        one = found[policy]
+        click.echo(
+            f"{policy}: {one['idle_ms']:.1f} ms a step idle, {one['busy_ms']:.1f} beside a busy"
+            f" core, {one['slowdown']:.2f} times"
+        )
+    click.echo(
+        f"idle, moist takes {found['idle_cost']:.2f} times the default's time"
+        f" ({found['threads']} threads, {found['cores']} cores, n={rounds})"
+    )
