@@ -34,8 +34,9 @@ def main(overrides: tuple[str, ...], path: Path | None, compute: Compute) -> Non
         call = Bound(store, data=data, augment=c.augment, precision=c.precision, seed=c.seed)
         teacher = call(train_teacher, teacher=c.teacher)
         found = call(evaluate, model=teacher, oracle=False).value
-    for row in teacher.value.history:
-        click.echo("  ".join(f"{name} {value:.5g}" for name, value in row.items()))
+    for epoch, row in enumerate(teacher.value.history, 1):
+        figures = "  ".join(f"{name} {value:.5g}" for name, value in row.items())
+        click.echo(f"epoch {epoch}  {figures}")
     val = "no validation split" if found.val_accuracy is None else f"{found.val_accuracy:.2%}"
     click.echo(f"validation {val} (n={found.n_val}), test {found.accuracy:.2%} (n={found.n})")
     if path is not None:

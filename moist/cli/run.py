@@ -92,4 +92,6 @@ def config(overrides: tuple[str, ...], keys: bool, as_json: bool) -> None:
     if as_json:
         print_json([values])
         return
-    click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=inf), nl=False)
+    breaks = set("\x85\u2028\u2029")  # unless escaped, YAML folds them as it folds lines
+    plain = not any(breaks & set(value) for value in values.values() if isinstance(value, str))
+    click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=plain, width=inf), nl=False)

@@ -392,6 +392,8 @@ def test_the_printed_config_can_be_read_back_as_a_file(tmp_path, capsys):
 @given(st.text(st.characters(codec="utf-8"), min_size=1))
 @example("/x/my set #2")
 @example("x: [y]\n- z")
+@example("0\x850")
+@example("ü\u20280")
 @example("'\"\\ \u2028\x85\x07")
 def test_any_path_is_read_back_from_the_printed_config(path):
     config = build({"data.name": "folder", "data.root": path, "teacher.weights": path})

@@ -283,8 +283,8 @@ def limited(name: str, most: float, stored: bool = True, seed: int = 0) -> list[
         number, params = draw(ledger, WIDE, name, seed)
         cost = found(params)["mflops"]
         if stored:
-            ledger.limit(number, str(limit), limit.excess(cost))
-        if limit.excess(cost) > 0:
+            ledger.limit(number, str(limit), limit.excess({limit.name: cost}))
+        if limit.excess({limit.name: cost}) > 0:
             ledger.prune(number, f"it can't keep {limit}")
         else:
             ledger.complete(number, found(params))

@@ -64,7 +64,7 @@ def test_an_installed_wheel_has_the_sweep_files(tmp_path):
     paper = moist("config", "@paper")
     assert paper == moist("config", "@sweeps/paper.yaml") and "temperature: 5.0" in paper
     assert "joint.objective: hierarchical" in moist("config", "@shared_trunk")
-    assert moist("sweep", "check", "width").startswith("width: 1 parameters")
+    assert moist("sweep", "check", "width").startswith("width: 1 parameter,")
     rehearsed = moist("sweep", "optuna", "quickstart", "--dry-run", "--home", str(tmp_path / "h"))
     assert "16 trials to run" in rehearsed
     assert list(elsewhere.iterdir()) == []
