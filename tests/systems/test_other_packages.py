@@ -204,7 +204,7 @@ def test_a_sweep_over_a_packages_names_runs_in_workers_and_is_continued(tmp_path
     moist("sweep", "optuna", file, "--trials", 3, "--workers", 2)
     moist("sweep", "optuna", file, "--trials", 4)
     best = json.loads(moist("best", "each", "--max", "mflops=0.01", "--json"))
-    assert best["params"]["student.arch"] == "mlp"
+    assert best["trial"]["params"]["student.arch"] == "mlp"
     acme.install(site, version="2.0")
     said = moist("sweep", "optuna", file, code=2)
     assert "was made from other" in said and "acme 1.0" in said and "acme 2.0" in said

@@ -57,7 +57,8 @@ def chosen(home: Path, overrides: str) -> tuple[list[Any], dict[str, float], flo
         for call in store.calls
         if call.stage not in MEASURED
     ]
-    selects = {name: value for name, value in quantities(report).items() if name != "latency_ms"}
+    timed = {"latency_ms", "latency_spread"}
+    selects = {name: value for name, value in quantities(report).items() if name not in timed}
     return [made, curves(out)], selects, report.accuracy
 
 
