@@ -2,6 +2,7 @@
 
 from moist.config import Config
 from moist.config.systems import known_students
+from moist.data.sources import Source
 from moist.results.report import Report
 from moist.stages.distill import distill_student
 from moist.stages.levels import teacher_levels
@@ -16,17 +17,20 @@ from moist.systems.shared import evaluated, prepared, timed
 from moist.systems.student import sizes
 
 
-def run(config: Config, store: Backend) -> Report:
-    """Train and measure the model that `config` describes; stored stages are reused."""
+def run(config: Config, store: Backend, source: Source | None = None) -> Report:
+    """Train and measure the model that `config` describes; stored stages are reused.
+
+    `source` is the config's data, if they have been found already.
+    """
     before = len(store.calls)
-    out = stages(config, store)
+    out = stages(config, store, source)
     return report_of(config, out, store.calls[before:])
 
 
-def stages(config: Config, store: Backend) -> Outputs:
+def stages(config: Config, store: Backend, source: Source | None = None) -> Outputs:
     """Call every stage of the method. Over a `Plan` nothing is computed, only keys."""
     c, arch, k = config, architecture(config), known_students(config)
-    data, weights = prepared(c, store)
+    data, weights = prepared(c, store, source)
     call = Bound(store, data=data, augment=c.augment, precision=c.precision, seed=c.seed)
     latencies = None if k is None else timed(call, c, arch, k)  # of untrained networks
     teacher, logits = teach(call, c, weights)

@@ -13,9 +13,9 @@ from moist.config.overrides import build, given
 from moist.config.unread import check_read
 from moist.disk import expanded, home_of
 from moist.errors import ConfigError
-from moist.reporting.terminal import SHORT
 from moist.results.objectives import quantities, reported
 from moist.results.report import Report
+from moist.store.keys import SHORT
 from moist.store.runs import Run, RunRecords, command_for
 from moist.study.query import Study, ref_of
 from moist.study.ref import StudyRef
@@ -174,7 +174,8 @@ def record(
     from moist.tracking.tracker import open_tracker
 
     home, command = compute.home, command_for(config)
-    check(config, locate(config.data, home))  # before anything is tracked
+    source = locate(config.data, home)
+    check(config, source)  # before anything is tracked
     with compute.progress() as progress:
         env = compute.env(progress)
         for warning in (env.crowding(), env.emulation(config.precision)):
@@ -185,7 +186,7 @@ def record(
             tracked.open(run_info(config, home, command), config) as journal,
         ):
             store = Store(home, replace(env, progress=WandbProgress(progress, journal)))
-            report = run_pipeline(config, store)
+            report = run_pipeline(config, store, source)
             recorded = RunRecords(home).save(
                 command=command,
                 config=config,

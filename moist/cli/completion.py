@@ -17,6 +17,7 @@ import click
 from click.shell_completion import BashComplete, CompletionItem, split_arg_string
 
 from moist.disk import home_of
+from moist.store.keys import SHORT
 
 KINDS = {"text", "integer", "number"}
 """What `schema.bounds` says of a key that takes any text or number."""
@@ -84,7 +85,7 @@ def studies(context: click.Context, _: click.Parameter, begun: str) -> list[Comp
 def runs(context: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem[str]]:
     """Complete the key of a run, shortened as it is printed."""
     folder = home_of(context.params.get("home")) / "runs"
-    keys = ["last", *sorted(path.stem[:8] for path in folder.glob("[!.]*.json"))]
+    keys = ["last", *sorted(path.stem[:SHORT] for path in folder.glob("[!.]*.json"))]
     return [CompletionItem(key) for key in keys if key.startswith(begun)]
 
 

@@ -26,7 +26,7 @@ from moist.cli.options import (
 from moist.disk import warn
 from moist.errors import DataError
 from moist.reporting import run_tables
-from moist.reporting.terminal import duration
+from moist.reporting.terminal import counted, duration
 
 
 @click.command()
@@ -82,7 +82,7 @@ def predict(
         print_csv(pd.DataFrame(found))
     else:
         output(as_json, found, partial(run_tables.print_predictions, found))
-    count = f"{len(found):,} image{'s' * (len(found) != 1)}"
+    count = counted(len(found), "image")
     each = f": {1000 * seconds / len(found):.3g} ms an image, with reading it" if found else ""
     click.echo(f"{count} in {duration(seconds)}{each}", err=True)
     if unread:

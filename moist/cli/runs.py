@@ -20,9 +20,10 @@ from moist.cli.options import (
 )
 from moist.errors import ConfigError, as_typed
 from moist.reporting import run_tables
-from moist.reporting.terminal import SHORT, counted
+from moist.reporting.terminal import counted
 from moist.results.frames import curve_frame
 from moist.store.comparison import difference, selected
+from moist.store.keys import SHORT
 from moist.store.runs import RunRecords, frame
 from moist.study.storage import load as load_study
 

@@ -25,6 +25,7 @@ from moist.disk import write_atomically, writing
 from moist.errors import ConfigError, DataError, as_typed
 from moist.reporting import run_tables, study_tables, terminal
 from moist.store import maintenance
+from moist.store.keys import SHORT
 from moist.store.objects import ObjectStore
 
 
@@ -161,7 +162,7 @@ def list_entries(as_json: bool, home: Path) -> None:
         return
     rows = [
         [
-            entry.key[: terminal.SHORT],
+            entry.key[:SHORT],
             entry.stage,
             terminal.size(entry.bytes),
             terminal.duration(entry.seconds),
@@ -192,7 +193,7 @@ def verify(as_json: bool, home: Path) -> None:
         print_json([{"key": key, "problem": problem} for key, problem in problems])
     else:
         for key, problem in problems:
-            click.echo(f"{key[: terminal.SHORT]}: {problem}")
+            click.echo(f"{key[:SHORT]}: {problem}")
         click.echo(f"{len(maintenance.entries(objects))} intact, {len(problems)} damaged")
     if problems:
         raise click.exceptions.Exit(1)

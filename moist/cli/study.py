@@ -22,11 +22,12 @@ from moist.disk import warn
 from moist.errors import ConfigError, as_typed, did_you_mean
 from moist.interrupts import leave_at_once
 from moist.reporting import study_tables
-from moist.reporting.terminal import SHORT, counted
+from moist.reporting.terminal import counted
 from moist.results import queries
 from moist.results.aggregate import averaged
 from moist.results.frames import trial_frame
 from moist.results.objectives import TEST, Objective, known, parse_limits
+from moist.store.keys import SHORT
 from moist.store.runs import RunRecords
 from moist.study.ref import StudyRef
 from moist.study.storage import find, load, overviews

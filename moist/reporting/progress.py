@@ -12,7 +12,6 @@ from rich.text import Text
 
 from moist.reporting.study_tables import format_objective, format_params, trial_line
 from moist.reporting.terminal import (
-    SHORT,
     Heartbeat,
     Running,
     TerminalProgress,
@@ -22,6 +21,7 @@ from moist.reporting.terminal import (
 )
 from moist.results.objectives import losses
 from moist.results.trials import Trial
+from moist.store.keys import SHORT
 from moist.study import events
 from moist.study.time_left import TimeLeft
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from moist.config.systems import system_of
 from moist.errors import as_typed
-from moist.reporting.terminal import SHORT, between, counted, duration, print_table
+from moist.reporting.terminal import between, counted, duration, print_table
 from moist.results.expected import Expected, total
 from moist.results.report import STEADY, Deferral, Measures, Report
 from moist.store.comparison import Difference, differing, value
+from moist.store.keys import SHORT
 
 if TYPE_CHECKING:
     from moist.data.survey import Survey

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from moist.errors import as_typed
 from moist.reporting.run_tables import about_spreads, expected_time, format_latency
-from moist.reporting.terminal import SHORT, counted, duration, print_table, size
+from moist.reporting.terminal import counted, duration, print_table, size
 from moist.results.objectives import SPREAD, TEST, Limit, Objective
 from moist.results.queries import allowing
 from moist.results.trials import Trial
+from moist.store.keys import SHORT
 
 if TYPE_CHECKING:
     from moist.results.aggregate import Averaged, Spread

@@ -23,12 +23,10 @@ from rich.table import Table
 from rich.text import Text
 
 from moist.errors import ConfigError, as_typed, masked
+from moist.store.keys import SHORT
 
 EVERY = 50.0
 """Seconds between two lines about a stage or a search: at least one a minute."""
-
-SHORT = 8
-"""Characters of a key that are printed; commands accept any unique prefix."""
 
 
 def duration(seconds: float) -> str:

@@ -33,7 +33,7 @@ class OnnxModel(Model):
                 EXPORT,
             ) from None
         self.path, self.properties = path, self.runs.get_modelmeta().custom_metadata_map
-        if missing := {"moist", "classes", "crop"} - self.properties.keys():
+        if missing := {"moist", "classes", "crop", "config"} - self.properties.keys():
             raise ConfigError(
                 f"`{path}` is not an export of moist's: its metadata lacks"
                 f" {', '.join(sorted(missing))}",

@@ -23,6 +23,7 @@ from moist.nets.cascade import CascadeNet
 from moist.nets.mixture import MoIST
 from moist.store.artifacts import Dataset
 from moist.store.calls import Backend
+from moist.store.keys import SHORT
 from moist.store.runs import Run
 
 
@@ -161,7 +162,7 @@ class TorchModel(Model):
         self.net = module(model, self.device).eval()
 
     def __repr__(self) -> str:
-        return f"<model of run {self.run.key[:8]}: {self.image_shape} to {len(self.classes)}>"
+        return f"<model of run {self.run.key[:SHORT]}: {self.image_shape} to {len(self.classes)}>"
 
     def answer(self, images_BHWC: torch.Tensor) -> Answer:
         """Classify a batch of uint8 pixels."""

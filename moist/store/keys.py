@@ -12,6 +12,9 @@ from pydantic import BaseModel
 
 from moist.config import Section, keyed
 
+SHORT = 8
+"""Characters of a key that are printed; commands accept any unique prefix."""
+
 
 def canonical(tree: Any) -> bytes:
     """Return the canonical JSON text of a value. Raises ValueError for NaN and infinity."""

@@ -9,6 +9,7 @@ from typing import Any
 from moist.env import Env
 from moist.errors import StoreError
 from moist.store.calls import Call, StageCall
+from moist.store.keys import SHORT
 from moist.store.store import Store
 
 
@@ -52,6 +53,6 @@ class NonBlockingStore(Store):
     def value(self, request: StageCall) -> Any:
         """Read the output. Raises Deferred if it was deferred."""
         if request.key in self.deferred:
-            output = f"`{request.name}` {request.key[:8]}"
+            output = f"`{request.name}` {request.key[:SHORT]}"
             raise Deferred(f"{output} was deferred: another process computes it", self.locked)
         return super().value(request)

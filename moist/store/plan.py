@@ -9,6 +9,7 @@ from moist.env import Env
 from moist.errors import StoreError
 from moist.store.calls import Backend, Call, StageCall
 from moist.store.checkpoint import verified
+from moist.store.keys import SHORT
 from moist.store.objects import Damaged
 
 
@@ -40,7 +41,9 @@ class Plan(Backend):
 
     def value(self, request: StageCall) -> Any:
         """Raise StoreError: a plan has no values."""
-        raise StoreError(f"`{request.name}` {request.key[:8]} is only planned: it has no value")
+        raise StoreError(
+            f"`{request.name}` {request.key[:SHORT]} is only planned: it has no value"
+        )
 
     def _recorded(self, key: str) -> float | None:
         """Return the seconds that an intact stored output took; None if a Store would compute."""

@@ -20,6 +20,7 @@ from moist.store import runs
 from moist.store.artifacts import NotFinite
 from moist.store.calls import Backend, Call, Ref, StageCall, resolved
 from moist.store.checkpoint import read_artifact, verified, write_artifact
+from moist.store.keys import SHORT
 from moist.store.objects import Damaged
 
 
@@ -38,7 +39,7 @@ class Store(Backend):
         """Reuse or compute the output, once no other process computes it."""
         if call := self.find(request):
             return call
-        what = f"another process to finish `{request.name}` {request.key[:8]}"
+        what = f"another process to finish `{request.name}` {request.key[:SHORT]}"
         with self.objects.locked(request.key, what, self.env.progress.warned):
             return self.compute(request)
 
@@ -133,7 +134,7 @@ class Store(Backend):
     def _quarantine(self, request: StageCall, reason: str) -> None:
         moved = self.objects.quarantine(request.key, reason)
         self.env.progress.warned(
-            f"`{request.name}` {request.key[:8]} is damaged ({reason}); moved to {moved},"
+            f"`{request.name}` {request.key[:SHORT]} is damaged ({reason}); moved to {moved},"
             " computing it again"
         )
 

@@ -11,6 +11,7 @@ import torch
 
 from moist.config import Config
 from moist.config.systems import known_students
+from moist.data.sources import Source
 from moist.env import autocast
 from moist.measure.latency import time_interleaved
 from moist.measure.multiply_adds import cost
@@ -81,10 +82,10 @@ class CostEstimator:
         with nullcontext() if timed else self.paused():
             return untrained_quantities(config, self.store, latency=True)
 
-    def plan(self, config: Config) -> CostEstimate:
-        """Return the key and the stages alone: computes nothing."""
+    def plan(self, config: Config, source: Source | None = None) -> CostEstimate:
+        """Return the key and the stages alone: computes nothing; `source` as in `stages`."""
         forecast = Plan(self.store.home, self.store.env, self.reuse, verify=False)
-        key = run_key(config, stages(config, forecast))
+        key = run_key(config, stages(config, forecast, source))
         calls: dict[str, Call] = {}
         for call in self.times.of(forecast) if self.times else forecast.calls:
             calls.setdefault(call.key, call)  # the second call of a stage finds it planned

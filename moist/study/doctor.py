@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moist.results.report import Record
 from moist.results.trials import Trial
+from moist.store.keys import SHORT
 from moist.store.runs import RunRecords
 from moist.study.leases import driver_of
 from moist.study.ref import StudyRef
@@ -82,6 +83,6 @@ def _records(ref: StudyRef, spec: StudySpec, trials: Sequence[Trial]) -> Iterato
             if trial.command:
                 again = ref.locate(trial.command, storage=False)
             yield Finding(
-                problem=f"trial {trial.number} has no valid run record `{trial.key[:8]}` here",
+                problem=f"trial {trial.number} has no valid run record `{trial.key[:SHORT]}` here",
                 remedy=f"run it again: `{again}`",
             )

@@ -10,15 +10,13 @@ from typing import Any
 
 from moist.disk import warn, writing
 from moist.errors import ConfigError, MoistError, StoreError, did_you_mean
+from moist.store.keys import SHORT
 from moist.store.maintenance import Entry, bytes_of, delete, entries
 from moist.store.objects import ObjectStore
 from moist.store.runs import Run, RunRecords, pick
 from moist.study.leases import driver_of, lease
 from moist.study.ref import StudyRef
 from moist.study.storage import find, load, names, open_storage
-
-SHOWN = 8
-"""Characters of a key in messages."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,8 @@ def plan_removal(words: Sequence[str], anywhere: StudyRef) -> Removal:
     for key in keys:
         if key in users:
             raise ConfigError(
-                f"run `{key[:SHOWN]}` is a trial of study `{users[key].name}`",
-                f"remove the study too: `{users[key].command('rm', key[:SHOWN])}`",
+                f"run `{key[:SHORT]}` is a trial of study `{users[key].name}`",
+                f"remove the study too: `{users[key].command('rm', key[:SHORT])}`",
             )
     kept: list[str] = []
     for spec, trials in studies.values():
@@ -88,7 +86,7 @@ def plan_removal(words: Sequence[str], anywhere: StudyRef) -> Removal:
     for key in outputs:
         if process := objects.computed_by(key):
             raise StoreError(
-                f"`{key[:SHOWN]}`, an output of these runs, is computed by {process}",
+                f"`{key[:SHORT]}`, an output of these runs, is computed by {process}",
                 "stop it, or await its end",
             )
     return Removal(

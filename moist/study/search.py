@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -264,9 +264,11 @@ def _planned(
     most: int | None = None,
 ) -> SearchPlan:
     """Plan the next trials, `most` of them if given."""
+    from moist.data.sources import locate
     from moist.measure.stage_times import StageTimes
     from moist.study.costs import CostEstimator
 
+    located = cache(partial(locate, home=store.home, fetch=False))  # once for all these trials
     estimator = CostEstimator(store, settings.reuse, times=StageTimes(store.env))
     begun = [trial.params for trial in before if _is_begun(trial)]
     complete = sum(trial.state == "complete" for trial in before)
@@ -282,7 +284,8 @@ def _planned(
     points = chain(begun, islice(fresh, wanted + USELESS_DRAWS))
     while len(found) < wanted and (params := next(points, None)) is not None:
         try:
-            found.append(estimator.plan(config_of(sweep, params)).calls)
+            config = config_of(sweep, params)
+            found.append(estimator.plan(config, located(config.data)).calls)
         except DataError:
             raise
         except ConfigError:  # these values conflict

@@ -6,7 +6,7 @@ from typing import Any
 
 from moist.config import Config
 from moist.config.systems import SYSTEMS
-from moist.data.sources import locate
+from moist.data.sources import Source, locate
 from moist.nets.build import Architecture
 from moist.results.report import Evaluation, Latencies
 from moist.stages.evaluate import evaluate
@@ -20,13 +20,15 @@ from moist.systems.checks import check, given_weights
 from moist.systems.outputs import Models, is_upper_bound
 
 
-def prepared(config: Config, store: Backend) -> tuple[Ref[Dataset], WeightsFile | None]:
-    """Prepare the data, and find the teacher's weights if a file has them.
+def prepared(
+    config: Config, store: Backend, source: Source | None = None
+) -> tuple[Ref[Dataset], WeightsFile | None]:
+    """Prepare the data, found here unless given, and find the file of a teacher's weights.
 
     Raises ConfigError for a config that cannot work on these data, or without that file.
     """
     c = config
-    source = locate(c.data, store.home, fetch=store.writes)
+    source = source or locate(c.data, store.home, fetch=store.writes)
     check(c, source)
     weights, note = given_weights(c, source)
     for text in filter(None, (source.summary, note)):

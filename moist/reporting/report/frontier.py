@@ -31,9 +31,9 @@ from moist.reporting.report.markup import (
 )
 from moist.reporting.report.verdict import facts
 from moist.reporting.study_tables import HEADS, format_of, format_params, format_quantity
-from moist.reporting.terminal import SHORT
 from moist.results import queries
 from moist.results.trials import Trial
+from moist.store.keys import SHORT
 from moist.store.runs import Run
 
 LEFT, RIGHT, TOP, BOTTOM = 38, 14, 42, 46

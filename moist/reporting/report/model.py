@@ -23,10 +23,11 @@ from moist.reporting.report.markup import (
 )
 from moist.reporting.report.verdict import title_of
 from moist.reporting.run_tables import format_latency, models
-from moist.reporting.terminal import SHORT, duration
+from moist.reporting.terminal import duration
 from moist.results.report import Report
 from moist.serving.inspection import Example, Group, Inspection, inspect, learning_curves
 from moist.store.calls import Backend
+from moist.store.keys import SHORT
 from moist.store.objects import Damaged
 from moist.store.runs import Run
 

@@ -16,9 +16,9 @@ from moist.reporting.report.search import (
     unfinished_section,
 )
 from moist.reporting.report.verdict import run_verdict, study_remark, study_verdict, title_of
-from moist.reporting.terminal import SHORT
 from moist.results.trials import Trial
 from moist.store.calls import Backend
+from moist.store.keys import SHORT
 from moist.store.runs import Run
 
 
@@ -28,7 +28,7 @@ class StudyReport:
 
     `command` reproduces it, `limited` returns the command that queries it with a limit. `runs` are
     the records of its trials by key, and `store` has the models: trials that were read from W&B
-    have neither.
+    have neither. `importances` need `enough` trials.
     """
 
     title: str
@@ -39,7 +39,7 @@ class StudyReport:
     runs: Mapping[str, Run] = field(default_factory=dict)
     store: Backend | None = None
     limited: Callable[[str], str] | None = None
-    enough: int = 20
+    enough: int = 0
 
 
 def study_page(study: StudyReport) -> str:
