@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+SPINS = 10_000
+"""How often a waiting thread looks before it sleeps. OpenMP's default of 300,000 slows all of them
+beside other work, and none doubles the time of a single image (`moist bench contention`)."""
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-    # Threads that wait spin 300,000 times by default, which beside other work slows everything;
-    # `moist bench contention` measures it. OpenMP reads this when torch is imported.
-    os.environ["GOMP_SPINCOUNT"] = "10000"
+    os.environ["GOMP_SPINCOUNT"] = str(SPINS)  # read when torch is imported
 
 if TYPE_CHECKING:
     from moist.api.runs import Result, load, run

@@ -1,20 +1,16 @@
 """The environment of a stage: warnings of a busy machine."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moist.bench.contention import contention
+from moist import SPINS
+from moist.bench.contention import busy, contention, printed
 from moist.env import Env, Silent, cores, crowded, make_env
 
-BURN = "print('burning', flush=True)\nwhile True: pass"
 CPU = torch.device("cpu")
 CORES = len(cores())
 
@@ -26,26 +22,9 @@ def with_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@contextmanager
-def busy() -> Iterator[None]:
-    """Other work on every core."""
-    burning = [
-        subprocess.Popen([sys.executable, "-c", BURN], stdout=subprocess.PIPE)
-        for _ in range(CORES)
-    ]
-    try:
-        for one in burning:
-            assert one.stdout is not None and one.stdout.readline() == b"burning\n"
-        yield
-    finally:
-        for one in burning:
-            one.kill()
-            one.communicate()
-
-
 @pytest.mark.usefixtures("with_threads")
 def test_several_threads_are_warned_of_cores_that_are_busy() -> None:
-    with busy():
+    with busy(CORES):
         warning = make_env(Silent(), "cpu", threads=2).crowding()
         assert warning is not None and f"2 threads on {CORES} cores" in warning
         assert make_env(Silent(), "cpu", threads=1).crowding() is None
@@ -80,19 +59,12 @@ def test_bf16_is_warned_of_on_a_processor_that_emulates_it() -> None:
     [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
 )
 def test_threads_wait_briefly_unless_the_user_says_how(setting, spins):
-    others = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     code = "import moist, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=others | setting,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == [spins, "False"]
+    assert printed(code, setting).split() == [spins, "False"]
 
 
 @pytest.mark.slow
 def test_training_is_timed_beside_a_busy_core_and_alone():
-    found = contention(rounds=1, threads=1)
-    assert found["n"] == 1 and all(found[one]["slowdown"] > 0 for one in ("moist", "default"))
+    rows = contention(rounds=1, threads=1)
+    assert [row["spins"] for row in rows] == [SPINS, 300_000]
+    assert all(row["n"] == 1 and row["slowdown"] > 0 < row["image_ms"] for row in rows)

@@ -6,79 +6,72 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from statistics import median
-from typing import Any
 
+from moist import SPINS
 from moist.env import cores
 
-POLICIES: dict[str, dict[str, str]] = {"moist": {}, "default": {"GOMP_SPINCOUNT": "300000"}}
-"""How threads wait for each other: as `import moist` sets, and as the OpenMP runtime does."""
+KNOWN = {SPINS: "moist", 300_000: "default"}
+"""Numbers of spins with a name: what `import moist` sets, and OpenMP's own."""
+BURN = "print('burning', flush=True)\nwhile True: pass"
 BATCH, WARM_UP, STEPS = 128, 5, 20
 
 
-def contention(*, rounds: int, threads: int | None = None) -> dict[str, Any]:
-    """Time a training step of a small CNN, idle and beside one busy core, by waiting policy.
+def contention(
+    *, rounds: int, threads: int | None = None, spins: Sequence[int] = tuple(KNOWN)
+) -> list[dict[str, float]]:
+    """Time a small CNN by the number of spins, alone and beside one busy core.
 
-    Interleaves `rounds` processes of each kind. Returns medians in ms; by policy `slowdown`, the
-    median beside a busy core over that without; `idle_cost`, of moist's over the default.
+    Interleaves `rounds` processes of each kind. Returns a row for each number of spins, medians
+    in ms: of a training step alone (`idle_ms`) and beside a busy core (`busy_ms`), of a call with
+    one image alone (`image_ms`); `slowdown` is the second over the first.
     """
     threads = threads or len(cores())
-    found: dict[tuple[str, bool], list[float]] = {}
-    for _, (policy, busy) in product(range(rounds), product(POLICIES, (False, True))):
-        with busy_core() if busy else nothing():
-            found.setdefault((policy, busy), []).append(_measured(POLICIES[policy], threads))
-    ms = {key: median(times) for key, times in found.items()}
-    return {
-        "threads": threads,
-        "cores": len(cores()),
-        "n": rounds,
-        **{
-            policy: {
-                "idle_ms": ms[policy, False],
-                "busy_ms": ms[policy, True],
-                "slowdown": ms[policy, True] / ms[policy, False],
-            }
-            for policy in POLICIES
-        },
-        "idle_cost": ms["moist", False] / ms["default", False],
-    }
+    code = f"from moist.bench.contention import timed; print(*timed({threads}))"
+    found: dict[tuple[int, int], list[list[float]]] = {}
+    for _, count, others in product(range(rounds), spins, (0, 1)):
+        with busy(others):
+            words = printed(code, {"GOMP_SPINCOUNT": str(count)}).split()
+        found.setdefault((count, others), []).append([*map(float, words)])
+    rows = []
+    for count in spins:
+        (idle, image), (beside, _) = (
+            map(median, zip(*found[count, others], strict=True)) for others in (0, 1)
+        )
+        row = {"spins": count, "idle_ms": idle, "busy_ms": beside, "slowdown": beside / idle}
+        rows.append({**row, "image_ms": image, "threads": threads, "n": rounds})
+    return rows
 
 
 @contextmanager
-def busy_core() -> Iterator[None]:
-    """Keep a core busy."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+def busy(count: int) -> Iterator[None]:
+    """Keep so many cores busy."""
+    burning = [
+        subprocess.Popen([sys.executable, "-c", BURN], stdout=subprocess.PIPE)
+        for _ in range(count)
+    ]
     try:
+        for one in burning:
+            assert one.stdout is not None and one.stdout.readline() == b"burning\n"
         yield
     finally:
-        process.kill()
-        process.wait()
+        for one in burning:
+            one.kill()
+            one.communicate()
 
 
-@contextmanager
-def nothing() -> Iterator[None]:
-    """Keep no core busy."""
-    yield
+def printed(code: str, policy: Mapping[str, str]) -> str:
+    """Return what a new process prints whose threads wait as the variables in `policy` say."""
+    others = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    words, env = [sys.executable, "-c", code], {**others, **policy}
+    return subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout
 
 
-def _measured(policy: dict[str, str], threads: int) -> float:
-    code = f"from moist.bench.contention import step_ms; print(step_ms({threads}))"
-    given = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=given | policy,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return float(done.stdout)
-
-
-def step_ms(threads: int) -> float:
-    """Return the median time in ms of a training step of a CNN on 32x32 images, batch 128."""
+def timed(threads: int) -> tuple[float, float]:
+    """Return median times in ms of a CNN on 32x32 pixels: a training step, batch 128; an image."""
     import torch
     from torch import nn
     from torch.nn.functional import cross_entropy
@@ -93,11 +86,22 @@ def step_ms(threads: int) -> float:
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     x_BCHW = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
     labels_B = torch.randint(10, (BATCH,))
-    times = []
-    for _ in range(WARM_UP + STEPS):
-        begin = time.perf_counter()
+
+    def step() -> None:
         cross_entropy(net(x_BCHW), labels_B).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        times.append(1e3 * (time.perf_counter() - begin))
-    return median(times[WARM_UP:])
+
+    trained = _median_ms(step, STEPS)
+    net.eval()
+    with torch.inference_mode():
+        return trained, _median_ms(lambda: net(x_BCHW[:1]), 50 * STEPS)
+
+
+def _median_ms(call: Callable[[], object], times: int) -> float:
+    taken = []
+    for _ in range(WARM_UP + times):
+        begin = time.perf_counter()
+        call()
+        taken.append(1e3 * (time.perf_counter() - begin))
+    return median(taken[WARM_UP:])

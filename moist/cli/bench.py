@@ -18,6 +18,7 @@ from moist.cli.options import (
     print_json,
 )
 from moist.config.overrides import parse
+from moist.reporting.terminal import counted, print_table
 from moist.sweepfile import read_sweep
 
 
@@ -173,30 +174,41 @@ def overhead(file: Path, overrides: tuple[str, ...], trials: int, as_json: bool)
 @click.option(
     "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Interleaved rounds."
 )
+@click.option(
+    "--spins",
+    multiple=True,
+    type=click.IntRange(0),
+    help="A GOMP_SPINCOUNT to time, may be repeated; default: moist's and OpenMP's.",
+)
 @THREADS
 @JSON
-def contention(rounds: int, threads: int | None, as_json: bool) -> None:
+def contention(rounds: int, spins: tuple[int, ...], threads: int | None, as_json: bool) -> None:
     """Time training beside a busy core.
 
-    Compares how moist's threads wait for each other with the OpenMP runtime's default, which
-    spins. Start it on an idle machine: it makes its own busy core. About 3 minutes.
+    Threads that wait for each other spin, then sleep: few spins leave the core to other work, and
+    many wake up sooner. Start it on an idle machine: it makes its own busy core.
 
     \b
     moist bench contention
+    moist bench contention --spins 0 --spins 3000 --spins 300000
     """
+    from moist.bench.contention import KNOWN
     from moist.bench.contention import contention as measure
 
-    found = measure(rounds=rounds, threads=threads)
+    found = measure(rounds=rounds, threads=threads, spins=spins or tuple(KNOWN))
     if as_json:
         print_json(found)
         return
-    for policy in ("moist", "default"):
-        one = found[policy]
-        click.echo(
-            f"{policy}: {one['idle_ms']:.1f} ms a step idle, {one['busy_ms']:.1f} beside a busy"
-            f" core, {one['slowdown']:.2f} times"
-        )
-    click.echo(
-        f"idle, moist takes {found['idle_cost']:.2f} times the default's time"
-        f" ({found['threads']} threads, {found['cores']} cores, n={rounds})"
-    )
+    heads = ["spins", "ms a step, idle", "beside a busy core", "times", "ms an image, idle"]
+    rows = [
+        [
+            f"{one['spins']:,} {KNOWN.get(int(one['spins']), '')}",
+            f"{one['idle_ms']:.1f}",
+            f"{one['busy_ms']:.1f}",
+            f"{one['slowdown']:.2f}",
+            f"{one['image_ms']:.2f}",
+        ]
+        for one in found
+    ]
+    print_table("", heads, rows)
+    click.echo(f"{counted(int(found[0]['threads']), 'thread')}, medians of n={rounds}")
