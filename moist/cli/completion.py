@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, split_arg_string
+from click.shell_completion import BashComplete, CompletionItem, ZshComplete, split_arg_string
 
 from moist.disk import home_of
 from moist.store.keys import SHORT
@@ -42,6 +42,17 @@ class Bash(BashComplete):
     def format_completion(self, item: CompletionItem[str]) -> str:
         """Write what bash is to insert."""
         return f"{item.type},{item.value.removeprefix(self.replaced)}"
+
+
+class Zsh(ZshComplete):
+    """Completion in zsh, without a space after `KEY=` and `FOLDER/`, where the word goes on."""
+
+    source_template = ZshComplete.source_template.replace(
+        "compadd -U -V unsorted -a completions",
+        "local -a end\n"
+        "        [[ $completions == *[=/] ]] && end=(-S '')\n"
+        '        compadd -U -V unsorted "$end[@]" -a completions',
+    )
 
 
 def overrides(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem[str]]:

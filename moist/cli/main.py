@@ -100,9 +100,10 @@ def main() -> None:
             if "_MOIST_COMPLETE" in os.environ:
                 from click.shell_completion import add_completion_class
 
-                from moist.cli.completion import Bash
+                from moist.cli.completion import Bash, Zsh
 
                 add_completion_class(Bash)
+                add_completion_class(Zsh)
             code = cli.main(prog_name="moist", standalone_mode=False)
             click.echo(nl=False)  # flush, if there is a standard output
             sys.exit(code)

@@ -53,11 +53,10 @@ def plot_study(path: Path, ref: StudyRef, axes: Sequence[Objective] = ()) -> Non
     from moist.reporting.report.page import StudyReport, study_page
     from moist.store.plan import Plan
 
-    records = RunRecords(ref.home)
-    runs = {t.key: run for t in trials if t.key and (run := records.get(t.key)) is not None}
     report = StudyReport(
         f"Study {ref.name}", ref.locate(spec.command), trials, plot,
-        importances=importances(find(ref), spec.objectives), runs=runs,
+        importances=importances(find(ref), spec.objectives),
+        runs=RunRecords(ref.home).of(trial.key for trial in trials),
         store=Plan(ref.home, Env()), limited=partial(ref.command, "best", "--max"),
         enough=MIN_TRIALS,
     )  # fmt: skip

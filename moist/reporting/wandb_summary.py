@@ -1,4 +1,4 @@
-"""A study's summary run in W&B: its trials as a table, its figures, its frontier's models."""
+"""A study's summary run in W&B: verdict, trials as a table, figures, the frontier's models."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.reporting import plotly_figures
-from moist.reporting.frontier_plot import COST, frontier_plot
+from moist.reporting.frontier_plot import COST, FrontierPlot, frontier_plot
 from moist.reporting.plots import importances
-from moist.results.objectives import PREFIX, TEST, Objective
+from moist.reporting.report.markup import paragraph
+from moist.reporting.report.verdict import study_remark, study_verdict
+from moist.results.objectives import PREFIX, TEST
 from moist.results.queries import members
 from moist.results.trials import Trial
 from moist.store.objects import ObjectStore
@@ -32,13 +34,19 @@ def log_summary(tracker: Tracker, ref: StudyRef, page: Path) -> None:
     spec, trials = load(ref)
     objectives = spec.objectives
     front = members(trials, objectives)
-    drawn = figures(trials, front, objectives, importances(find(ref), objectives))
+    y, x = (*objectives, COST)[:2]
+    plot = frontier_plot(trials, front, x, y)
+    drawn = figures(plot, importances(find(ref), objectives))
+    runs = RunRecords(ref.home).of(trial.key for trial in trials)
+    best, *sentences = study_verdict([mark.trial for mark in plot.marks], (y, x), runs)
+    verdict = [*filter(None, (" ".join(sentences).strip(), study_remark(best, runs)))]
     values = spec.facts.fixed | {"objectives": [*map(str, objectives)]}
     info = replace(
-        about_of(ref.name, spec, part=STUDY, job_type=STUDY, values=values), notes=spec.command
+        about_of(ref.name, spec, part=STUDY, job_type=STUDY, values=values),
+        notes="\n\n".join([*verdict, spec.command]),
     )
     journal = tracker.open(info)
-    journal.submit(lambda run: _log_trials(run, trials, front, drawn))
+    journal.submit(lambda run: _log_trials(run, trials, front, drawn, verdict))
     journal.submit(lambda run: _log_artifacts(run, ref, front, page))
     counts = Counter(trial.state for trial in trials)
     journal.update_summary({f"trials/{state}": count for state, count in counts.items()})
@@ -47,14 +55,9 @@ def log_summary(tracker: Tracker, ref: StudyRef, page: Path) -> None:
 
 
 def figures(
-    trials: Sequence[Trial],
-    front: Sequence[Trial],
-    objectives: Sequence[Objective],
-    importances: Mapping[str, Mapping[str, float]],
+    plot: FrontierPlot, importances: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Figure]:
     """Draw the frontier among all trials, the parameters' effect, and their importances."""
-    y, x = (*objectives, COST)[:2]
-    plot = frontier_plot(trials, front, x, y)
     figures = {
         "pareto": plotly_figures.scatter(plot),
         "parameters": plotly_figures.parallel_coordinates(plot),
@@ -88,13 +91,18 @@ def rows(
 
 
 def _log_trials(
-    run: wandb.Run, trials: Sequence[Trial], front: Sequence[Trial], drawn: Mapping[str, Figure]
+    run: wandb.Run,
+    trials: Sequence[Trial],
+    front: Sequence[Trial],
+    drawn: Mapping[str, Figure],
+    verdict: Sequence[str],
 ) -> None:
     import wandb
 
     columns, cells = rows(trials, front)
     run.log(
         {
+            "verdict": wandb.Html("".join(map(paragraph, verdict)), data_is_not_path=True),
             "trials": wandb.Table(columns=columns, data=cells, allow_mixed_types=True),
             **{name: wandb.Plotly(figure) for name, figure in drawn.items()},
         }

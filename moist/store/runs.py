@@ -106,6 +106,11 @@ class RunRecords:
         path = self.path(key)
         return self._read(path) if path.exists() else None
 
+    def of(self, keys: Iterable[str | None]) -> dict[str, Run]:
+        """Return the records of those of `keys`, whole ones, that have one."""
+        found = ((key, self.get(key)) for key in keys if key)
+        return {key: run for key, run in found if run is not None}
+
     def find(self, prefix: str) -> Run:
         """Return the run whose key starts with `prefix`; `last` and `latest` mean the newest.
 

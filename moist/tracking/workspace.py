@@ -17,6 +17,9 @@ MEMBER = "pareto"
 """Tag of the runs on the frontier."""
 
 ACCURACY, COSTS = f"{PREFIX}accuracy", ("mflops", "latency_ms", "params")
+STUDY_MEDIA = ["verdict", "pareto", "parameters", "importance"]
+"""What a study's own run logs (`reporting/wandb_summary.py`): verdict, frontier, parameters."""
+
 SEARCHED = {"k": False, "hidden_width": True, "router": False, "temperature": True}
 """Columns of the parallel coordinates, and whether their axis is logarithmic."""
 
@@ -49,7 +52,7 @@ def build(entity: str, project: str, group: str | None) -> Workspace:
 
 
 def _sections(ws: Any) -> list[Section]:
-    """Build the sections: results, hyperparameters, learning curves, the study's own figures."""
+    """Build the sections: the study's own figures, results, hyperparameters, learning curves."""
     from wandb_workspaces.reports import v2
 
     wr: Any = v2  # mypy finds no names in it
@@ -74,6 +77,7 @@ def _sections(ws: Any) -> list[Section]:
         for what in ("val_accuracy", "loss")
     ]
     return [
+        ws.Section("The study", [wr.MediaBrowser(media_keys=STUDY_MEDIA)], is_open=True),
         ws.Section("Accuracy over cost", scatters, is_open=True),
         ws.Section(
             "Hyperparameters",
@@ -84,9 +88,6 @@ def _sections(ws: Any) -> list[Section]:
             is_open=True,
         ),
         ws.Section("Learning curves", curves, is_open=True),
-        ws.Section(
-            "The study", [wr.MediaBrowser(media_keys=["pareto", "parameters", "importance"])]
-        ),
     ]
 
 

@@ -1,6 +1,7 @@
 """The shell completes what a command takes next."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,22 +71,50 @@ def test_a_begun_word_is_completed(home, monkeypatch, line, found):
     assert not (home / "nowhere").exists()
 
 
+LINES = '"moist run router=li" "moist run temp" "moist best fo"'
+IN_SHELLS = {
+    "bash --norc": (
+        """
+    compopt() { echo "$@"; }
+    eval "$(_MOIST_COMPLETE=bash_source moist)"
+    for COMP_LINE in LINES; do
+        COMP_POINT=${#COMP_LINE}; COMPREPLY=(); _moist_completion moist; echo "${COMPREPLY[@]}"
+    done""",
+        ["linear", "-o nospace", "temperature=", "four"],
+    ),
+    "zsh -f": (
+        """
+    compdef() {}
+    compadd() { [[ $@[-3] == "" ]] && echo "no space"; echo $completions; }
+    eval "$(_MOIST_COMPLETE=zsh_source moist)"
+    for line in LINES; do
+        words=(${=line}); CURRENT=$#words; _moist_completion
+    done""",
+        ["router=linear", "no space", "temperature=", "four"],
+    ),
+    "fish --no-config": (
+        """
+    _MOIST_COMPLETE=fish_source moist | source
+    for line in LINES; complete -C $line; end""",
+        ["router=linear", "temperature=", "four"],
+    ),
+}
+
+
 @pytest.mark.slow
-def test_bash_completes_with_what_it_evaluates(home):
+@pytest.mark.parametrize("shell", IN_SHELLS)
+def test_a_shell_completes_with_what_it_evaluates(home, shell):
+    program, *options = shell.split()
+    if shutil.which(program) is None:
+        pytest.skip(f"there is no {program}: apt-get install {program}")
     (home / "bin").mkdir()
     start = f"exec {sys.executable} -c 'from moist.__main__ import main; main()' \"$@\"\n"
     (home / "bin" / "moist").write_text(f"#!/bin/sh\n{start}")
     (home / "bin" / "moist").chmod(0o755)
-    script = """
-    compopt() { echo "$@"; }
-    eval "$(_MOIST_COMPLETE=bash_source moist)"
-    for COMP_LINE in "moist run router=li" "moist run temp" "moist best fo"; do
-        COMP_POINT=${#COMP_LINE}; COMPREPLY=(); _moist_completion moist; echo "${COMPREPLY[@]}"
-    done
-    """
+    script, expected = IN_SHELLS[shell]
     path = f"{home / 'bin'}:{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "--norc", "-c", script], env={**os.environ, "PATH": path}, capture_output=True,
-        text=True, check=True,
+        [program, *options, "-c", script.replace("LINES", LINES)],
+        env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout.split() == ["linear", "-o", "nospace", "temperature=", "four"]
+    assert [line for line in done.stdout.splitlines() if line] == expected

@@ -194,6 +194,8 @@ def test_a_study_has_a_run_for_each_trial_and_one_of_its_own(home, name, complet
     assert own.summary["trials/complete"] == complete
     assert {"trials.nrows", "pareto._type", "parameters._type"} <= own.summary.keys()
     assert own.summary["trials.nrows"] == len(trials)
+    shown = next(path for path in own.paths[-1].parent.rglob("verdict_*.html")).read_text()
+    assert "the knee of the frontier" in shown and "validation images" in shown
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from moist.reporting.report.markup import (
 from moist.reporting.report.verdict import facts
 from moist.reporting.study_tables import HEADS, format_of, format_params, format_quantity
 from moist.results import queries
+from moist.results.objectives import margin
 from moist.results.trials import Trial
 from moist.store.keys import SHORT
 from moist.store.runs import Run
@@ -91,19 +92,20 @@ def _entry(mark: Mark) -> dict[str, object]:
 def _budget(plot: FrontierPlot, limited: Callable[[str], str] | None) -> dict[str, Any] | None:
     """Return what the slider needs: its range, and the feasible trials from the best to the worst.
 
-    None if the quantity of the x-axis is not to be minimized, or no trial is feasible.
+    Each with its least cost: as in `best --max`, a latency within its spread of the budget keeps
+    it. None if the quantity of the x-axis is not to be minimized, or no trial is feasible.
     """
     feasible = [mark for mark in plot.marks if mark.trial.feasible]
     if plot.x.direction != "min" or not feasible:
         return None
     costs = [mark.x for mark in feasible]
-    at = {mark.trial.number: mark for mark in feasible}
+    least = {m.trial.number: m.x - margin(m.trial.quantities, plot.x.name) for m in feasible}
     ranked = queries.ranked([mark.trial for mark in feasible], plot.y)
     return {
         "low": min(costs),
         "high": max(costs),
         "log": bool(plot.ticks),
-        "ranked": [[trial.number, at[trial.number].x] for trial in ranked],
+        "ranked": [[trial.number, least[trial.number]] for trial in ranked],
         "unit": PRINTED[plot.x.name].name,
         "factor": PRINTED[plot.x.name].factor,
         "command": limited(f"{plot.x.name}=BUDGET") if limited else "",

@@ -18,7 +18,8 @@ from moist.reporting.plots import save_plot
 from moist.reporting.report.page import StudyReport, study_page
 from moist.reporting.report.search import importance_section, parameters_section
 from moist.reporting.report.verdict import run_verdict, study_verdict
-from moist.results.objectives import Objective
+from moist.results import queries
+from moist.results.objectives import Limit, Objective
 from moist.results.trials import Trial
 from moist.store.runs import RunRecords
 
@@ -125,6 +126,21 @@ def test_the_budget_ranks_feasible_trials_and_names_the_query():
     assert (budget["low"], budget["high"], budget["log"]) == (1.0, 4.0, False)
     assert budget["command"] == "moist best tiny --max mflops=BUDGET"
     assert drawn(x=Objective("mflops", "max")).data["budget"] is None
+
+
+def test_the_slider_chooses_as_best_does_where_latencies_are_within_their_spreads():
+    latency = Objective("latency_ms", "min")
+    trials = [
+        complete(n, 1.0, accuracy, latency_ms=ms, latency_spread=spread)
+        for n, (ms, spread, accuracy) in enumerate(
+            [(1.0, 0.1, 0.8), (1.05, 0.2, 0.9), (2, 0, 0.95)]
+        )
+    ]
+    budget = drawn(trials, x=latency).data["budget"]
+    for most in (1.0, 1.04, 1.2, 1.99, 2.0):
+        chosen = next(number for number, least in budget["ranked"] if least <= most)
+        limit = Limit("latency_ms", "max", most)
+        assert chosen == queries.best(trials, [limit], ACCURACY).number
 
 
 @pytest.mark.parametrize("most, log", [(5.0, False), (5.1, True)])
