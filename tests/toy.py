@@ -32,7 +32,7 @@ from moist.study.events import (
     StageStarted,
     Warned,
 )
-from moist.study.ref import StudyRef, url_of
+from moist.study.ref import StudyRef, database_of
 from moist.study.workers import Pool, Slot, Task
 
 PRELOAD = ("moist.store.runs", "moist.config.overrides", "moist.study.workers", "pytest")
@@ -258,7 +258,7 @@ class Start:
 
 def ref(home: Path, name: str = "toy", storage: str | None = None) -> StudyRef:
     """Refer to a study in a home's own database, or in another."""
-    return StudyRef(name, url_of(storage, home), home)
+    return StudyRef(name, database_of(storage, home), home)
 
 
 def search(start: Start) -> Any:

@@ -18,8 +18,9 @@ from moist.results.report import Report
 from moist.store.keys import SHORT
 from moist.store.runs import Run, RunRecords, command_for
 from moist.study.query import Study, ref_of
+from moist.study.reader import NoStudy
 from moist.study.ref import StudyRef
-from moist.study.storage import NoStudy, existing
+from moist.study.storage import existing
 from moist.tracking.client import agent_sweep, run_info
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from moist.study.costs import CostEstimator
 from moist.study.driver import Driver
 from moist.study.events import Completed, Event, Send, StudyOpened, TrialEnded, broadcast
 from moist.study.ledger import opened
-from moist.study.ref import StudyRef, url_of
+from moist.study.ref import StudyRef, database_of
 from moist.study.search import search
 from moist.study.settings import SearchResult, Settings
 from moist.study.spec import study_spec
@@ -82,7 +82,7 @@ def sharing(
         try:
             with SearchProgress() as progress:
                 found[name] = search(
-                    StudyRef(name, url_of(None, home), home),
+                    StudyRef(name, database_of(None, home), home),
                     sweep,
                     study_spec(sweep, DEFAULT, 0, "moist bench sweep"),
                     Settings(trials, sampler="random", best={}, reuse=reuse),
@@ -124,7 +124,7 @@ def overhead(sweep: Sweep, *, trials: int, last: int = 50) -> dict[str, Any]:
         clock = Clock()
         spec = study_spec(sweep, DEFAULT, 0, "moist bench overhead")
         work = NoPipeline(home, report)
-        ref = StudyRef("overhead", url_of(None, home), home)
+        ref = StudyRef("overhead", database_of(None, home), home)
         with (
             opened(ref, spec) as ledger,
             Pool(work, make_slots(None, 1, 1), home / "logs") as pool,

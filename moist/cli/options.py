@@ -17,8 +17,8 @@ from moist.api.compute import Compute
 from moist.cli import completion
 from moist.disk import HOME as DEFAULT_HOME
 from moist.disk import expanded
-from moist.errors import ConfigError
-from moist.study.ref import StudyRef, storage_shown, url_of
+from moist.errors import ConfigError, masked_word
+from moist.study.ref import StudyRef, database_of, storage_shown
 from moist.tracking.mode import FLAGS
 
 if TYPE_CHECKING:
@@ -121,13 +121,14 @@ def study_ref(name: str, storage: str | None, home: Path) -> StudyRef:
     The options are for printed commands, so their paths are absolute.
     """
     given = {} if click.get_current_context(silent=True) is None else _given()
-    url, shown = url_of(storage, home), storage_shown(storage or "")
-    if url.get_backend_name() == "sqlite":
-        file = Path(url.database or "").absolute()
-        shown = storage_shown(url.set(database=str(file)).render_as_string(hide_password=False))
+    database = database_of(storage, home)
+    if isinstance(database, Path):
+        shown = masked_word(f"sqlite:///{database.absolute()}")
+    else:
+        shown = storage_shown(storage or "")
     values = {"--home": str(home.absolute()), "--storage": shown}
     options = {option: value for option, value in values.items() if option in given}
-    return StudyRef(name, url, home, options)
+    return StudyRef(name, database, home, options)
 
 
 def check_together(

@@ -30,7 +30,7 @@ from moist.results.objectives import TEST, Objective, known, parse_limits
 from moist.store.keys import SHORT
 from moist.store.runs import RunRecords
 from moist.study.ref import StudyRef
-from moist.study.storage import find, load, overviews
+from moist.study.storage import load, of_optuna, overviews
 
 
 @click.command()
@@ -192,7 +192,7 @@ def dashboard(ref: StudyRef, port: int) -> None:
     """
     from moist.study.ledger import artifact_store
 
-    found = find(ref)
+    found = of_optuna(ref)
     try:
         from optuna_dashboard import run_server
     except ImportError:

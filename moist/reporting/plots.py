@@ -20,7 +20,7 @@ from moist.results.queries import members
 from moist.results.trials import Trial
 from moist.store.runs import Run, RunRecords
 from moist.study.ref import StudyRef
-from moist.study.storage import find, load
+from moist.study.storage import load, of_optuna
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -55,7 +55,7 @@ def plot_study(path: Path, ref: StudyRef, axes: Sequence[Objective] = ()) -> Non
 
     report = StudyReport(
         f"Study {ref.name}", ref.locate(spec.command), trials, plot,
-        importances=importances(find(ref), spec.objectives),
+        importances=importances(of_optuna(ref), spec.objectives),
         runs=RunRecords(ref.home).of(trial.key for trial in trials),
         store=Plan(ref.home, Env()), limited=partial(ref.command, "best", "--max"),
         enough=MIN_TRIALS,

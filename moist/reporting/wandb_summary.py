@@ -19,7 +19,7 @@ from moist.results.trials import Trial
 from moist.store.objects import ObjectStore
 from moist.store.runs import RunRecords
 from moist.study.ref import StudyRef
-from moist.study.storage import find, load
+from moist.study.storage import load, of_optuna
 from moist.study.tracking import about_of
 from moist.tracking.journal import STUDY
 from moist.tracking.tracker import Tracker
@@ -36,7 +36,7 @@ def log_summary(tracker: Tracker, ref: StudyRef, page: Path) -> None:
     front = members(trials, objectives)
     y, x = (*objectives, COST)[:2]
     plot = frontier_plot(trials, front, x, y)
-    drawn = figures(plot, importances(find(ref), objectives))
+    drawn = figures(plot, importances(of_optuna(ref), objectives))
     runs = RunRecords(ref.home).of(trial.key for trial in trials)
     best, *sentences = study_verdict([mark.trial for mark in plot.marks], (y, x), runs)
     verdict = [*filter(None, (" ".join(sentences).strip(), study_remark(best, runs)))]

@@ -10,9 +10,9 @@ from moist.results.trials import Trial
 from moist.store.keys import SHORT
 from moist.store.runs import RunRecords
 from moist.study.leases import driver_of
+from moist.study.reader import tables
 from moist.study.ref import StudyRef
 from moist.study.spec import StudySpec
-from moist.study.storage import open_storage
 
 SHARED = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"}
 """File systems whose locks SQLite can't rely on."""
@@ -34,24 +34,22 @@ def examine(ref: StudyRef, spec: StudySpec, trials: Sequence[Trial]) -> list[Fin
 
 
 def _database(ref: StudyRef) -> Iterator[Finding]:
-    from sqlalchemy import text
-
-    if not ref.is_file:
+    if not ref.file:
         return
-    with open_storage(ref).engine.connect() as connection:
-        answer = connection.execute(text("PRAGMA integrity_check")).scalar()
+    with tables(ref) as select:
+        (answer,) = select("PRAGMA integrity_check").fetchone()
     if answer != "ok":
         yield Finding(
-            problem=f"the database `{ref.url.database}` is damaged: {answer}",
+            problem=f"the database `{ref.file}` is damaged: {answer}",
             remedy="restore a copy of it; the runs themselves have records (`moist runs`)",
         )
 
 
 def _disk(ref: StudyRef) -> Iterator[Finding]:
     mounts = Path("/proc/mounts")
-    if not ref.is_file or not ref.url.database or not mounts.exists():
+    if not ref.file or not mounts.exists():
         return
-    path = Path(ref.url.database).resolve()
+    path = ref.file.resolve()
     rows = [line.split() for line in mounts.read_text().splitlines()]
     kinds = {row[1]: row[2] for row in rows if path.is_relative_to(row[1])}
     kind = kinds[max(kinds, key=len)] if kinds else ""

@@ -49,7 +49,7 @@ def driver_of(ref: StudyRef) -> str | None:
 
 def lock_file(ref: StudyRef) -> Path:
     """Return the path of a study's lock; with an empty name, of the whole database's."""
-    path = Path(ref.url.database or "").resolve() if ref.is_file else None
+    path = ref.file and ref.file.resolve()
     named = f"{path.name if path else ref.url.render_as_string()}\n{ref.name}"
     stem = f"study-{hashlib.sha256(named.encode()).hexdigest()[:16]}.lock"
     return path.with_name(f".{stem}") if path else ref.home / "locks" / stem

@@ -13,7 +13,7 @@ from moist.results import queries
 from moist.results.frames import trial_frame
 from moist.results.objectives import Objective, known, parse_limits
 from moist.results.trials import Trial
-from moist.study.ref import StudyRef, storage_shown, url_of
+from moist.study.ref import StudyRef, database_of, storage_shown
 from moist.study.spec import StudySpec
 from moist.study.storage import find, load
 
@@ -102,7 +102,7 @@ def ref_of(name: str, home: str | Path | None, storage: str | None) -> StudyRef:
     folder, url = home_of(home), storage or os.environ.get("MOIST_STORAGE")
     given: dict[str, Any] = {"--home": home and folder, "--storage": storage}
     options = {name: storage_shown(str(value)) for name, value in given.items() if value}
-    return StudyRef(name, url_of(url, folder), folder, options)
+    return StudyRef(name, database_of(url, folder), folder, options)
 
 
 def words_of(limits: Mapping[str, float] | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moist.errors import QUERY, ConfigError, StoreError, masked_word
+from moist.errors import QUERY, ConfigError, MoistError, StoreError, masked_word
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -27,33 +28,46 @@ PACKAGES = {
 }
 """What to install for a database's client, where it has another name."""
 
+NEWER = "a newer Optuna has made or upgraded it: `pip install -U moist optuna`"
+"""What to do about tables that are not known here."""
+
 
 @dataclass(frozen=True)
 class StudyRef:
-    """A study by its name, in the database at `url`; its runs are in the folder `home`.
+    """A study by its name, in `database`: a file of SQLite's, or the URL of a server.
+
+    Its runs are in the folder `home`.
 
     `options` are the `--home` and `--storage` of the command line, and only those: what an
     environment variable sets, it sets for the next command, too. Passwords are masked in them.
     """
 
     name: str
-    url: URL
+    database: Path | URL
     home: Path
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def is_file(self) -> bool:
-        """Return whether the database is one file of SQLite's."""
-        return self.url.get_backend_name() == "sqlite"
+    def file(self) -> Path | None:
+        """Return the file of SQLite's; None if the database is on a server."""
+        return self.database if isinstance(self.database, Path) else None
+
+    @property
+    def url(self) -> URL:
+        """Return the URL of the server."""
+        assert not isinstance(self.database, Path), "an SQLite file has no server"
+        return self.database
 
     @property
     def is_postgres(self) -> bool:
         """Return whether the database is on a PostgreSQL server."""
-        return self.url.get_backend_name() == "postgresql"
+        return not self.file and self.url.get_backend_name() == "postgresql"
 
     @property
     def shown(self) -> str:
         """Return the database's URL, its passwords masked."""
+        if self.file:
+            return masked_word(f"sqlite:///{self.file}")
         return masked_word(self.url.render_as_string())
 
     def command(self, words: str, *arguments: str) -> str:
@@ -76,13 +90,17 @@ class StudyRef:
     @contextmanager
     def translated_errors(self, *also: type[Exception]) -> Iterator[None]:
         """Raise a StoreError for whatever the database refuses, and for the errors in `also`."""
-        from optuna.exceptions import StorageInternalError
-        from sqlalchemy.exc import SQLAlchemyError
-
-        refusals: tuple[type[Exception], ...] = (SQLAlchemyError, StorageInternalError, *also)
         try:
             yield
-        except refusals as error:
+        except MoistError:
+            raise
+        except Exception as error:
+            from optuna.exceptions import StorageInternalError
+            from sqlalchemy.exc import SQLAlchemyError
+
+            refusals = sqlite3.Error, SQLAlchemyError, StorageInternalError, *also
+            if not isinstance(error, refusals):
+                raise
             root = _root(error)
             raise StoreError(
                 f"the database `{self.shown}` failed: {root}", self._remedy(error, root)
@@ -93,13 +111,10 @@ class StudyRef:
         if isinstance(error, ImportError):
             return self._client()
         if "storage upgrade" in root:
-            return (
-                "upgrade it, once no older program uses it (keep a copy):"
-                f" `optuna storage upgrade --storage {shlex.quote(self.shown)}`"
-            )
+            return self.upgrade
         if "install -U optuna" in root:
-            return "a newer Optuna has made or upgraded it: `pip install -U optuna`"
-        if not self.is_file:
+            return NEWER
+        if not self.file:
             return (
                 "is the server running, are you allowed to log in (`PGPASSWORD` or `~/.pgpass`"
                 " keep the password out of the URL)?"
@@ -107,6 +122,14 @@ class StudyRef:
         if "locked" in root:
             return "another process has locked it for too long: end that, or wait for its end"
         return "it must be a SQLite file that you may read (a search: write), on a disk with space"
+
+    @property
+    def upgrade(self) -> str:
+        """Return what to do about tables of an older Optuna."""
+        return (
+            "upgrade it, once no older program uses it (keep a copy):"
+            f" `optuna storage upgrade --storage {shlex.quote(self.shown)}`"
+        )
 
     def _client(self) -> str:
         """Return how to install the database's client, which can't be imported."""
@@ -160,12 +183,13 @@ def storage_shown(storage: str) -> str:
         return f"{head[0]}***" if head else masked_word(storage)
 
 
-def url_of(storage: str | None, home: Path) -> URL:
-    """Parse `storage`; None is one SQLite file in the home folder. Raises ConfigError."""
-    from sqlalchemy import URL
+def database_of(storage: str | None, home: Path) -> Path | URL:
+    """Parse a database's URL: that of an SQLite file is its path, in `home` by default.
 
+    Raises ConfigError.
+    """
     if not storage:
-        return URL.create("sqlite", database=str(home / "studies.db"))
+        return home / "studies.db"
     try:
         url = _parsed(storage)
     except ValueError:
@@ -186,7 +210,7 @@ def url_of(storage: str | None, home: Path) -> URL:
             f"`--storage {storage_shown(storage)}` has parameters, and SQLite files take none",
             f"sqlite:///{str(url.database).removeprefix('file:')}",
         )
-    return url
+    return Path(str(url.database))
 
 
 def _parsed(storage: str) -> URL:

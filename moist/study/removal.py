@@ -16,7 +16,7 @@ from moist.store.objects import ObjectStore
 from moist.store.runs import Run, RunRecords, pick
 from moist.study.leases import driver_of, lease
 from moist.study.ref import StudyRef
-from moist.study.storage import find, load, names, open_storage
+from moist.study.storage import load, names, of_optuna, open_storage
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _files(ref: StudyRef) -> list[Path]:
     """List a study's logs, its plot and the files attached to its trials."""
     from optuna.artifacts import get_all_artifact_meta
 
-    study, home = find(ref), ref.home
+    study, home = of_optuna(ref), ref.home
     attached = [
         home / "artifacts" / meta.artifact_id
         for one in study.get_trials(deepcopy=False)

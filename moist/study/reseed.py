@@ -20,11 +20,12 @@ from moist.results.objectives import Objective, losses
 from moist.results.report import Record, Timing
 from moist.results.trials import Trial
 from moist.study.events import Observer
+from moist.study.reader import NoStudy
 from moist.study.ref import StudyRef
 from moist.study.search import SearchPlan, plan_search, search
 from moist.study.settings import Settings
 from moist.study.spec import StudySpec, search_spec, sweep_of
-from moist.study.storage import NoStudy, load
+from moist.study.storage import load
 from moist.study.workers import Slot, machine_of, make_slots
 from moist.sweepfile import Parameter, Sweep, config_of
 

@@ -21,6 +21,7 @@ from moist.store.calls import Call
 from moist.study.driver import Driver
 from moist.study.events import EventProgress, Noted, Observer, StudyOpened, broadcast
 from moist.study.ledger import in_memory, opened
+from moist.study.reader import NoStudy
 from moist.study.ref import StudyRef
 from moist.study.samplers import Untried, chosen, point, seed_of, suggest
 from moist.study.settings import SearchResult, Settings
@@ -33,7 +34,7 @@ from moist.study.spec import (
     continued,
 )
 from moist.study.stopping import USELESS_DRAWS
-from moist.study.storage import NoStudy, existing, trials_of
+from moist.study.storage import existing, trials_of
 from moist.study.workers import Pool, Slot
 from moist.sweepfile import EXHAUSTIVE, Sweep, config_of, ends, grid, size
 

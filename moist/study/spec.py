@@ -17,6 +17,7 @@ from moist.results.objectives import Objective, check_honest, check_measured, pa
 from moist.results.report import Machine, Record
 from moist.store import runs
 from moist.store.objects import now
+from moist.study.reader import StoredStudy
 from moist.study.ref import StudyRef, check_name
 from moist.sweepfile import Parameter, Sweep, ends
 from moist.sweepfile.errors import noted, raised_together
@@ -87,7 +88,7 @@ def readable(what: str) -> Iterator[None]:
         ) from None
 
 
-def spec_of(study: Study) -> StudySpec:
+def spec_of(study: StoredStudy | Study) -> StudySpec:
     """Return the spec that is stored with a study. Raises StoreError if it can't be read."""
     with readable(f"the search of study `{study.study_name}`"):
         return StudySpec.model_validate(study.user_attrs[FACTS])
@@ -160,7 +161,7 @@ def sweep_of(spec: StudySpec, name: str) -> Sweep:
     )
 
 
-def continued(ref: StudyRef, study: Study, spec: StudySpec) -> StudySpec:
+def continued(ref: StudyRef, study: StoredStudy | Study, spec: StudySpec) -> StudySpec:
     """Return the spec to store once this search begins or continues a study.
 
     The command is the latest: it is the one to continue with. Raises ConfigError, naming what

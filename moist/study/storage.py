@@ -1,4 +1,4 @@
-"""A study's database: open it, to read it or with its tables created; read a study's trials.
+"""A study's database: read studies and their trials, or open it as Optuna does.
 
 Any storage that Optuna takes. Only the study's driver writes to it (`ledger.py`).
 """
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moist.disk import warn
@@ -21,8 +20,9 @@ from moist.results.queries import ranked
 from moist.results.report import Record
 from moist.results.trials import State, Trial
 from moist.study.leases import driver_of, turn
+from moist.study.reader import NoStudy, StoredStudy, StoredTrial, stored_study, study_names
 from moist.study.ref import StudyRef
-from moist.study.server import connections, timeout
+from moist.study.server import timeout
 from moist.study.spec import FACTS, StudySpec, readable, spec_of
 from moist.study.sqlite import connect
 
@@ -44,10 +44,6 @@ STATES: dict[str, State] = {
 }  # fmt: skip
 
 
-class NoStudy(ConfigError):
-    """No study has the given name."""
-
-
 class Overview(Record):
     """A study in short: its trials counted by state, the best by its first objective, the process
     that drives it now. `changed` is when a trial last began or ended, in UTC."""
@@ -63,8 +59,7 @@ class Overview(Record):
 def open_storage(ref: StudyRef, write: bool = False) -> RDBStorage:
     """Open Optuna's storage to read it; or to `write`, which creates its tables once.
 
-    Who reads needs no lock and creates nothing. Who writes keeps connections open, and must
-    dispose of the engine. Raises NoStudy when there are no tables to read, StoreError when the
+    Who writes keeps connections open, and must dispose of the engine. Raises StoreError when the
     database can't be reached, read or written.
     """
     import optuna
@@ -74,31 +69,22 @@ def open_storage(ref: StudyRef, write: bool = False) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # it logs the traceback of a Ctrl-C during its work, although it raises it, too
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
-    url = ref.url.render_as_string(hide_password=False)
     options: dict[str, Any] = {"poolclass": QueuePool if write else NullPool}
-    if ref.is_file:
+    if ref.file:
         url = "sqlite://"
-        options["creator"] = partial(connect, Path(ref.url.database or ""), write)
+        options["creator"] = partial(connect, ref.file, write)
+    else:
+        url = ref.url.render_as_string(hide_password=False)
     with ref.translated_errors(ImportError, RuntimeError):
-        if not ref.is_file:
+        if not ref.file:
             options["connect_args"] = timeout(ref)
         if not write:
-            _check_tables(ref, options)
             return RDBStorage(url, options, skip_table_creation=True)
         with turn(ref):
             storage = RDBStorage(url, options)
-            if ref.is_file:
+            if ref.file:
                 storage.engine.dispose()
             return storage
-
-
-def _check_tables(ref: StudyRef, options: dict[str, Any]) -> None:
-    """Raise NoStudy unless Optuna's tables are complete: the last one says which version."""
-    from alembic.migration import MigrationContext
-
-    with connections(ref, **options) as engine, engine.connect() as connection:
-        if MigrationContext.configure(connection).get_current_revision() is None:
-            raise NoStudy(f"no study `{ref.name}`: `{ref.shown}` has no tables of Optuna's")
 
 
 def load(ref: StudyRef) -> tuple[StudySpec, list[Trial]]:
@@ -124,8 +110,8 @@ def overviews(ref: StudyRef) -> list[Overview]:
     return sorted(found, key=lambda one: one.changed, reverse=True)
 
 
-def _overview(ref: StudyRef, study: Study) -> Overview:
-    spec, frozen = spec_of(study), study.get_trials(deepcopy=False)
+def _overview(ref: StudyRef, study: StoredStudy) -> Overview:
+    spec, frozen = spec_of(study), study.get_trials()
     trials = [trial_of(one, spec.objectives) for one in frozen]
     times = [time for one in frozen for time in (one.datetime_start, one.datetime_complete)]
     changes = [time.astimezone(UTC).isoformat(timespec="microseconds") for time in times if time]
@@ -142,49 +128,51 @@ def _overview(ref: StudyRef, study: Study) -> Overview:
 
 def names(ref: StudyRef) -> list[str]:
     """Return the names of all studies in a database; none if there is no database."""
-    import optuna
-
-    if ref.is_file and not Path(ref.url.database or "").exists():
+    if ref.file and not ref.file.exists():
         return []
     try:
-        return optuna.get_all_study_names(open_storage(ref))
+        return study_names(ref)
     except NoStudy:
         return []
 
 
-def find(ref: StudyRef) -> Study:
-    """Open Optuna's study to read it. Raises ConfigError unless moist made it."""
+def of_optuna(ref: StudyRef) -> Study:
+    """Open a study as Optuna's own, to compute with it. Raises ConfigError as `find` does."""
+    import optuna
+
+    find(ref)
+    return optuna.load_study(study_name=ref.name, storage=open_storage(ref))
+
+
+def find(ref: StudyRef) -> StoredStudy:
+    """Find a study to read it. Raises ConfigError unless moist made it."""
     study = existing(ref)
     if FACTS not in study.user_attrs:
         raise ConfigError(f"study `{ref.name}` was not made by moist", "choose another `--study`")
     return study
 
 
-def existing(ref: StudyRef) -> Study:
-    """Open Optuna's study, whether or not moist made it. Raises NoStudy, listing similar names."""
-    import optuna
-
-    name, url = ref.name, ref.url
+def existing(ref: StudyRef) -> StoredStudy:
+    """Find a study, whether or not moist made it. Raises NoStudy, listing similar names."""
     start = f"start one: `{ref.locate('moist sweep optuna sweeps/quickstart.yaml')}`"
-    if ref.is_file and not Path(url.database or "").exists():
-        raise NoStudy(f"no study `{name}`: there is no database `{url.database}`", start)
-    storage = open_storage(ref)
-    names = optuna.get_all_study_names(storage)
-    if name not in names:
-        hint = did_you_mean(name, sorted(names)) if names else start
-        raise NoStudy(f"no study `{name}` in `{ref.shown}`", hint)
-    return optuna.load_study(study_name=name, storage=storage)
+    if ref.file and not ref.file.exists():
+        raise NoStudy(f"no study `{ref.name}`: there is no database `{ref.file}`", start)
+    if (study := stored_study(ref)) is None:
+        names = study_names(ref)
+        hint = did_you_mean(ref.name, sorted(names)) if names else start
+        raise NoStudy(f"no study `{ref.name}` in `{ref.shown}`", hint)
+    return study
 
 
-def trials_of(study: Study, objectives: Sequence[Objective]) -> list[Trial]:
+def trials_of(study: StoredStudy | Study, objectives: Sequence[Objective]) -> list[Trial]:
     """Read the trials of a study, in order."""
     return [trial_of(one, objectives) for one in study.get_trials(deepcopy=False)]
 
 
-def trial_of(frozen: FrozenTrial, objectives: Sequence[Objective]) -> Trial:
+def trial_of(frozen: StoredTrial | FrozenTrial, objectives: Sequence[Objective]) -> Trial:
     """Convert Optuna's trial to a record. Raises StoreError if it can't be read."""
     state = STATES[frozen.state.name]
-    values = frozen.values if state == "complete" else []
+    values = (frozen.values or ()) if state == "complete" else ()
     with readable(f"trial {frozen.number}"):
         return Trial(
             number=frozen.number,

@@ -525,6 +525,7 @@ def test_the_list_of_commands_says_what_their_help_says(name):
 LIGHT = """
 import os, sys
 from moist.cli.main import main
+READING = {"torch", "optuna", "sqlalchemy", "pandas"}
 for words, heavy in (
     (["--version"], {"pydantic", "rich"}),
     (["--help"], {"pydantic", "rich"}),
@@ -532,6 +533,11 @@ for words, heavy in (
     (["runs"], {"torch", "optuna"}),
     (["show", "last"], {"torch", "optuna"}),
     (["cache", "ls"], {"torch", "optuna"}),
+    (["best", "four"], READING),
+    (["pareto", "four"], READING),
+    (["sweep", "status", "four"], READING),
+    (["studies"], READING),
+    (["table", "four"], READING),
 ):
     sys.argv = ["moist", *words]
     try: main()

@@ -236,7 +236,7 @@ def test_listed_runs_show_the_parameters_that_differ_and_two_of_them_what_is_sha
 
 
 def test_all_studies_are_listed_with_their_state_and_driver(tmp_path, capsys):
-    url = toy.ref(tmp_path).url.render_as_string()
+    url = toy.ref(tmp_path).shown
     assert "no studies in" in Said(capsys, "studies", "--home", tmp_path).err
     assert not list(tmp_path.iterdir())
     sweep = read_sweep(written(tmp_path, "k: {values: [2, 3]}"))

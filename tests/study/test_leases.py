@@ -14,7 +14,7 @@ from moist.disk import this_process
 from moist.errors import ConfigError, StoreError
 from moist.study.leases import AlreadyDriven, driver_of, lease, lock_file
 from moist.study.ledger import opened
-from moist.study.ref import url_of
+from moist.study.ref import database_of
 from moist.study.storage import load
 
 
@@ -108,7 +108,7 @@ def test_a_database_has_one_lock_however_it_is_spelled(tmp_path, monkeypatch):
 @pytest.mark.parametrize("storage", ["sqlite://", "sqlite:///:memory:", "studies.db", "foo://x/y"])
 def test_a_database_that_can_not_be_resumed_from_is_rejected(storage, tmp_path):
     with pytest.raises(ConfigError, match="--storage"):
-        url_of(storage, tmp_path)
+        database_of(storage, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_database_that_can_not_be_resumed_from_is_rejected(storage, tmp_path):
 )
 def test_a_mistaken_url_is_shown_without_its_password(storage, tmp_path):
     with pytest.raises(ConfigError) as error:
-        url_of(storage, tmp_path)
+        database_of(storage, tmp_path)
     assert "s3cret" not in str(error.value)
 
 

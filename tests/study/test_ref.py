@@ -15,7 +15,7 @@ from moist.cli.main import main
 from moist.cli.options import HOME, STORAGE, study_ref
 from moist.disk import URL
 from moist.errors import ConfigError, StoreError, masked
-from moist.study.ref import this_command, url_of
+from moist.study.ref import database_of, this_command
 from moist.study.storage import load
 
 
@@ -44,7 +44,7 @@ def test_paths_in_printed_commands_are_absolute_and_so_work_in_any_folder(tmp_pa
     words = printed("--home", "a b", "--storage", "sqlite:///a b/x.db")
     monkeypatch.chdir(tmp_path)
     assert words[1:4] == ["--home", f"{here}/a b", "--storage"]
-    assert url_of(words[4], tmp_path).database == f"{here}/a b/x.db"
+    assert database_of(words[4], tmp_path) == here / "a b" / "x.db"
     assert printed(*words[1:]) == words
 
 
@@ -113,7 +113,7 @@ def printed_about(storage: str) -> str:
         if "--storage" in " ".join(words):
             shown.write(this_command())
     with suppress(ConfigError):
-        url_of(storage, Path("home"))
+        database_of(storage, Path("home"))
         shown.write(study_ref("four", storage, Path("home")).command("best"))
     return shown.getvalue()
 
@@ -137,7 +137,7 @@ def test_no_four_characters_of_a_password_are_shown(form: str, password: str) ->
 )
 def test_of_a_url_that_can_not_be_parsed_only_the_scheme_is_shown(storage, tmp_path) -> None:
     with pytest.raises(ConfigError, match="is not a database URL") as error:
-        url_of(storage, tmp_path)
+        database_of(storage, tmp_path)
     assert "secret" not in str(error.value) and "word" not in str(error.value).partition("\n")[0]
 
 
