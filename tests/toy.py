@@ -32,8 +32,9 @@ from moist.study.events import (
     StageStarted,
     Warned,
 )
+from moist.study.executor import Task
 from moist.study.ref import StudyRef, database_of
-from moist.study.workers import Pool, Slot, Task
+from moist.study.workers import Pool, Slot
 
 PRELOAD = ("moist.store.runs", "moist.config.overrides", "moist.study.workers", "pytest")
 """Imports of a worker's server: a second less than for a real pipeline, a hundred times."""

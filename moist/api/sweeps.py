@@ -22,7 +22,7 @@ from moist.sweepfile import Sweep, read_sweep
 
 if TYPE_CHECKING:
     from moist.study.search import SearchPlan
-    from moist.study.workers import Slot
+    from moist.study.workers import Engine, Slot
 
 
 class Where(TypedDict, total=False):
@@ -97,6 +97,8 @@ class Search:
     command: str
     seed: int = 0
     quiet: bool = False
+    engine: Engine | None = None
+    """How trials are run; default: in processes of this machine."""
 
     def plan(self) -> SearchPlan:
         """Return what the search would compute. Raises as `check_start` does."""
@@ -123,6 +125,7 @@ class Search:
         from moist.study.events import Observer
         from moist.study.search import search
         from moist.study.tracking import WandbObserver
+        from moist.study.workers import Pool
         from moist.tracking.tracker import open_tracker
 
         check_plot_path(page)
@@ -134,8 +137,9 @@ class Search:
                 observers: list[Observer] = [shown]
                 observers += [] if tracker.off else [WandbObserver(tracker)]
                 result = search(
-                    ref, self.sweep, spec, self.settings, slots=self.slots, observers=observers
-                )
+                    ref, self.sweep, spec, self.settings, slots=self.slots, observers=observers,
+                    engine=self.engine or Pool,
+                )  # fmt: skip
             front = queries.members(result.trials, self.objectives)
             show(result, front, page)
             if front:  # last: a plot that can't be written costs no result

@@ -24,13 +24,14 @@ from moist.store.store import Store
 from moist.study.costs import CostEstimator
 from moist.study.driver import Driver
 from moist.study.events import Completed, Event, Send, StudyOpened, TrialEnded, broadcast
+from moist.study.executor import Task
 from moist.study.ledger import opened
 from moist.study.ref import StudyRef, database_of
 from moist.study.search import search
 from moist.study.settings import SearchResult, Settings
 from moist.study.spec import study_spec
 from moist.study.tracking import WandbObserver
-from moist.study.workers import Pool, Task, make_slots
+from moist.study.workers import Pool, make_slots
 from moist.sweepfile import Sweep, config_of
 from moist.tracking.mode import Mode
 from moist.tracking.tracker import Tracker

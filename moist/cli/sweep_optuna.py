@@ -1,4 +1,4 @@
-"""`moist sweep optuna`: search a sweep file's space in an Optuna study on this machine."""
+"""`moist sweep optuna`: search a sweep file's space in an Optuna study."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from moist.cli.options import (
     QUIET,
     STORAGE,
     WANDB,
-    WORKERS,
     check_together,
     output,
     print_json,
@@ -27,8 +26,13 @@ from moist.reporting import study_tables
 from moist.results.objectives import DEFAULT, parse_limits, parse_objectives, parse_values
 from moist.results.trials import Trial
 from moist.study.ref import this_command
-from moist.study.settings import BEST, SAMPLERS, SearchResult, Settings
+from moist.study.settings import BEST, ENGINES, SAMPLERS, SearchResult, Settings
 from moist.sweepfile import Sweep, read_sweep
+
+CLUSTER = ("--address", "--cpus-per-trial", "--gpus-per-trial")
+"""Options of `--engine ray` alone."""
+DEVICES = ("--devices",)
+"""Options of engines on this machine alone."""
 
 
 @click.command("optuna")
@@ -37,7 +41,11 @@ from moist.sweepfile import Sweep, read_sweep
 @click.option(
     "--trials", type=click.IntRange(1), help="Number of complete trials at which the study ends."
 )
-@WORKERS
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Trials in parallel; default: 1, with --engine ray as many as the cluster has room for.",
+)
 @click.option("--study", help="Name of the study; default: the file's.")
 @STORAGE
 @click.option(
@@ -90,6 +98,29 @@ from moist.sweepfile import Sweep, read_sweep
     "--prune-audit", is_flag=True, help="Stop no trial; report which --prune would have stopped."
 )
 @click.option("--no-reuse", is_flag=True, help="Recompute every stage of every trial.")
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="local",
+    show_default=True,
+    help="Where trials run: in processes of this machine, in this process, on a Ray cluster.",
+)
+@click.option(
+    "--address",
+    metavar="auto|HOST:PORT",
+    help="Ray cluster that this machine is a node of; default: RAY_ADDRESS, or one that runs here,"
+    " or a new one.",
+)
+@click.option(
+    "--cpus-per-trial",
+    type=click.FloatRange(0, min_open=True),
+    help="CPUs of the Ray cluster that each trial takes; default: 1.",
+)
+@click.option(
+    "--gpus-per-trial",
+    type=click.FloatRange(0),
+    help="GPUs, or a share of one, that each trial takes; default: 1 if the cluster has any.",
+)
 @click.option("--devices", metavar="DEVICE,...", help="Devices of the workers: cuda:0,cuda:1")
 @EACH_THREADS
 @click.option(
@@ -109,7 +140,7 @@ def optuna(
     file: Path,
     overrides: tuple[str, ...],
     trials: int | None,
-    workers: int,
+    workers: int | None,
     study: str | None,
     storage: str | None,
     sampler: str,
@@ -122,6 +153,10 @@ def optuna(
     prune: bool,
     prune_audit: bool,
     no_reuse: bool,
+    engine: str,
+    address: str | None,
+    cpus_per_trial: float | None,
+    gpus_per_trial: float | None,
     devices: str | None,
     threads: int | None,
     dry_run: bool,
@@ -131,7 +166,7 @@ def optuna(
     quiet: bool,
     home: Path,
 ) -> None:
-    """Search with Optuna on this machine.
+    """Search with Optuna, on this machine or a Ray cluster.
 
     Runs trials until enough are complete, then prints the Pareto frontier. Killed or
     interrupted, the same command continues. No stage is computed twice. What the architecture
@@ -143,18 +178,22 @@ def optuna(
     moist sweep optuna sweeps/quickstart.yaml
     moist sweep optuna sweeps/quickstart.yaml k=2 --study two --trials 8 --dry-run
     moist sweep optuna sweeps/pareto.yaml --workers 2 --max mflops=15 --prune
+    moist sweep optuna sweeps/pareto.yaml --engine ray --gpus-per-trial 0.5 --cpus-per-trial 2
     """
-    check_together(apart=[("--prune", "--prune-audit")])
+    check_together([("--prune", "--prune-audit")], _idle_options(engine))
     sweep = read_sweep(file, overrides)
     if not quiet:
         _print_ignored(sweep, bool(objectives))
     from moist.reporting.plots import check_plot_path
+    from moist.study.engines import Cluster, make_engine
     from moist.study.search import requested_trials
-    from moist.study.workers import make_slots
 
     if not dry_run:
         check_plot_path(plot)
-    slots = make_slots(devices, workers, threads)
+    cluster = Cluster(address, cpus_per_trial, gpus_per_trial, connect=not dry_run)
+    slots, runs, note = make_engine(engine, workers, devices, threads, cluster)
+    if note and not quiet:
+        click.echo(note, err=True)
     ref = study_ref(study or sweep.name, storage, home)
     goals = parse_objectives(objectives) if objectives else sweep.objectives or DEFAULT
     settings = Settings(
@@ -168,7 +207,7 @@ def optuna(
         audit=prune_audit,
         reuse=not no_reuse,
     )
-    search = Search(ref, sweep, goals, settings, slots, this_command(), seed, quiet)
+    search = Search(ref, sweep, goals, settings, slots, this_command(), seed, quiet, runs)
     if dry_run:
         found = search.plan()
         output(as_json, found.record(), lambda: study_tables.print_search_plan(found))
@@ -181,6 +220,12 @@ def optuna(
             study_tables.print_result(ref, result, front, objectives=goals, plot=page)
 
     search.run(wandb, plot, show)
+
+
+def _idle_options(engine: str) -> dict[str, list[str]]:
+    """Return the options that do nothing with an engine, and the one that each belongs to."""
+    needed = {option: ["--engine ray"] for option in CLUSTER if engine != "ray"}
+    return needed | {option: ["--engine local"] for option in DEVICES if engine == "ray"}
 
 
 def _print_ignored(sweep: Sweep, has_objectives: bool) -> None:

@@ -20,6 +20,14 @@ from moist.results.report import Report
 from moist.results.trials import Trial
 from moist.store.runs import RunRecords, command_for
 from moist.study import events
+from moist.study.executor import (
+    LOSSES,
+    Executor,
+    Task,
+    failure,
+    is_device_error,
+    log_of,
+)
 from moist.study.ledger import Ledger
 from moist.study.ref import StudyRef
 from moist.study.samplers import Untried, chosen, seed_of, suggest
@@ -27,7 +35,6 @@ from moist.study.schedule import Entry, Schedule
 from moist.study.screening import Screening, excesses
 from moist.study.settings import Settings, Stats
 from moist.study.stopping import EQUAL_FAILURES, Stopping
-from moist.study.workers import SLOT_LOSSES, Pool, Task, failure, is_device_error
 from moist.sweepfile import Sweep, config_of, size
 
 if TYPE_CHECKING:
@@ -48,12 +55,12 @@ class Driver:
         ref: StudyRef,
         ledger: Ledger,
         sweep: Sweep,
-        pool: Pool,
+        executor: Executor,
         estimate: Callable[[Config], CostEstimate],
         settings: Settings,
         notify: events.Send,
     ) -> None:
-        self.ref, self.ledger, self.sweep, self.pool = ref, ledger, sweep, pool
+        self.ref, self.ledger, self.sweep, self.executor = ref, ledger, sweep, executor
         self.estimate, self.settings, self.notify = estimate, settings, notify
         self.schedule = Schedule(ref.home)
         self.stats = Stats()
@@ -75,7 +82,7 @@ class Driver:
         self.ledger.enqueue(self.settings.points or ())
         with deferred() as interrupted:
             while not interrupted() and self._fill(interrupted):
-                for event in self.pool.wait(TICK):
+                for event in self.executor.wait(TICK):
                     self._handle(event)
                 for number in self.stop_requests.keys() & self.schedule.running.keys():
                     self._stop(self.schedule.running[number], self.stop_requests[number])
@@ -86,21 +93,26 @@ class Driver:
         """Give every free worker a trial; return False when nothing is left to do."""
         if self._is_over():
             return False
-        if not any(slot.healthy for slot in self.pool.slots):
-            raise StageError(
-                f"no healthy workers left: each lost {SLOT_LOSSES} different trials in a row",
-                f"see `{self.ref.command('sweep status')}`; the same command continues",
-            )
-        while self.pool.free and not interrupted() and not self._is_over():
-            if entry := self.schedule.pick(exclude=self.pool.lost_everywhere):
+        while self._has_room() and not interrupted() and not self._is_over():
+            if entry := self.schedule.pick(exclude=self.executor.capacity().refused):
                 self._start(entry)
             elif self._wants_more():
                 self._draw()
-            elif not self.pool.busy and (entry := self.schedule.pick(blocking=True)):
+            elif not self.schedule.running and (entry := self.schedule.pick(blocking=True)):
                 self._start(entry, blocking=True)
             else:
                 break
-        return bool(self.pool.busy)
+        return bool(self.schedule.running)
+
+    def _has_room(self) -> bool:
+        """Return whether a worker is free. Raises StageError if none is healthy."""
+        workers = self.executor.capacity().workers
+        if not workers:
+            raise StageError(
+                f"no healthy workers left: each lost {LOSSES} different trials in a row",
+                f"see `{self.ref.command('sweep status')}`; the same command continues",
+            )
+        return len(self.schedule.running) < workers
 
     def _is_over(self) -> bool:
         timed_out = self.stopping.timed_out
@@ -109,7 +121,7 @@ class Driver:
 
     def _wants_more(self) -> bool:
         """Return whether to draw another trial: too few have ended or are on their way."""
-        workers = len(self.pool.slots)
+        workers = self.executor.capacity().workers
         ahead = 1 if workers == 1 else 2 * workers
         if len(self.schedule) >= ahead:
             return False
@@ -197,7 +209,7 @@ class Driver:
                 entry.number, entry.params, entry.config, command=entry.command, stop=stop
             )
         )
-        self.pool.start(Task(entry.number, entry.config, entry.command, blocking))
+        self.executor.submit(Task(entry.number, entry.config, entry.command, blocking))
 
     def _handle(self, event: events.WorkerEvent) -> None:
         """Act on a worker's event."""
@@ -276,7 +288,7 @@ class Driver:
         self._stop(entry, f"after {epoch}, {reason}")
 
     def _stop(self, entry: Entry, reason: str) -> None:
-        self.pool.stop(entry.number)
+        self.executor.cancel(entry.number)
         self.schedule.drop(entry.number)
         self._end(entry.number, "pruned", self.ledger.prune, entry, reason=reason)
 
@@ -348,7 +360,7 @@ class Driver:
         with writing(self.ref.home):
             present = [
                 path
-                for path in (record, self.pool.log(number))
+                for path in (record, log_of(self.executor.logs, number))
                 if path.exists() and path.stat().st_size > 0
             ]
             self.ledger.annotate(number, _note(outcome, facts), present)

@@ -35,7 +35,7 @@ from moist.study.spec import (
 )
 from moist.study.stopping import USELESS_DRAWS
 from moist.study.storage import existing, trials_of
-from moist.study.workers import Pool, Slot
+from moist.study.workers import Engine, Pool, Slot
 from moist.sweepfile import EXHAUSTIVE, Sweep, config_of, ends, grid, size
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def search(
     *,
     slots: Sequence[Slot],
     observers: Sequence[Observer] = (),
+    engine: Engine = Pool,
 ) -> SearchResult:
     """Run a sweep's trials until `settings.trials` are complete, those before included.
 
@@ -89,20 +90,19 @@ def search(
     notify = broadcast(observers)
     with (
         opened(ref, spec) as ledger,
-        Pool(Trainer(ref.home, settings.reuse), slots, ref.home / "logs" / ref.name) as pool,
+        engine(Trainer(ref.home, settings.reuse), slots, ref.home / "logs" / ref.name) as executor,
     ):
         trials = ledger.trials()
         complete = [trial for trial in trials if trial.state == "complete"]
-        plan = _planned(Plan(ref.home, env), sweep, spec, settings, trials, len(slots), FORECAST)
-        notify(
-            StudyOpened(ref.name, ledger.spec, settings.trials, complete, plan.each, len(slots))
-        )
+        workers = executor.capacity().workers
+        plan = _planned(Plan(ref.home, env), sweep, spec, settings, trials, workers, FORECAST)
+        notify(StudyOpened(ref.name, ledger.spec, settings.trials, complete, plan.each, workers))
         for warning in filter(None, (crowded, emulated)):
             notify(Noted(warning))
         store = Store(ref.home, replace(env, progress=EventProgress(notify)))
-        estimate = CostEstimator(store, settings.reuse, pool.paused)
+        estimate = CostEstimator(store, settings.reuse, executor.paused)
         stats = Driver(
-            ref, ledger, sweep, pool, estimate=estimate, settings=settings, notify=notify
+            ref, ledger, sweep, executor, estimate=estimate, settings=settings, notify=notify
         ).run()
         stats.add({call.key: call.seconds or 0.0 for call in store.calls if not call.reused})
         return SearchResult(ledger.trials(), stats)

@@ -13,6 +13,9 @@ from moist.results.trials import Trial
 SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random", "grid")
 """Ways to choose the next trial, made by `samplers.py`, which is slow to import."""
 
+ENGINES = ("local", "inline", "ray")
+"""Ways to run trials: in processes of this machine, in this process, on a Ray cluster."""
+
 BEST = {"accuracy": 1.0}
 """Quantities that no trial can exceed, unless lower bounds are declared."""
 

@@ -13,7 +13,7 @@ from moist.store.artifacts import Cascade
 from moist.store.runs import RunRecords
 from moist.store.store import Store
 from moist.study.events import Completed, Deferred, EventProgress, Send
-from moist.study.workers import Task
+from moist.study.executor import Task
 from moist.systems.outputs import Outputs, report_of
 
 

@@ -1,9 +1,9 @@
-"""Worker processes: one trial each, on a device of their own, that die with their driver.
+"""The executor `local`: worker processes on this machine, one for each trial on a device.
 
-They are forked from a server that has imported everything once: a fresh process for each trial,
-so that no memory accumulates on a GPU, in tens of milliseconds. They ignore the signals that a
-terminal or a batch system sends to all processes of a job: the driver decides what becomes of
-trials.
+They die with their driver, and are forked from a server that has imported everything once: a
+fresh process for each trial, so that no memory accumulates on a GPU, in tens of milliseconds. They
+ignore the signals that a terminal or a batch system sends to all processes of a job: the driver
+decides what becomes of trials.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -20,35 +19,19 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
-from moist.config import Config
 from moist.disk import ELSEWHERE, writing
-from moist.errors import ConfigError, MoistError, StageError, brief, first_line
+from moist.errors import ConfigError, StageError
 from moist.interrupts import JOB, Interrupted, undeferred
 from moist.results.report import Machine
 from moist.study import events
+from moist.study.executor import LOSSES, Capacity, Executor, Task, Work, attempt, log_of, log_to
 from moist.study.spec import format_machine
 
 PRELOADED = ("moist.study.trainer", "sklearn.cluster", "torch._dynamo")
-SLOT_LOSSES = 3
-"""Different trials lost in a row on a slot, after which it gets no more."""
 EXIT_TIMEOUT = 2.0
 """Seconds that a worker has to exit after its final event, when its results are on disk."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One attempt at a trial; if `blocking`, it waits for keys that other processes lock."""
-
-    number: int
-    config: Config
-    command: str
-    blocking: bool = False
-
-
-Work = Callable[[events.Send, Task, str | None, int], None]
-"""A worker's function: it takes a way to send events, the task, a device, a number of threads."""
 
 
 @dataclass
@@ -68,11 +51,11 @@ class Slot:
 
     @property
     def healthy(self) -> bool:
-        return len(self.lost) < SLOT_LOSSES
+        return len(self.lost) < LOSSES
 
 
 class Pool:
-    """Slots that run tasks. Use as a context: it leaves no process behind."""
+    """Slots that run tasks in processes; see `Executor`."""
 
     def __init__(
         self, work: Work, slots: Sequence[Slot], logs: Path, preload: Sequence[str] = PRELOADED
@@ -83,7 +66,7 @@ class Pool:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([*preload])
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         """Start the server, which imports while the driver prepares."""
         with writing(self.logs, ELSEWHERE):
             self.logs.mkdir(parents=True, exist_ok=True)
@@ -112,17 +95,16 @@ class Pool:
     def free(self) -> list[Slot]:
         return [slot for slot in self.slots if slot.task is None and slot.healthy]
 
-    @property
-    def lost_everywhere(self) -> set[int]:
-        """Trials that every free slot has lost: a busy one may try them later."""
+    def capacity(self) -> Capacity:
+        """Count the healthy slots, and name the trials that every free one has lost.
+
+        A busy slot may try these later.
+        """
         lost = [slot.lost for slot in self.free]
-        return set.intersection(*lost) if lost and self.busy else set()
+        refused = set.intersection(*lost) if lost and self.busy else frozenset[int]()
+        return Capacity(sum(slot.healthy for slot in self.slots), refused)
 
-    def log(self, number: int) -> Path:
-        """Return the file that has the standard output and error of a trial's workers."""
-        return self.logs / f"{number:05d}.txt"
-
-    def start(self, task: Task) -> None:
+    def submit(self, task: Task) -> None:
         """Run a task on a free slot, if possible one that has not lost it.
 
         Raises StageError when no process can be started.
@@ -130,9 +112,10 @@ class Pool:
         slot = min(self.free, key=lambda slot: task.number in slot.lost)
         self._end(slot, EXIT_TIMEOUT)
         ours, theirs = self.context.Pipe(duplex=False)
+        log = log_of(self.logs, task.number)
         process = self.context.Process(
             target=run_worker,
-            args=(theirs, self.work, task, slot.device, slot.threads, self.log(task.number)),
+            args=(theirs, self.work, task, slot.device, slot.threads, log),
             daemon=True,
         )
         try:
@@ -147,8 +130,8 @@ class Pool:
         theirs.close()
         slot.process, slot.connection, slot.task = process, ours, task
 
-    def wait(self, timeout: float | None) -> list[events.WorkerEvent]:
-        """Return new events of workers; waits for the first, `timeout` seconds at most."""
+    def wait(self, timeout: float) -> list[events.WorkerEvent]:
+        """Return new events of workers; wait for the first, `timeout` seconds at most."""
         by_connection = {slot.connection: slot for slot in self.busy}
         ready = wait([c for c in by_connection if c is not None], timeout)
         return [
@@ -157,7 +140,7 @@ class Pool:
             for event in self._receive(by_connection[connection])  # type: ignore[index]
         ]
 
-    def stop(self, number: int) -> None:
+    def cancel(self, number: int) -> None:
         """Kill the worker of a trial; its finished stages and epochs stay on disk."""
         for slot in self.busy:
             if slot.task is not None and slot.task.number == number:
@@ -209,6 +192,10 @@ class Pool:
             slot.process.close()
         slot.process = None
         self._release(slot)
+
+
+Engine = Callable[[Work, Sequence[Slot], Path], Executor]
+"""A way to make an executor: of a work, with these slots, the output of trials in this folder."""
 
 
 @contextmanager
@@ -310,43 +297,8 @@ def run_worker(
     connection.send(events.WorkerStarted(task.number))
     for number in JOB:
         signal.signal(number, signal.SIG_IGN)
-    target = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(target, stream.fileno())
-    try:
-        work(connection.send, task, device, threads)
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        traceback.print_exc()
-        failed = failure(task.number, error)
-        if is_device_error(error):
-            connection.send(events.Lost(task.number, f"its device failed: {failed.error}"))
-        else:
-            connection.send(failed)
-
-
-def failure(number: int, error: Exception) -> events.Failed:
-    """Describe how a trial failed by an exception."""
-    name, first = type(error).__name__, first_line(error)
-    trace = "".join(traceback.format_exception(error)).splitlines()
-    return events.Failed(
-        number,
-        error=brief(error),
-        lines=str(error).splitlines()[1:] if isinstance(error, MoistError) else trace[-8:],
-        out_of_memory=isinstance(error, MemoryError)
-        or name == "OutOfMemoryError"  # CUDA's
-        or (name == "RuntimeError" and "can't allocate memory" in first),  # torch's, of the CPU
-    )
-
-
-def is_device_error(error: Exception) -> bool:
-    """Return whether a GPU can't continue: it is busy, or an earlier kernel has broken it.
-
-    Whatever the cause, this process can't compute on it any more. PyTorch's message starts with
-    "CUDA error: "; memory that its own allocator doesn't get is an `OutOfMemoryError`.
-    """
-    return type(error).__name__ == "AcceleratorError" or "CUDA error: " in str(error)
+    log_to(log)
+    attempt(connection.send, work, task, device, threads)
 
 
 def _die_with_driver() -> None:

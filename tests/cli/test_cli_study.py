@@ -605,6 +605,20 @@ def test_an_option_that_does_nothing_alone_is_rejected(ask, words, needed):
     assert said.code == 2 and f"`{option}` does nothing without {needed}" in said.err
 
 
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["--gpus-per-trial=1"], "ray"),
+        (["--address=auto", "--engine=local"], "ray"),
+        (["--devices=cpu", "--engine=ray"], "local"),
+    ],
+)
+def test_an_option_of_another_engine_is_rejected(ask, file, words, needed):
+    said = ask("sweep", "optuna", file, *words)
+    option = words[0].partition("=")[0]
+    assert said.code == 2 and f"`{option}` does nothing without `--engine {needed}`" in said.err
+
+
 def test_a_wrong_value_is_reported_with_its_option(ask, file):
     said = ask("sweep", "optuna", file, "--best", "accuracy=much")
     assert said.code == 2 and "`--best accuracy=much`" in said.err

@@ -18,8 +18,9 @@ from moist.config import Config
 from moist.config.overrides import parse
 from moist.errors import ConfigError, StageError
 from moist.study.events import Event, Failed, Lost, StageStarted, Warned
+from moist.study.executor import Task, is_device_error
 from moist.study.trainer import Trainer
-from moist.study.workers import Pool, Slot, Task, is_device_error
+from moist.study.workers import Pool, Slot
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 PIPE = 4096
@@ -125,7 +126,7 @@ def test_a_worker_killed_in_the_middle_of_an_event_is_lost_like_any_other(tmp_pa
     talk = (Do("wait"), Warned(None, "x" * 10_000_000))
     work = Toy(tmp_path, {0: talk}, stage="toy")
     with Pool(work, [Slot(None, 1)], tmp_path, toy.PRELOAD) as pool:
-        pool.start(Task(0, Config(), "moist run"))
+        pool.submit(Task(0, Config(), "moist run"))
         found: list[Event] = []
         while not found:
             found = pool.wait(PATIENCE)
@@ -149,7 +150,7 @@ def test_an_error_in_training_is_not_a_loss_and_has_its_class_and_hint(tmp_path)
     short = ["teacher.epochs=1", "distill.epochs=1", "distill.views=1", "latency.seconds=0.01"]
     config = parse([f"@{SWEEPS / 'tiny.yaml'}", *short, "teacher.lr=10"])
     with Pool(Trainer(tmp_path), [Slot("cpu", 1)], tmp_path / "logs") as pool:
-        pool.start(Task(0, config, "moist run"))
+        pool.submit(Task(0, config, "moist run"))
         last = received(pool)[-1]
     assert isinstance(last, Failed) and not last.out_of_memory
     assert last.error.startswith("StageError: `")

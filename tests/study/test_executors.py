@@ -1,0 +1,164 @@
+"""One contract for all executors: what they run, hand on, lose, cancel and leave behind."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+import toy
+from clusters import Cluster
+from toy import DIE, FAIL, PATIENCE, WAIT, Do, Script, Toy, attempts, epochs, numbers
+
+from moist.config import Config
+from moist.errors import ConfigError
+from moist.study.cluster import SETTINGS, Ray, Share, connect
+from moist.study.events import Completed, EpochDone, Event, Failed, Lost
+from moist.study.executor import Executor, Task
+from moist.study.inline import Inline
+from moist.study.workers import Pool, Slot
+
+LOCAL = partial(Pool, preload=toy.PRELOAD)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patched, Cluster(patched) as started:
+        connect(started.address)  # before Ray is imported, as Ray then reads its settings
+        import ray
+
+        yield started
+        ray.shutdown()
+
+
+RAY = pytest.param("ray", marks=pytest.mark.slow)
+APART = pytest.mark.parametrize("run", ["local", RAY], indirect=True)
+"""Executors whose tasks are in other processes."""
+
+
+@pytest.fixture(params=["inline", "local", RAY])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Script], Executor]:
+    """An executor of a script's tasks, in a home of its own."""
+    engines = {"inline": Inline, "local": LOCAL, "ray": Ray}
+    if request.param == "ray":
+        request.getfixturevalue("cluster")
+
+    def made(script: Script) -> Executor:
+        slots = [Slot("cpu", 1) for _ in range(1 if request.param == "inline" else 2)]
+        return engines[request.param](Toy(tmp_path, script, stage="toy"), slots, tmp_path / "logs")
+
+    return made
+
+
+def test_without_ray_its_engine_is_refused_with_the_command_that_installs_it(monkeypatch):
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="Ray, which is not installed") as refused:
+        connect(None)
+    assert refused.value.hint == "`pip install 'moist[ray]'`"
+
+
+def test_a_share_fits_on_a_node_as_often_as_its_scarcest_resource_allows():
+    assert Share(2, 0.5).fits({"CPU": 16, "GPU": 2}) == 4
+    assert Share(2, 0.5).fits({"CPU": 6, "GPU": 8}) == 3
+    assert Share(1, 0).fits({"CPU": 6, "GPU": 8}) == 6 and Share(1, 1).fits({"CPU": 6}) == 0
+    assert str(Share(2, 0.5)) == "2 CPUs and 0.5 GPUs" and str(Share()) == "1 CPU"
+
+
+def task(number: int) -> Task:
+    return Task(number, Config(hidden_width=number + 1), "moist run")
+
+
+def until(executor: Executor, kind: type[Event] | tuple[type[Event], ...]) -> list[Event]:
+    """All events, up to the first of that kind."""
+    found: list[Event] = []
+    deadline = time.monotonic() + PATIENCE
+    while not any(isinstance(event, kind) for event in found):
+        assert time.monotonic() < deadline
+        found += executor.wait(0.1)
+    return found
+
+
+def test_events_come_in_order_and_end_in_the_result(run, tmp_path):
+    with run({0: epochs("toy", 0.25, 0.5)}) as executor:
+        executor.submit(task(0))
+        found = until(executor, Completed)
+    assert [type(event).__name__ for event in found] == [
+        "StageStarted", "EpochDone", "EpochDone", "StageFinished", "Completed"
+    ]  # fmt: skip
+    assert {event.number for event in found} == {0}
+    assert found[-1].report == toy.report(task(0).config)
+    assert found[-1].curves == {"toy": [0.25, 0.5]}
+
+
+def test_as_many_tasks_run_at_once_as_there_is_capacity_for(run, tmp_path):
+    with run({number: WAIT for number in range(3)}) as executor:
+        workers = executor.capacity().workers
+        for number in range(workers):
+            executor.submit(task(number))
+        assert toy.until(lambda: len(attempts(tmp_path)) == workers)
+        (tmp_path / "go").touch()
+        for _ in range(workers):
+            until(executor, Completed)
+
+
+def test_an_error_is_handed_on_with_its_lines_and_the_next_task_runs(run, tmp_path):
+    with run({0: FAIL}) as executor:
+        executor.submit(task(0))
+        [failed] = [event for event in until(executor, Failed) if isinstance(event, Failed)]
+        assert failed.error == "ValueError: no such" and "in act" in "\n".join(failed.lines)
+        executor.submit(task(1))
+        until(executor, Completed)
+    assert numbers(tmp_path) == [0, 1]
+
+
+def test_a_task_whose_device_fails_is_lost(run, tmp_path):
+    broken = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with run({0: (Do("raise", broken),)}) as executor:
+        executor.submit(task(0))
+        assert until(executor, Lost)[-1].reason == f"its device failed: RuntimeError: {broken}"
+
+
+def test_a_task_that_is_cancelled_is_heard_of_no_more_and_leaves_room(run, tmp_path):
+    script = {0: [*epochs("toy", 0.25), *WAIT, *epochs("toy", 0.5)]}
+    with run(script) as executor:
+        executor.submit(task(0))
+        until(executor, EpochDone)
+        (tmp_path / "go").touch()  # `inline` ends with its next event
+        executor.cancel(0)
+        for number in range(1, 1 + executor.capacity().workers):
+            executor.submit(task(number))
+        found = until(executor, Completed)
+        assert not any(isinstance(e, Completed) and e.number == 0 for e in found)
+
+
+@APART
+def test_what_trials_print_is_in_a_file(run, tmp_path):
+    with run({0: FAIL}) as executor:
+        executor.submit(task(0))
+        until(executor, Failed)
+    assert "ValueError: no such" in (tmp_path / "logs" / "00000.txt").read_text()
+
+
+@APART
+def test_a_killed_worker_loses_its_trial_alone(run, tmp_path):
+    with run({0: DIE, 1: WAIT}) as executor:
+        executor.submit(task(1))
+        executor.submit(task(0))
+        [lost] = [event for event in until(executor, Lost) if isinstance(event, Lost)]
+        assert lost.number == 0
+        (tmp_path / "go").touch()
+        assert until(executor, Completed)[-1].number == 1
+
+
+@APART
+def test_no_task_outlives_its_executor(run, tmp_path):
+    with run({0: WAIT}) as executor:
+        executor.submit(task(0))
+        assert toy.until(lambda: bool(attempts(tmp_path)))
+    worker = attempts(tmp_path)[0]["worker"]
+    assert toy.until(lambda: not psutil.pid_exists(worker))
+    assert executor.wait(0.0) == []
