@@ -85,6 +85,8 @@ def connect(address: str | None) -> None:
     try:
         with _handler_kept():
             ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+            # It would print the errors of nodes on standard output, among data.
+            ray._private.worker.print_to_stdstream = lambda *_, **__: None
     except ray.exceptions.AuthenticationError as error:
         raise ConfigError(
             f"the Ray cluster refuses this token: {first_line(error)}",

@@ -1,19 +1,29 @@
 """One contract for all executors: what they run, hand on, lose, cancel and leave behind."""
 
+import json
+import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 import toy
 from clusters import Cluster
+from driving import sweep
+from driving import trials as driven
+from tiny import searched
 from toy import DIE, FAIL, PATIENCE, WAIT, Do, Script, Toy, attempts, epochs, numbers
 
 from moist.config import Config
 from moist.errors import ConfigError
+from moist.store.maintenance import entries, verify
+from moist.store.objects import ObjectStore
+from moist.store.runs import RunRecords
 from moist.study.cluster import SETTINGS, Ray, Share, connect
 from moist.study.events import Completed, EpochDone, Event, Failed, Lost
 from moist.study.executor import Executor, Task
@@ -162,3 +172,68 @@ def test_no_task_outlives_its_executor(run, tmp_path):
     worker = attempts(tmp_path)[0]["worker"]
     assert toy.until(lambda: not psutil.pid_exists(worker))
     assert executor.wait(0.0) == []
+
+
+# studies
+
+
+SWEEP = searched("random", k="values: [2, 3, 4, 5]", width="values: [4, 6, 8, 12, 16, 24, 32]")
+
+
+def sweep_on(engine: str, folder: Path, *words: object) -> list[str]:
+    """The words of a sweep of `SWEEP`, in a home of its own."""
+    (folder / "small.yaml").write_text(SWEEP)
+    common = [folder / "small.yaml", "--engine", engine, "--home", folder / engine, "--quiet"]
+    return [*map(str, [*common, "--threads", "1", "--wandb", "off", *words])]
+
+
+@pytest.mark.slow
+def test_a_sequential_study_finds_the_same_with_every_executor(cluster, tmp_path):
+    found = []
+    for engine in ("inline", "local", "ray"):
+        where = ["--address", cluster.address] if engine == "ray" else []
+        words = sweep_on(engine, tmp_path, "--trials", 4, "--workers", 1, "--json", *where)
+        done = json.loads(forked.moist("sweep", "optuna", *words).stdout)
+        trials = [(t["number"], t["params"], t["key"], exact(t["values"])) for t in done["trials"]]
+        found.append((done["frontier"], trials))
+    assert found[0] == found[1] == found[2] and len(found[0][1]) == 4
+
+
+def exact(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if name != "latency_ms"}
+
+
+def tasks() -> list[psutil.Process]:
+    """List Ray's workers that run a trial."""
+    named = psutil.process_iter(["cmdline"])
+    return [one for one in named if (one.info["cmdline"] or [""])[0] == "ray::run_on_node"]
+
+
+@pytest.mark.slow
+def test_a_study_survives_the_loss_of_a_worker_a_node_and_its_driver(cluster, tmp_path):
+    words = sweep_on("ray", tmp_path, "--trials", 24, "--address", cluster.address)
+    home, stamps = tmp_path / "ray", {}
+
+    def reached(records: int) -> bool:
+        return len(RunRecords(home).all()) >= records and len(tasks()) > 2
+
+    driving = sweep(*words)
+    driving.until(lambda: reached(4))
+    tasks()[0].kill()
+    driving.until(lambda: reached(8))
+    cluster.remove()
+    driving.until(lambda: len(RunRecords(home).all()) >= 12)
+    stamps = {entry.key: entry.created for entry in entries(ObjectStore(home))}
+    driving.kill()
+    assert driving.out == ""
+    resumed = sweep(*words)
+    assert resumed.finish() == 0, resumed.text
+    found = driven(home, "small")
+    assert [trial.state for trial in found] == ["complete"] * 24
+    attempts = [trial.attempts for trial in found if trial.attempts]
+    assert {"WorkerCrashedError", "NodeDiedError"} <= {*re.findall(r"\w+Error", str(attempts))}
+    assert max(map(len, attempts)) <= 2  # a trial may be lost with its worker, then with a node
+    stored = {entry.key: entry.created for entry in entries(ObjectStore(home))}
+    computed = Counter(key for run in RunRecords(home).all() for key in run.computed or ())
+    assert stamps.items() <= stored.items() and set(computed.values()) == {1}
+    assert verify(ObjectStore(home)) == [] and not list((home / "partial").iterdir())
