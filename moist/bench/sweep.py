@@ -7,10 +7,15 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import psutil
 
 from moist import pipeline
 from moist.env import Env
@@ -23,15 +28,23 @@ from moist.store.runs import RunRecords
 from moist.store.store import Store
 from moist.study.costs import CostEstimator
 from moist.study.driver import Driver
-from moist.study.events import Completed, Event, Send, StudyOpened, TrialEnded, broadcast
-from moist.study.executor import Task
+from moist.study.events import (
+    Completed,
+    Event,
+    Send,
+    StudyOpened,
+    TrialEnded,
+    WorkerEvent,
+    broadcast,
+)
+from moist.study.executor import Capacity, Task, Work
 from moist.study.ledger import opened
 from moist.study.ref import StudyRef, database_of
 from moist.study.search import search
 from moist.study.settings import SearchResult, Settings
 from moist.study.spec import study_spec
 from moist.study.tracking import WandbObserver
-from moist.study.workers import Pool, make_slots
+from moist.study.workers import Engine, Pool, Slot, make_slots
 from moist.sweepfile import Sweep, config_of
 from moist.tracking.mode import Mode
 from moist.tracking.tracker import Tracker
@@ -111,7 +124,49 @@ def frontier_of(result: SearchResult) -> list[dict[str, Any]]:
     return [{"params": trial.params, "values": trial.values} for trial in front]
 
 
-def overhead(sweep: Sweep, *, trials: int, last: int = 50) -> dict[str, Any]:
+class Simulated:
+    """Workers that take no time: a task is done, in this process, when `wait` comes to it.
+
+    An `Executor` of as many workers as slots, for what a driver of that many can do.
+    """
+
+    def __init__(self, work: Work, slots: Sequence[Slot], logs: Path) -> None:
+        self.work, self.slots, self.logs = work, slots, logs
+        self.tasks = deque[Task]()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tasks.clear()
+
+    def capacity(self) -> Capacity:
+        """Return that of all slots."""
+        return Capacity(len(self.slots))
+
+    def submit(self, task: Task) -> None:
+        """Queue a task."""
+        self.tasks.append(task)
+
+    def wait(self, timeout: float) -> list[WorkerEvent]:
+        """Do the oldest task."""
+        found: list[WorkerEvent] = []
+        if self.tasks:
+            self.work(found.append, self.tasks.popleft(), None, 1)  # type: ignore[arg-type]
+        return found
+
+    def cancel(self, number: int) -> None:
+        """Forget a task."""
+        self.tasks = deque(task for task in self.tasks if task.number != number)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Do nothing."""
+        return nullcontext()
+
+
+def overhead(
+    sweep: Sweep, *, trials: int, slots: Sequence[Slot], engine: Engine = Pool, last: int = 50
+) -> dict[str, Any]:
     """Measure the milliseconds that a trial of a TPE study takes beside its pipeline.
 
     The pipeline does nothing. What remains is sampling, planning, the worker process, the run's
@@ -122,13 +177,13 @@ def overhead(sweep: Sweep, *, trials: int, last: int = 50) -> dict[str, Any]:
     try:
         store = Store(home, Env())
         report = pipeline.run(config_of(sweep, {}), store)
-        clock = Clock()
+        clock, before = Clock(), _megabytes()
         spec = study_spec(sweep, DEFAULT, 0, "moist bench overhead")
         work = NoPipeline(home, report)
         ref = StudyRef("overhead", database_of(None, home), home)
         with (
             opened(ref, spec) as ledger,
-            Pool(work, make_slots(None, 1, 1), home / "logs") as pool,
+            engine(work, slots, home / "logs") as executor,
             Tracker(Mode("offline", "for the benchmark"), home, _fail) as tracker,
         ):
             notify = broadcast([clock, WandbObserver(tracker)])
@@ -136,7 +191,7 @@ def overhead(sweep: Sweep, *, trials: int, last: int = 50) -> dict[str, Any]:
             settings = Settings(trials, sampler="tpe", best={})
             estimate = CostEstimator(store).plan
             Driver(
-                ref, ledger, sweep, pool, estimate=estimate, settings=settings, notify=notify
+                ref, ledger, sweep, executor, estimate=estimate, settings=settings, notify=notify
             ).run()
     finally:
         shutil.rmtree(home)
@@ -147,7 +202,14 @@ def overhead(sweep: Sweep, *, trials: int, last: int = 50) -> dict[str, Any]:
         "ms_median": statistics.median(taken),
         "ms_median_of_the_last": statistics.median(taken[-last:]),
         "last": last,
+        "megabytes": _megabytes(),
+        "megabytes_before": before,
     }
+
+
+def _megabytes() -> float:
+    """Return the resident memory of this process."""
+    return float(psutil.Process().memory_info().rss) / 1e6
 
 
 def _fail(problem: str) -> None:

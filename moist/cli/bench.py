@@ -19,7 +19,10 @@ from moist.cli.options import (
 )
 from moist.config.overrides import parse
 from moist.reporting.terminal import counted, print_table
+from moist.study.settings import ENGINES
 from moist.sweepfile import read_sweep
+
+SIMULATED = "simulated"
 
 
 def _trials(default: int, least: int = 1) -> Decorator:
@@ -148,25 +151,49 @@ def bench_sweep(
 @FILE
 @OVERRIDES
 @_trials(500, least=2)
+@click.option(
+    "--engine",
+    type=click.Choice((*ENGINES, SIMULATED)),
+    default="local",
+    show_default=True,
+    help=f"What runs the trials; {SIMULATED}: workers that take no time, in the driver's process.",
+)
+@WORKERS
 @JSON
-def overhead(file: Path, overrides: tuple[str, ...], trials: int, as_json: bool) -> None:
+def overhead(
+    file: Path,
+    overrides: tuple[str, ...],
+    trials: int,
+    engine: str,
+    workers: int,
+    as_json: bool,
+) -> None:
     """Time the overhead of a trial in a TPE study.
 
     The trials train nothing: what remains is the time that moist and Optuna take.
 
     \b
     moist bench overhead sweeps/quickstart.yaml
+    moist bench overhead sweeps/quickstart.yaml --engine simulated --workers 64 --trials 1000
     """
+    from moist.bench.sweep import Simulated
     from moist.bench.sweep import overhead as measure
+    from moist.study.engines import Cluster, make_engine
 
-    found = measure(read_sweep(file, overrides), trials=trials)
+    simulated = engine == SIMULATED
+    kind = "local" if simulated else engine
+    slots, runs, _ = make_engine(kind, workers, None, 1, Cluster())
+    runs = Simulated if simulated else runs
+    found = measure(read_sweep(file, overrides), trials=trials, slots=slots, engine=runs)
     if as_json:
         print_json(found)
         return
     click.echo(
         f"{found['ms_a_trial']:.0f} ms a trial over {found['trials']} trials (median"
         f" {found['ms_median']:.0f}; of the last {found['last']}:"
-        f" {found['ms_median_of_the_last']:.0f})"
+        f" {found['ms_median_of_the_last']:.0f}): {1e3 / found['ms_a_trial']:.1f} asks and tells a"
+        f" second; the driver's memory grew from {found['megabytes_before']:.0f} to"
+        f" {found['megabytes']:.0f} MB"
     )
 
 
