@@ -31,11 +31,22 @@ from moist.disk import write_atomically, writing
     help="Store weights as 8-bit integers, and compute with them: a smaller file, another"
     " accuracy, which is printed.",
 )
+@click.option(
+    "--test",
+    is_flag=True,
+    help="Compare on the test images, not the validation images.",
+)
 @JSON
 @STORAGE
 @computing
 def export(
-    name: str, path: Path, int8: bool, as_json: bool, storage: str | None, compute: Compute
+    name: str,
+    path: Path,
+    int8: bool,
+    test: bool,
+    as_json: bool,
+    storage: str | None,
+    compute: Compute,
 ) -> None:
     """Export a run's model as one ONNX file.
 
@@ -50,22 +61,24 @@ def export(
     \b
     moist export last
     moist export quickstart -o digits.onnx
-    moist export last --int8 -o small.onnx
+    moist export last --int8 --test -o small.onnx
     """
     from moist.serving.export import export_onnx
 
     run = run_of(study_ref(name, storage, compute.home))
     with compute.plan() as store:
-        found = export_onnx(store, run, int8)
+        found = export_onnx(store, run, int8, "test" if test else None)
     with writing(path.parent):
         write_atomically(path, found.data)
     if as_json:
         print_json({"file": str(path), **found.report()})
         return
-    split = "validation" if found.split == "val" else "training"
-    stated = f"{found.accuracy:.2%} ({'in float ' if int8 else ''}{found.accuracy_torch:.2%})"
+    split = {"val": "validation", "train": "training"}.get(found.split, found.split)
+    stated = f"{found.accuracy:.2%} (in torch {found.accuracy_torch:.2%}"
+    if found.accuracy_recorded is not None:
+        stated += f", recorded {found.accuracy_recorded:.2%}"
     click.echo(
         f"{path}: {len(found.data) / 1e6:.3g} MB{', int8' if int8 else ''}, runs in onnxruntime\n"
         f"on {found.n:,} {split} images: {found.same_class:.2%} with the same class as in torch,"
-        f" logits within {found.difference:.1g}, accuracy {stated}"
+        f" logits within {found.difference:.1g}, accuracy {stated})"
     )

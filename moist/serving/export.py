@@ -13,8 +13,8 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,8 @@ class Exported:
     """An exported graph, and how it compares with the model in torch, on `n` images of a split.
 
     `same_class`: share of images with the same class; `difference`: of logits, relative to the
-    image's largest, where all but one in a thousand images are below.
+    image's largest, where all but one in a thousand images are below. `accuracy_recorded` is that
+    of the run's report, None for training images.
     """
 
     data: bytes = field(repr=False)
@@ -64,6 +65,7 @@ class Exported:
     difference: float
     accuracy_torch: float
     accuracy: float
+    accuracy_recorded: float | None = None
 
     def report(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
@@ -71,16 +73,22 @@ class Exported:
         return {**figures, "bytes": len(self.data)}
 
 
-def export_onnx(store: Backend, run: Run, int8: bool = False) -> Exported:
+def export_onnx(
+    store: Backend, run: Run, int8: bool = False, split: str | None = None
+) -> Exported:
     """Export a run's model, compared with torch; its weights and activations as `int8`.
 
+    They are compared on a split: validation images by default, training images without them.
     Raises ConfigError without onnx or onnxruntime, StoreError for a model that is gone, and
     StageError for one that needs labels, or whose graph differs from it, except by int8.
     """
     check_installed("onnx", "onnxruntime")
     data, model = stored(store, run)
     net = module(model).eval()
-    exported = compared(net, onnx_of(net, data, metadata(data, run), int8), data)
+    split = split or ("val" if len(data.val) else "train")
+    exported = compared(net, onnx_of(net, data, metadata(data, run), int8), data, split)
+    recorded = {"val": run.report.val_accuracy, "test": run.report.accuracy}.get(split)
+    exported = replace(exported, accuracy_recorded=recorded)
     if int8:
         return exported
     if exported.same_class < SAME_CLASS or exported.difference > SAME_LOGITS:
@@ -115,6 +123,10 @@ def onnx_of(
         return graph.to_bytes(assemble(net, graph, data), properties)
 
 
+Branch = tuple[Callable[[torch.Tensor], torch.Tensor], nn.Module]
+"""What a part of the rows gets, and the network whose weights it reads."""
+
+
 class Graph:
     """ONNX nodes in the order of computation, and every value of them on sample images."""
 
@@ -142,58 +154,65 @@ class Graph:
         self.values[output] = compute(*samples)
         return output
 
-    def replace(
-        self,
-        into: str,
-        chosen: str,
-        compute: Callable[[torch.Tensor], torch.Tensor],
-        x: str,
-        net: nn.Module,
-    ) -> str:
-        """Replace the chosen rows of a value by what a network computes of the same rows of `x`,
-        in a branch that is not taken if there are none. Returns the output."""
+    def dispatch(self, into: str, chosen: str, x: str, branches: Sequence[Branch]) -> str:
+        """Replace rows of a value, each by what the branch with its number in `chosen` computes
+        of the same row of `x`; -1 keeps a row. Returns the output.
+
+        A branch that no row has is not taken.
+        """
         from onnx import TensorProto, helper
 
         self.count += 1
-        name = f"branch{self.count}"
-        rows = self.values[chosen].nonzero().squeeze(1)
-        sample = self.values[x][rows] if len(rows) >= SAMPLE else self.values[x]
-        part = self._traced(Part(compute, net), (sample,), (f"{name}_x",), f"{name}_y")
-        node, output = helper.make_node, f"{into}_{self.count}"
+        name, node = f"dispatch{self.count}", helper.make_node
+        some = [f"{name}_some{j}" for j in range(len(branches))]
         self.weights += [
-            *part.initializer,
-            helper.make_tensor(f"{name}_last", TensorProto.INT64, [1], [1]),
-            helper.make_tensor(f"{name}_all", TensorProto.INT64, [1], [-1]),
+            _integers(f"{name}_numbers", range(len(branches))),
+            _integers(f"{name}_first", [0]),
+            _integers(f"{name}_last", [1]),
+            _integers(f"{name}_all", [-1]),
         ]
-        some = [
-            node("NonZero", [chosen], [f"{name}_found"]),
-            node("Reshape", [f"{name}_found", f"{name}_all"], [f"{name}_rows"]),
-            node("Gather", [x, f"{name}_rows"], [f"{name}_x"]),
-            *part.node,
-            node("Unsqueeze", [f"{name}_rows", f"{name}_last"], [f"{name}_places"]),
-            node("ScatterND", [into, f"{name}_places", f"{name}_y"], [f"{name}_some"]),
-        ]
-        none = [node("Identity", [into], [f"{name}_none"])]
-        branches = {
-            f"{kind}_branch": helper.make_graph(
-                nodes,
-                f"{name}_{kind}",
-                [],
-                [helper.make_tensor_value_info(last.output[0], TensorProto.FLOAT, None)],
-            )
-            for kind, nodes, last in (("then", some, some[-1]), ("else", none, none[0]))
-        }
         self.nodes += [
-            node("Cast", [chosen], [f"{name}_number"], to=TensorProto.INT32),
-            node("ReduceMax", [f"{name}_number"], [f"{name}_most"], keepdims=0),
+            node("Unsqueeze", [chosen, f"{name}_last"], [f"{name}_column"]),
+            node("Equal", [f"{name}_column", f"{name}_numbers"], [f"{name}_is"]),
+            node("Cast", [f"{name}_is"], [f"{name}_one"], to=TensorProto.INT32),
+            node("ReduceMax", [f"{name}_one", f"{name}_first"], [f"{name}_most"], keepdims=0),
             node("Cast", [f"{name}_most"], [f"{name}_any"], to=TensorProto.BOOL),
-            node("If", [f"{name}_any"], [output], **branches),
+            node("Split", [f"{name}_any"], some, axis=0, num_outputs=len(branches)),
         ]
-        result = self.values[into].clone()
-        if len(rows):
-            result[rows] = compute(self.values[x][rows])
-        self.values[output] = result
-        return output
+        for j, (compute, net) in enumerate(branches):
+            rows = (self.values[chosen] == j).nonzero().squeeze(1)
+            sample = self.values[x][rows] if len(rows) >= SAMPLE else self.values[x]
+            one = f"{name}_{j}"
+            part = self._traced(Part(compute, net), (sample,), (f"{one}_x",), f"{one}_y")
+            taken = [
+                node("Equal", [chosen, f"{one}_number"], [f"{one}_is"]),
+                node("NonZero", [f"{one}_is"], [f"{one}_found"]),
+                node("Reshape", [f"{one}_found", f"{name}_all"], [f"{one}_rows"]),
+                node("Gather", [x, f"{one}_rows"], [f"{one}_x"]),
+                *part.node,
+                node("Unsqueeze", [f"{one}_rows", f"{name}_last"], [f"{one}_places"]),
+                node("ScatterND", [into, f"{one}_places", f"{one}_y"], [f"{one}_replaced"]),
+            ]
+            # weights in the branch: onnxruntime lays out no convolution whose weights are outside
+            weights = [*part.initializer, _integers(f"{one}_number", [j])]
+            kept = [node("Identity", [into], [f"{one}_kept"])]
+            both = {
+                f"{kind}_branch": helper.make_graph(
+                    nodes,
+                    f"{one}_{kind}",
+                    [],
+                    [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)],
+                    own,
+                )
+                for kind, nodes, own in (("then", taken, weights), ("else", kept, []))
+            }
+            output = f"{into}_{self.count}.{j}"
+            self.nodes.append(node("If", [some[j]], [output], **both))
+            result = self.values[into].clone()
+            if len(rows):
+                result[rows] = compute(self.values[x][rows])
+            self.values[output], into = result, output
+        return into
 
     def to_bytes(self, outputs: dict[str, str], properties: dict[str, str]) -> bytes:
         """Return the file; `outputs` has the value of each output's name."""
@@ -271,9 +290,13 @@ class Part(nn.Module):
 
 def assemble(net: nn.Module, graph: Graph, data: Dataset) -> dict[str, str]:
     """Add a whole model to a graph; returns the value of each output."""
-    mean_C, std_C = (torch.tensor(values).float() for values in (data.mean, data.std))
+    mean_C11, std_C11 = (
+        torch.tensor(values, dtype=torch.float64)[:, None, None]
+        for values in (data.mean, data.std)
+    )
+    scale_C11, bias_C11 = (1 / (255 * std_C11)).float(), (-mean_C11 / std_C11).float()
     graph.add(
-        lambda x_BHWC: ((x_BHWC.float() / 255 - mean_C) / std_C).permute(0, 3, 1, 2),
+        lambda x_BHWC: x_BHWC.permute(0, 3, 1, 2).float() * scale_C11 + bias_C11,
         ("images",),
         "pixels",
     )
@@ -309,16 +332,21 @@ def assemble(net: nn.Module, graph: Graph, data: Dataset) -> dict[str, str]:
         expert = graph.add(_routed, ("gate", deferred), "expert")
         logits = _dispatch(graph, fallback, "pixels", expert, logits)
     else:
-        logits = graph.replace(logits, deferred, net.second_pass, "pixels", fallback)
+        chosen = graph.add(lambda deferred_B: deferred_B.long() - 1, (deferred,), "chosen")
+        logits = graph.dispatch(logits, chosen, "pixels", [(net.second_pass, fallback)])
     return {"logits": logits, **found, "deferred": deferred}
 
 
 def _dispatch(graph: Graph, net: MoIST, x: str, expert: str, into: str) -> str:
     """Add the students, each for the rows of its images; -1 is no expert."""
-    for j, student in enumerate(net.students):
-        chosen = graph.add(partial(torch.eq, other=j), (expert,), f"{expert}{j}")
-        into = graph.replace(into, chosen, partial(net.expert, j), x, student)
-    return into
+    branches = [(partial(net.expert, j), student) for j, student in enumerate(net.students)]
+    return graph.dispatch(into, expert, x, branches)
+
+
+def _integers(name: str, values: Sequence[int]) -> onnx.TensorProto:
+    from onnx import TensorProto, helper
+
+    return helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
 
 
 def _zeros(graph: Graph, net: MoIST, name: str) -> str:
@@ -358,9 +386,9 @@ def metadata(data: Dataset, run: Run) -> dict[str, str]:
     }
 
 
-def compared(net: nn.Module, graph: bytes, data: Dataset) -> Exported:
-    """Compare a graph with the model in torch on the validation images, else training images."""
-    split, images = ("val", data.val) if len(data.val) else ("train", data.train)
+def compared(net: nn.Module, graph: bytes, data: Dataset, split: str) -> Exported:
+    """Compare a graph with the model in torch on the images of a split."""
+    images: Split = getattr(data, split)
     runs = session(graph)
     got_NC = classified(runs, images)
     alone = Split(images.images_NHWC[:SINGLY], images.labels_N[:SINGLY])

@@ -37,7 +37,8 @@ class Split:
 class Dataset:
     """Images in memory, with mean and std per channel (of pixels in [0, 1]) of the training split.
 
-    `val` is empty without a validation split. Only `evaluate` reads `test`.
+    `val` is empty without a validation split. Only `evaluate` reads `test`, and the comparison of
+    an exported model with the trained one.
     """
 
     name: str

@@ -156,6 +156,9 @@ def test_a_run_is_exported_with_what_a_reader_needs(trained) -> None:
     found = export.export_onnx(Store(home, Env()), run)
     assert found.same_class == 1 and found.difference < 1e-4
     assert found.accuracy == found.accuracy_torch == run.report.val_accuracy
+    tested = export.export_onnx(Store(home, Env()), run, split="test")
+    assert tested.n == run.report.n_test and tested.same_class == 1
+    assert tested.accuracy == tested.accuracy_recorded == run.report.accuracy
     written = export.session(found.data).get_modelmeta().custom_metadata_map
     assert json.loads(written["classes"]) == list("0123456789") and written["run"] == run.key
     assert json.loads(written["figures"])["mflops"] == run.report.mflops
