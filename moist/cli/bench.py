@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,10 +19,14 @@ from moist.cli.options import (
     computing,
     print_json,
 )
-from moist.config.overrides import parse
+from moist.config.overrides import given, parse
 from moist.reporting.terminal import counted, print_table
 from moist.study.settings import ENGINES
 from moist.sweepfile import read_sweep
+
+if TYPE_CHECKING:
+    from moist.bench.rows import Row
+    from moist.results.report import Machine
 
 SIMULATED = "simulated"
 
@@ -35,6 +41,40 @@ def _trials(default: int, least: int = 1) -> Decorator:
     )
 
 
+def _rounds(default: int = 5) -> Decorator:
+    return click.option(
+        "--rounds",
+        default=default,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Interleaved measurements; their median is printed.",
+    )
+
+
+def show(rows: Sequence[Row], machine: Machine, as_json: bool) -> None:
+    """Print the rows of a benchmark: ratios, then the figures behind each."""
+    if as_json:
+        print_json([row.record(machine) for row in rows])
+        return
+    heads = ["time of", "ms", "ratio", "from", "to", "n", "to that of", "ms"]
+    cells = [
+        [
+            row.measured,
+            *(f"{one:.3g}" for one in (row.ms, row.ratio, row.low, row.high)),
+            str(row.n),
+            row.baseline,
+            f"{row.baseline_ms:.3g}",
+        ]
+        for row in rows
+    ]
+    print_table("", heads, cells)
+    for row in rows:
+        if row.details:
+            figures = (f"{name} {value:.3g}" for name, value in row.details.items())
+            click.echo(f"{row.measured}: {', '.join(figures)}")
+    click.echo(f"{machine.device}, {counted(machine.threads, 'thread')}, torch {machine.torch}")
+
+
 @click.group()
 def bench() -> None:
     """Measure moist's own overheads and savings.
@@ -42,6 +82,52 @@ def bench() -> None:
     \b
     moist bench overhead sweeps/quickstart.yaml
     """
+
+
+@bench.command()
+@OVERRIDES
+@_rounds()
+@THREADS
+@JSON
+def serve(overrides: tuple[str, ...], rounds: int, threads: int | None, as_json: bool) -> None:
+    """Time exported models in onnxruntime.
+
+    Against torch, and against the router and one student in onnxruntime, at batch sizes 1 and 256,
+    on 32x32 pixels: of a CNN router, of a shared trunk, and of a cascade. Keys set the students'
+    sizes.
+
+    \b
+    moist bench serve
+    moist bench serve student.arch=residual student.channels=16,32 --threads 1
+    """
+    values = given(overrides)
+    from moist.bench.serving import serve as measure
+    from moist.env import Silent, make_env
+
+    env = make_env(Silent(), "cpu", threads)
+    show(measure(values, env, rounds=rounds), env.machine(), as_json)
+
+
+@bench.command()
+@OVERRIDES
+@_rounds()
+@JSON
+@computing
+def dispatch(overrides: tuple[str, ...], rounds: int, as_json: bool, compute: Compute) -> None:
+    """Time routing in torch.
+
+    Against the router and one student without a choice, and against a loop over images, with the
+    models of `moist bench serve`.
+
+    \b
+    moist bench dispatch
+    """
+    values = given(overrides)
+    from moist.bench.serving import dispatch as measure
+
+    with compute.progress() as progress:
+        env = compute.env(progress)
+    show(measure(values, env, rounds=rounds), env.machine(), as_json)
 
 
 @bench.command()
