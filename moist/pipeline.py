@@ -32,7 +32,6 @@ def stages(config: Config, store: Backend, source: Source | None = None) -> Outp
     c, arch, k = config, architecture(config), known_students(config)
     data, weights = prepared(c, store, source)
     call = Bound(store, data=data, augment=c.augment, precision=c.precision, seed=c.seed)
-    latencies = None if k is None else timed(call, c, arch, k)  # of untrained networks
     teacher, logits = teach(call, c, weights)
     levels = None
     if c.distill.loss == "moe_kd":
@@ -44,8 +43,9 @@ def stages(config: Config, store: Backend, source: Source | None = None) -> Outp
     )  # fmt: skip
     models = BUILDERS[c.system].build(call, c, Models(teacher, logits, student, model=student))
     models = cascade.build(call, c, models) if arch.cascades else models
-    latencies = latencies or timed(call, c, arch, models.clusters)  # `k=auto` is known by now
-    return Outputs(data, models, evaluated(call, c, models), latencies)
+    evaluations = evaluated(call, c, models)
+    students = models.clusters if k is None else k  # `k=auto` is known by now
+    return Outputs(data, models, evaluations, timed(call, c, arch, students))
 
 
 def teach(call: Bound, c: Config, weights: WeightsFile | None) -> tuple[Ref[Teacher], Ref[Logits]]:

@@ -65,6 +65,6 @@ def test_threads_wait_briefly_unless_the_user_says_how(setting, spins):
 
 @pytest.mark.slow
 def test_training_is_timed_beside_a_busy_core_and_alone():
-    rows = contention(rounds=1, threads=1)
+    rows = contention(rounds=1, threads=1, steps=1)
     assert [row["spins"] for row in rows] == [SPINS, 300_000]
     assert all(row["n"] == 1 and row["slowdown"] > 0 < row["image_ms"] for row in rows)

@@ -21,7 +21,11 @@ BATCH, WARM_UP, STEPS = 128, 5, 20
 
 
 def contention(
-    *, rounds: int, threads: int | None = None, spins: Sequence[int] = tuple(KNOWN)
+    *,
+    rounds: int,
+    threads: int | None = None,
+    spins: Sequence[int] = tuple(KNOWN),
+    steps: int = STEPS,
 ) -> list[dict[str, float]]:
     """Time a small CNN by the number of spins, alone and beside one busy core.
 
@@ -30,7 +34,7 @@ def contention(
     one image alone (`image_ms`); `slowdown` is the second over the first.
     """
     threads = threads or len(cores())
-    code = f"from moist.bench.contention import timed; print(*timed({threads}))"
+    code = f"from moist.bench.contention import timed; print(*timed({threads}, {steps}))"
     found: dict[tuple[int, int], list[list[float]]] = {}
     for _, count, others in product(range(rounds), spins, (0, 1)):
         with busy(others):
@@ -70,7 +74,7 @@ def printed(code: str, policy: Mapping[str, str]) -> str:
     return subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout
 
 
-def timed(threads: int) -> tuple[float, float]:
+def timed(threads: int, steps: int) -> tuple[float, float]:
     """Return median times in ms of a CNN on 32x32 pixels: a training step, batch 128; an image."""
     import torch
     from torch import nn
@@ -92,10 +96,10 @@ def timed(threads: int) -> tuple[float, float]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    trained = _median_ms(step, STEPS)
+    trained = _median_ms(step, steps)
     net.eval()
     with torch.inference_mode():
-        return trained, _median_ms(lambda: net(x_BCHW[:1]), 50 * STEPS)
+        return trained, _median_ms(lambda: net(x_BCHW[:1]), 50 * steps)
 
 
 def _median_ms(call: Callable[[], object], times: int) -> float:

@@ -88,11 +88,11 @@ def partition(
     mean_CC: Matrix, affinity_CC: Matrix, k: int, *, method: str, seed: int
 ) -> tuple[int, ...]:
     """Find the cluster of each class, by the chosen method."""
+    if k in (1, len(mean_CC)):
+        return tuple(range(len(mean_CC))) if k > 1 else (0,) * len(mean_CC)
     from sklearn.cluster import KMeans, SpectralClustering
     from sklearn.exceptions import ConvergenceWarning
 
-    if k in (1, len(mean_CC)):
-        return tuple(range(len(mean_CC))) if k > 1 else (0,) * len(mean_CC)
     if method == "spectral":
         spectral = SpectralClustering(k, affinity="precomputed", random_state=seed)
         return relabelled(spectral.fit_predict(affinity_CC).tolist())
@@ -112,8 +112,8 @@ def relabelled(labels: Sequence[int]) -> tuple[int, ...]:
 
 def silhouette(mean_CC: Matrix, of_class: tuple[int, ...]) -> float:
     """Return the class means' mean silhouette; 0 where undefined: 1 cluster, or 1 a class."""
-    from sklearn.metrics import silhouette_score
-
     if not 1 < max(of_class) + 1 < len(of_class):
         return 0.0
+    from sklearn.metrics import silhouette_score
+
     return float(silhouette_score(mean_CC, of_class))

@@ -1,4 +1,4 @@
-"""Time one call of each model of a run, in turn, before any is trained."""
+"""Time one call of each model of a run, in turn, as untrained networks."""
 
 from __future__ import annotations
 

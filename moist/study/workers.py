@@ -29,7 +29,7 @@ from moist.study import events
 from moist.study.executor import LOSSES, Capacity, Executor, Task, Work, attempt, log_of, log_to
 from moist.study.spec import format_machine
 
-PRELOADED = ("moist.study.trainer", "sklearn.cluster", "torch._dynamo")
+PRELOADED = ("moist.study.trainer", "sklearn.cluster")
 EXIT_TIMEOUT = 2.0
 """Seconds that a worker has to exit after its final event, when its results are on disk."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -122,12 +123,37 @@ def schedule_factor(schedule: str, progress: float) -> float:
     return (1 + math.cos(math.pi * (progress - climb) / (1 - climb))) / 2
 
 
+class Uncompiled:
+    """The methods of an optimizer without what hides them from torch's compiler.
+
+    That imports the compiler when one of them is first called, which takes longer than all else
+    that a training needs before its first step; nothing here is compiled.
+    """
+
+    add_param_group: Any = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict: Any = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict: Any = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad: Any = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class AdamW(Uncompiled, torch.optim.AdamW):
+    """AdamW that starts at once."""
+
+    step: Any = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class SGD(Uncompiled, torch.optim.SGD):
+    """Gradient descent with momentum that starts at once."""
+
+    step: Any = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
 def make_optimizer(net: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
     """Make the configured optimizer over the parameters that are not frozen."""
     groups = parameter_groups(net, training)
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, training.lr, fused=True)
-    return torch.optim.SGD(
+        return AdamW(groups, training.lr, fused=True)
+    return SGD(
         groups, training.lr, momentum=training.momentum, nesterov=training.nesterov, fused=True
     )
 

@@ -262,11 +262,8 @@ def test_latency_waits_for_the_clusters_only_to_know_how_many_there_are(tmp_path
     def latency(*overrides: str) -> str:
         return {call.stage: call.key for call in plan_of(tmp_path, *overrides)}["measure_latency"]
 
-    assert [call.stage for call in plan_of(tmp_path)][:2] == ["prepare", "measure_latency"]
-    found = [call.stage for call in plan_of(tmp_path, "k=auto")]
-    assert found[:2] == ["prepare", "train_teacher"]
-    assert found.index("cluster_classes") < found.index("measure_latency")
-    assert found.index("measure_latency") == found.index("evaluate") - 1
+    for overrides in ([], ["k=auto"]):
+        assert [call.stage for call in plan_of(tmp_path, *overrides)][-1] == "measure_latency"
     assert latency("seed=1") == latency() != latency("k=auto")
     assert latency("k=auto", "temperature=2") == latency("k=auto") != latency("k=auto", "seed=1")
 

@@ -1,10 +1,14 @@
 """Updates of a network: which learning rate and decay a parameter gets, and the averaging."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from moist.config import TrainingConfig
+from moist.training import descent
 from moist.training.descent import Descent, parameter_groups
 
 
@@ -52,6 +56,47 @@ def test_each_group_follows_the_schedule_at_its_own_rate(optimizer: str) -> None
     moved = [(a - b).mean().item() for a, b in zip(before, net.parameters(), strict=True)]
     assert descent.lr == 0.25
     assert moved == pytest.approx([0, 0.25, 0.25, 1.0, 0.25, 0.25], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_an_optimizer_steps_as_torchs_does(name: str) -> None:
+    found = []
+    for kind in (getattr(descent, name), getattr(torch.optim, name)):
+        torch.manual_seed(0)
+        net = network()
+        optimizer, options = None, {"lr": 0.1, "weight_decay": 0.1, "fused": True}
+        for _ in range(3):
+            again = kind(net[3].parameters(), **options)
+            again.add_param_group({"params": net[1].parameters()})
+            if optimizer is not None:
+                again.load_state_dict(optimizer.state_dict())
+            optimizer = again
+            optimizer.zero_grad()
+            net(torch.randn(5, 3, 1, 1)).square().sum().backward()
+            optimizer.step()
+        assert torch.is_grad_enabled()
+        found.append([*net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+STARTED = """
+import sys
+import torch
+from torch import nn
+from moist.config import TrainingConfig
+from moist.training.descent import Descent
+for optimizer in ("sgd", "adamw"):
+    net = nn.Linear(1, 1)
+    descent = Descent(net, TrainingConfig(optimizer=optimizer))
+    descent.step(net(torch.ones(1, 1)).sum(), 0.0)
+    descent.load(descent.state())
+assert not [name for name in sys.modules if name.startswith("torch._dynamo.")]
+"""
+
+
+@pytest.mark.slow
+def test_a_training_starts_without_importing_torchs_compiler() -> None:
+    assert subprocess.run([sys.executable, "-c", STARTED]).returncode == 0
 
 
 def test_weights_are_averaged_as_jordan_does() -> None:
