@@ -1,6 +1,6 @@
 """Random commands on random and damaged files: an answer or an error, never a traceback.
 
-One minute of it is part of `pytest --all`, the same commands each time. For new ones:
+Half a minute of it is part of `pytest --all`, the same commands each time. For new ones:
 
     MOIST_FUZZ_SECONDS=1200 MOIST_FUZZ_SEED=1 uv run pytest -n 0 tests/test_fuzz.py::test_commands
 """
@@ -34,7 +34,7 @@ from tiny import STUDY, TINY
 from moist.cli.main import main
 from moist.config.schema import keys
 
-SECONDS = float(os.environ.get("MOIST_FUZZ_SECONDS", "60"))
+SECONDS = float(os.environ.get("MOIST_FUZZ_SECONDS", "30"))
 FIRST_SEED = int(os.environ.get("MOIST_FUZZ_SEED", "0"))
 MOST_SECONDS = 120
 """For one command; none of these needs more than a few."""

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 EPOCHS = 20
 CONFIG = [
-    f"@{SWEEPS / 'tiny.yaml'}", "teacher.epochs=4", "distill.views=30",
+    f"@{SWEEPS / 'tiny.yaml'}", "precision=float32", "teacher.epochs=4", "distill.views=30",
     *(f"{section}.epochs={EPOCHS}" for section in ("distill", "routing", "joint")),
     "student.batch_norm=true", "latency.repeats=10", "latency.seconds=0.01",
 ]  # fmt: skip

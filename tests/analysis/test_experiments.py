@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
-from tiny import TINY
+from tiny import EPOCHS, TINY
 
 from analysis.experiments import PLAN, Experiment, Trainer
 from moist.store.runs import RunRecords
@@ -36,7 +36,8 @@ def test_an_experiment_is_a_sweep_file_whose_rows_are_its_points(experiment: Exp
 
 @pytest.mark.slow
 def test_only_runs_without_a_row_are_trained(images: Path, tmp_path: Path) -> None:
-    settings = ("teacher.epochs=1", "precision=float32")
+    epochs = (f"{section}.epochs=1" for section in EPOCHS)
+    settings = (*epochs, "latency.seconds=0.01", "precision=float32")
     experiment = Experiment(
         "tiny", 0.0, "tiny", settings, (0, 1), teacher="resnet8", results=tmp_path / "results"
     )

@@ -35,7 +35,7 @@ VARIANTS = [
     "joint.mask_students=false joint.objective=switch",
     "student.batch_norm=true hidden_width=9",
     "student.channels=3,5",
-    pytest.param("teacher.arch=resnet18", marks=pytest.mark.slow),
+    pytest.param("teacher.arch=fastnet", marks=pytest.mark.slow),
     "precision=bf16",
     "data.image_size=13",
     "k=1",

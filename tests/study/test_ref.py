@@ -4,15 +4,17 @@ import io
 import shlex
 import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
 
 import click
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moist.cli.main import main
 from moist.cli.options import HOME, STORAGE, study_ref
+from moist.config.schema import keys
 from moist.disk import URL
 from moist.errors import ConfigError, StoreError, masked
 from moist.study.ref import database_of, this_command
@@ -118,7 +120,14 @@ def printed_about(storage: str) -> str:
     return shown.getvalue()
 
 
+@cache
+def usual(form: str) -> str:
+    """Return what is printed about ordinary passwords."""
+    return "".join(printed_about(form.format(one)) for one in ORDINARY)
+
+
 @pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=30)
 @given(password=PASSWORDS)
 @example("p@ss%2Fw#rd")
 @example("se cret@word")
@@ -126,10 +135,9 @@ def printed_about(storage: str) -> str:
 @example("secret`w'o\"rd")
 @example("://secret:word@")
 def test_no_four_characters_of_a_password_are_shown(form: str, password: str) -> None:
-    usual = "".join(printed_about(form.format(one)) for one in ORDINARY)
     shown = printed_about(form.format(password))
     for piece in (password[i : i + 4] for i in range(len(password) - 3)):
-        assert piece not in shown or piece in usual
+        assert piece not in shown or piece in usual(form) or any(piece in key for key in keys())
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def trained(home: Path, process: Forked, epochs: int = 10) -> None:
 
 @pytest.mark.slow
 def test_a_training_outlives_the_process_that_logs_it(home):
-    words = ["run", *TINY, "joint.epochs=300", "seed=1"]
+    words = ["run", *TINY, "joint.epochs=100", "seed=1"]
     with training(home, *words) as process:
         trained(home, process)
         (core,) = (
