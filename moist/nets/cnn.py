@@ -14,7 +14,7 @@ from moist.config.plugins import Registry
 from moist.nets import zoo
 from moist.nets.entry import NetworkEntry, Shape, network_entry
 from moist.nets.fastnet import fastnet, fastnet_wide
-from moist.nets.peers import PEERS, stem
+from moist.nets.peers import PEERS, basic_resnet, stem
 from moist.nets.residual import residual
 
 
@@ -23,11 +23,9 @@ def resnet18(image_shape: Shape, outputs: int) -> nn.Module:
 
     State-dict names are torchvision's, so its weights and those trained from it load as they are.
     """
-    from torchvision.models import resnet18 as torchvision_resnet18
-
-    net: nn.Module = torchvision_resnet18(num_classes=outputs)
+    large = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)  # drawn as torchvision's is
+    net = basic_resnet(large, (64, 128, 256, 512), 2, outputs)
     net.conv1 = stem(image_shape, 64)
-    net.maxpool = nn.Identity()
     return net
 
 

@@ -6,6 +6,7 @@ Each is built for an image shape (C, H, W) and a number of outputs, and returns 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -57,32 +58,62 @@ class ResNet8(nn.Module):
         return logits
 
 
-def resnet20(image_shape: Shape, outputs: int) -> nn.Module:
-    """Build the CIFAR ResNet of He et al. 2016 with n=3: stages of 16, 32 and 64 filters.
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al. 2016), by torchvision's names.
 
-    Shortcuts that change the shape are a 1x1 convolution and batch norm, and state-dict names
-    are torchvision's, both as in chenyaofo/pytorch-cifar-models.
+    Written out, since importing torchvision takes as long as importing torch.
     """
-    from torchvision.models.resnet import BasicBlock
 
-    def stage(inputs: int, width: int, stride: int) -> nn.Sequential:
-        shortcut = None
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        narrow = None
         if stride > 1:
-            narrow = nn.Conv2d(inputs, width, 1, stride, bias=False)
-            shortcut = nn.Sequential(narrow, nn.BatchNorm2d(width))
-        first = BasicBlock(inputs, width, stride, shortcut)
-        return nn.Sequential(first, BasicBlock(width, width), BasicBlock(width, width))
+            shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            narrow = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = narrow
 
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.bn1(self.conv1(x_BCHW)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        y += x_BCHW if self.downsample is None else self.downsample(x_BCHW)
+        return F.relu(y, inplace=True)
+
+
+def basic_resnet(
+    first: nn.Conv2d, widths: Sequence[int], blocks: int, outputs: int
+) -> nn.Sequential:
+    """Build a ResNet of basic blocks without max-pool, by torchvision's names.
+
+    It is initialized as torchvision's: normal weights of variance 2 / fan-out.
+    """
+    inputs, stages = widths[0], dict[str, nn.Module]()
+    for index, width in enumerate(widths):
+        parts = [BasicBlock(inputs, width, 2 if index else 1)]
+        parts += [BasicBlock(width, width, 1) for _ in range(blocks - 1)]
+        stages[f"layer{index + 1}"], inputs = nn.Sequential(*parts), width
     layers: dict[str, nn.Module] = {
-        "conv1": stem(image_shape, 16), "bn1": nn.BatchNorm2d(16), "relu": nn.ReLU(),
-        "layer1": stage(16, 16, 1), "layer2": stage(16, 32, 2), "layer3": stage(32, 64, 2),
-        "avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(64, outputs),
+        "conv1": first, "bn1": nn.BatchNorm2d(widths[0]), "relu": nn.ReLU(inplace=True), **stages,
+        "avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(),
+        "fc": nn.Linear(inputs, outputs),
     }  # fmt: skip
     net = nn.Sequential(OrderedDict(layers))
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return net
+
+
+def resnet20(image_shape: Shape, outputs: int) -> nn.Module:
+    """Build the CIFAR ResNet of He et al. 2016 with n=3: stages of 16, 32 and 64 filters.
+
+    Shortcuts that change the shape are a 1x1 convolution and batch norm, and state-dict names
+    are torchvision's, both as in chenyaofo/pytorch-cifar-models.
+    """
+    return basic_resnet(stem(image_shape, 16), (16, 32, 64), 3, outputs)
 
 
 def shufflenetv2_x0_5(image_shape: Shape, outputs: int) -> nn.Module:
