@@ -12,6 +12,7 @@ from itertools import product
 from statistics import median
 
 from moist import SPINS
+from moist.bench.rows import Row, row
 from moist.env import cores
 
 KNOWN = {SPINS: "moist", 300_000: "default"}
@@ -26,12 +27,11 @@ def contention(
     threads: int | None = None,
     spins: Sequence[int] = tuple(KNOWN),
     steps: int = STEPS,
-) -> list[dict[str, float]]:
-    """Time a small CNN by the number of spins, alone and beside one busy core.
+) -> list[Row]:
+    """Time a training step of a small CNN beside one busy core, by the number of spins.
 
-    Interleaves `rounds` processes of each kind. Returns a row for each number of spins, medians
-    in ms: of a training step alone (`idle_ms`) and beside a busy core (`busy_ms`), of a call with
-    one image alone (`image_ms`); `slowdown` is the second over the first.
+    Interleaves `rounds` processes of each kind. Returns a row for each number of spins, with
+    `image_ms` of a call with one image alone.
     """
     threads = threads or len(cores())
     code = f"from moist.bench.contention import timed; print(*timed({threads}, {steps}))"
@@ -43,10 +43,10 @@ def contention(
     rows = []
     for count in spins:
         (idle, image), (beside, _) = (
-            map(median, zip(*found[count, others], strict=True)) for others in (0, 1)
+            [*zip(*found[count, others], strict=True)] for others in (0, 1)
         )
-        row = {"spins": count, "idle_ms": idle, "busy_ms": beside, "slowdown": beside / idle}
-        rows.append({**row, "image_ms": image, "threads": threads, "n": rounds})
+        name = f"a step beside a busy core, {count:,} spins {KNOWN.get(count, '')}".strip()
+        rows.append(row("contention", name, "alone", beside, idle, image_ms=median(image)))
     return rows
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import time
+from statistics import median
 from typing import Any
 
+from moist.bench.rows import Row, row
 from moist.config import Config
 from moist.errors import ConfigError
 from moist.pipeline import teach
@@ -15,7 +16,7 @@ from moist.systems.bound import Bound
 from moist.systems.shared import prepared
 
 
-def distillation_cost(config: Config, store: Store, *, rounds: int, epochs: int) -> dict[str, Any]:
+def distillation_cost(config: Config, store: Store, *, rounds: int, epochs: int) -> list[Row]:
     """Measure how many times longer an epoch of distillation takes than one on labels alone.
 
     Both train the same student in turn, `rounds` times, from the stored data and teacher's logits.
@@ -47,19 +48,13 @@ def distillation_cost(config: Config, store: Store, *, rounds: int, epochs: int)
                 temperature=config.temperature, **inputs,
             )  # fmt: skip
             seconds_each[name].append((time.perf_counter() - begin) / epochs)
-    ratios = [a / b for a, b in zip(*seconds_each.values(), strict=True)]
-    median = {name: statistics.median(seconds) for name, seconds in seconds_each.items()}
     first = next(call.seconds for call in store.calls if call.key == logits.key) or 0.0
-    whole = median["on labels"] * config.distill.epochs
-    return {
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "n": rounds,
-        "epochs_each": epochs,
-        "seconds_per_epoch_distilled": median["distilled"],
-        "seconds_per_epoch_on_labels": median["on labels"],
-        "teacher_logits_seconds": first,
-        "ratio_with_logits": (median["distilled"] * config.distill.epochs + first) / whole,
-        "machine": store.env.machine().model_dump(),
-    }
+    distilled, labels = ([1e3 * one for one in seconds] for seconds in seconds_each.values())
+    whole = median(labels) * config.distill.epochs
+    return [
+        row(
+            "distill", "an epoch of distillation", "an epoch on labels", distilled, labels,
+            epochs_each=epochs, teacher_logits_seconds=first,
+            ratio_with_logits=(median(distilled) * config.distill.epochs + 1e3 * first) / whole,
+        )
+    ]  # fmt: skip

@@ -81,7 +81,7 @@ class Parts(nn.Module):
             return logits_BC + 0 * second_BC.sum()
         assert isinstance(net, MoIST)
         x_BCHW = net.trunk(x_BCHW)
-        return net.expert(0, x_BCHW) + 0 * net.route(x_BCHW).amax(1, keepdim=True)
+        return net.expert(0, x_BCHW) + 0 * net.route(x_BCHW).mean(1, keepdim=True)
 
 
 def dispatch(values: Mapping[str, Any], env: Env, *, rounds: int) -> list[Row]:

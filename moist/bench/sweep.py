@@ -15,9 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import psutil
 
 from moist import pipeline
+from moist.bench.rows import Row, row
 from moist.env import Env
 from moist.errors import StoreError
 from moist.reporting.progress import SearchProgress
@@ -40,6 +42,7 @@ from moist.study.events import (
 from moist.study.executor import Capacity, Task, Work
 from moist.study.ledger import opened
 from moist.study.ref import StudyRef, database_of
+from moist.study.samplers import suggest
 from moist.study.search import search
 from moist.study.settings import SearchResult, Settings
 from moist.study.spec import study_spec
@@ -84,7 +87,7 @@ class Clock:
 
 def sharing(
     sweep: Sweep, *, trials: int, workers: int, threads: int | None, folder: Path | None = None
-) -> dict[str, Any]:
+) -> list[Row]:
     """Run the same sweep with and without shared stages, each in a home of its own.
 
     Draws are random, so that both run the same trials whatever their results. Compute is the sum
@@ -106,16 +109,14 @@ def sharing(
         finally:
             shutil.rmtree(home)
     shared, alone = found["shared"], found["alone"]
-    return {
-        "ratio": alone.stats.seconds / shared.stats.seconds,
-        "seconds_shared": shared.stats.seconds,
-        "seconds_alone": alone.stats.seconds,
-        "stages_shared": shared.stats.computed,
-        "stages_alone": alone.stats.computed,
-        "trials": len(shared.trials),
-        "same_frontier": frontier_of(shared) == frontier_of(alone),
-        "frontier": frontier_of(shared),
-    }
+    return [
+        row(
+            "sweep", f"the stages of {len(shared.trials)} trials, shared", "not shared",
+            [1e3 * shared.stats.seconds], [1e3 * alone.stats.seconds],
+            stages=shared.stats.computed, baseline_stages=alone.stats.computed,
+            same_frontier=frontier_of(shared) == frontier_of(alone),
+        )
+    ]  # fmt: skip
 
 
 def frontier_of(result: SearchResult) -> list[dict[str, Any]]:
@@ -165,13 +166,14 @@ class Simulated:
 
 
 def overhead(
-    sweep: Sweep, *, trials: int, slots: Sequence[Slot], engine: Engine = Pool, last: int = 50
-) -> dict[str, Any]:
-    """Measure the milliseconds that a trial of a TPE study takes beside its pipeline.
+    sweep: Sweep, *, trials: int, slots: Sequence[Slot], engine: Engine = Pool
+) -> list[Row]:
+    """Measure the time that a trial of a TPE study takes beside its pipeline, against Optuna's.
 
     The pipeline does nothing. What remains is sampling, planning, the worker process, the run's
     record, the study's database, note and files for the dashboard, and an offline W&B run. One run
-    of the sweep's defaults is trained first, for its report.
+    of the sweep's defaults is trained first, for its report. Optuna alone draws and records as
+    many trials of the same space in a database. A measurement is a fifth of the study.
     """
     home = Path(tempfile.mkdtemp(prefix="moist-bench-"))
     try:
@@ -193,18 +195,42 @@ def overhead(
             Driver(
                 ref, ledger, sweep, executor, estimate=estimate, settings=settings, notify=notify
             ).run()
+            bare = bare_optuna(sweep, home / "bare.db", trials)
     finally:
         shutil.rmtree(home)
-    taken = [1e3 * (b - a) for a, b in pairwise(clock.times)]
-    return {
-        "trials": len(clock.times),
-        "ms_a_trial": statistics.fmean(taken),
-        "ms_median": statistics.median(taken),
-        "ms_median_of_the_last": statistics.median(taken[-last:]),
-        "last": last,
-        "megabytes": _megabytes(),
-        "megabytes_before": before,
-    }
+    each = [1e3 * (b - a) for a, b in pairwise(clock.times)]
+    return [
+        row(
+            "overhead", "a trial that trains nothing", "Optuna alone",
+            _fifths(each), _fifths(bare),
+            trials=len(clock.times), mean_ms=statistics.fmean(each),
+            megabytes=_megabytes(), megabytes_before=before,
+        )
+    ]  # fmt: skip
+
+
+def bare_optuna(sweep: Sweep, file: Path, trials: int) -> list[float]:
+    """Return the milliseconds of each trial of a study of Optuna's own, without moist."""
+    import optuna
+
+    study = optuna.create_study(
+        storage=f"sqlite:///{file}",
+        sampler=optuna.samplers.TPESampler(seed=0),
+        directions=["maximize", "minimize"],
+    )
+    times = [time.perf_counter()]
+    for number in range(trials):
+        trial = study.ask()
+        params = suggest(sweep, trial)
+        study.tell(trial, (number % 97 / 97, float(params.get("hidden_width", 1))))
+        times.append(time.perf_counter())
+    return [1e3 * (b - a) for a, b in pairwise(times)]
+
+
+def _fifths(taken: Sequence[float]) -> list[float]:
+    """Return the median of each fifth, in order; fewer than 5 are as they are."""
+    parts = np.array_split(taken, min(5, len(taken)))
+    return [float(np.median(part)) for part in parts]
 
 
 def _megabytes() -> float:

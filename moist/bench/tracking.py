@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from moist import pipeline
+from moist.bench.rows import Row, row
 from moist.config import Config
 from moist.config.systems import epochs_of
 from moist.errors import StoreError
@@ -19,8 +19,8 @@ from moist.tracking.mode import Mode
 from moist.tracking.tracker import Tracker
 
 
-def tracking_cost(config: Config, store: Store, *, trials: int) -> dict[str, Any]:
-    """Measure the time of logging a whole trial, also as a share of its training time.
+def tracking_cost(config: Config, store: Store, *, rounds: int, trials: int) -> list[Row]:
+    """Measure the time of logging a whole trial, of `trials` at a time, against its training.
 
     Each trial opens a run and logs a row for every epoch of `config`, its stages and its end. Once
     per process, wandb is imported and starts its own process: `seconds_to_start`. The training is
@@ -39,18 +39,18 @@ def tracking_cost(config: Config, store: Store, *, trials: int) -> dict[str, Any
                     _log_trial(tracker, config, report, number)
             return time.perf_counter() - begin
 
-        first, taken = seconds(range(1)), seconds(range(1, trials + 1))
+        first = seconds(range(1))
+        starts = range(1, rounds * trials, trials)
+        ms = [1e3 * seconds(range(start, start + trials)) / trials for start in starts]
     if problems:
         raise StoreError(problems[0], "is there room on the disk?")
-    return {
-        "ms_a_trial": 1e3 * taken / trials,
-        "trials": trials,
-        "rows_a_trial": sum(epochs_of(config).values()),
-        "training_seconds": report.seconds,
-        "share_of_training": taken / trials / report.seconds,
-        "seconds_to_start": first,
-        "machine": report.machine.model_dump(),
-    }
+    return [
+        row(
+            "tracking", "logging a trial to W&B, offline", "its training",
+            ms, [1e3 * report.seconds] * rounds,
+            rows_a_trial=sum(epochs_of(config).values()), seconds_to_start=first,
+        )
+    ]  # fmt: skip
 
 
 def _log_trial(tracker: Tracker, config: Config, report: Report, number: int) -> None:

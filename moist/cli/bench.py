@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moist.api.compute import Compute
 from moist.cli.options import (
+    DEVICE,
     FILE,
     JSON,
     OVERRIDES,
+    PATH,
     THREADS,
     WORKERS,
     Decorator,
@@ -20,12 +23,14 @@ from moist.cli.options import (
     print_json,
 )
 from moist.config.overrides import given, parse
+from moist.disk import write_atomically, writing
 from moist.reporting.terminal import counted, print_table
 from moist.study.settings import ENGINES
 from moist.sweepfile import read_sweep
 
 if TYPE_CHECKING:
     from moist.bench.rows import Row
+    from moist.env import Env
     from moist.results.report import Machine
 
 SIMULATED = "simulated"
@@ -51,6 +56,13 @@ def _rounds(default: int = 5) -> Decorator:
     )
 
 
+def cpu(threads: int | None) -> Env:
+    """Return the environment of what is measured on the CPU."""
+    from moist.env import Silent, make_env
+
+    return make_env(Silent(), "cpu", threads)
+
+
 def show(rows: Sequence[Row], machine: Machine, as_json: bool) -> None:
     """Print the rows of a benchmark: ratios, then the figures behind each."""
     if as_json:
@@ -60,7 +72,8 @@ def show(rows: Sequence[Row], machine: Machine, as_json: bool) -> None:
     cells = [
         [
             row.measured,
-            *(f"{one:.3g}" for one in (row.ms, row.ratio, row.low, row.high)),
+            f"{row.ms:.3g}",
+            *map(_times, (row.ratio, row.low, row.high)),
             str(row.n),
             row.baseline,
             f"{row.baseline_ms:.3g}",
@@ -75,13 +88,97 @@ def show(rows: Sequence[Row], machine: Machine, as_json: bool) -> None:
     click.echo(f"{machine.device}, {counted(machine.threads, 'thread')}, torch {machine.torch}")
 
 
+def _times(ratio: float) -> str:
+    """Format a ratio; a small one as a fraction, `1/32`."""
+    return f"{ratio:.3g}" if ratio > 0.2 else f"1/{1 / ratio:.3g}"
+
+
 @click.group()
 def bench() -> None:
-    """Measure moist's own overheads and savings.
+    """Measure moist's own speed, overheads and savings.
+
+    Each benchmark prints ratios to the time of a baseline, medians of interleaved measurements.
 
     \b
+    moist bench all -o bench.csv
     moist bench overhead sweeps/quickstart.yaml
     """
+
+
+@bench.command("all")
+@click.option(
+    "--output",
+    "-o",
+    "path",
+    type=PATH,
+    default=Path("bench.csv"),
+    show_default="bench.csv",
+    metavar="FILE.csv",
+    help="The file to write.",
+)
+@_rounds()
+@DEVICE
+@THREADS
+@JSON
+def bench_all(
+    path: Path, rounds: int, device: str | None, threads: int | None, as_json: bool
+) -> None:
+    """Run all benchmarks, and write a row of CSV for each ratio.
+
+    About 15 minutes on two idle cores.
+
+    \b
+    moist bench all
+    moist bench all --rounds 3 -o bench.csv
+    """
+    import pandas as pd
+
+    from moist.bench.every import every
+    from moist.env import Silent, make_env
+
+    env = make_env(Silent(), device, threads)
+    records = list[dict[str, Any]]()
+    for machine, rows in every(env, rounds=rounds, threads=threads):
+        if not as_json:
+            show(rows, machine, False)
+        records += [row.record(machine) for row in rows]
+        flat = [{**one, "details": json.dumps(one["details"])} for one in records]
+        with writing(path.parent):
+            write_atomically(path, pd.json_normalize(flat).to_csv(index=False).encode())
+    if as_json:
+        print_json(records)
+    click.echo(f"{path}: {counted(len(records), 'row')}", err=True)
+
+
+@bench.command()
+@OVERRIDES
+@_rounds()
+@DEVICE
+@THREADS
+@JSON
+def train(
+    overrides: tuple[str, ...],
+    rounds: int,
+    device: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Time distillation against a plain script.
+
+    The script decodes and augments each image again, and runs the teacher in every step. Times are
+    ms an image, on drawn 32x32 JPEG images, by default of the student of `@sweeps/sound.yaml` and
+    a ResNet-18.
+
+    \b
+    moist bench train
+    moist bench train precision=float32 student.arch=residual_7mf
+    """
+    values = given(overrides)
+    from moist.bench.training import train as measure
+    from moist.env import Silent, make_env
+
+    env = make_env(Silent(), device, threads)
+    show(measure(values, env, rounds=rounds), env.machine(), as_json)
 
 
 @bench.command()
@@ -102,9 +199,8 @@ def serve(overrides: tuple[str, ...], rounds: int, threads: int | None, as_json:
     """
     values = given(overrides)
     from moist.bench.serving import serve as measure
-    from moist.env import Silent, make_env
 
-    env = make_env(Silent(), "cpu", threads)
+    env = cpu(threads)
     show(measure(values, env, rounds=rounds), env.machine(), as_json)
 
 
@@ -132,9 +228,7 @@ def dispatch(overrides: tuple[str, ...], rounds: int, as_json: bool, compute: Co
 
 @bench.command()
 @OVERRIDES
-@click.option(
-    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Interleaved pairs."
-)
+@_rounds()
 @click.option(
     "--epochs", default=2, show_default=True, type=click.IntRange(1), help="Epochs of each run."
 )
@@ -145,7 +239,8 @@ def distill(
 ) -> None:
     """Time distillation against training on labels.
 
-    Prints the ratio of the times that an epoch of the same student takes.
+    Of the same student, from stored logits; `ratio_with_logits` includes computing these for one
+    student.
 
     \b
     moist bench distill @sweeps/paper.yaml data.name=folder data.root=IMAGES
@@ -154,27 +249,20 @@ def distill(
     from moist.bench.distillation import distillation_cost
 
     with compute.store() as store:
-        found = distillation_cost(config, store, rounds=rounds, epochs=epochs)
-    if as_json:
-        print_json([found])
-        return
-    click.echo(
-        f"{found['ratio']:.2f} times the time of labels alone (median of n={rounds} pairs of"
-        f" {epochs} epochs, {found['ratio_min']:.2f} to {found['ratio_max']:.2f});"
-        f" {found['ratio_with_logits']:.2f} including the teacher's logits,"
-        f" {found['teacher_logits_seconds']:.0f} s, computed once for all students"
-    )
+        rows = distillation_cost(config, store, rounds=rounds, epochs=epochs)
+    show(rows, store.env.machine(), as_json)
 
 
 @bench.command()
 @OVERRIDES
-@_trials(100)
+@_trials(20)
+@_rounds()
 @JSON
 @computing
-def tracking(overrides: tuple[str, ...], trials: int, as_json: bool, compute: Compute) -> None:
-    """Time offline logging to W&B, per trial.
-
-    Prints milliseconds, and their share of the trial's training.
+def tracking(
+    overrides: tuple[str, ...], trials: int, rounds: int, as_json: bool, compute: Compute
+) -> None:
+    """Time offline logging to W&B, against the training of a trial.
 
     \b
     moist bench tracking
@@ -183,16 +271,8 @@ def tracking(overrides: tuple[str, ...], trials: int, as_json: bool, compute: Co
     from moist.bench.tracking import tracking_cost
 
     with compute.store() as store:
-        found = tracking_cost(config, store, trials=trials)
-    if as_json:
-        print_json(found)
-        return
-    click.echo(
-        f"{found['ms_a_trial']:.1f} ms a trial of {found['rows_a_trial']} rows, offline"
-        f" (n={found['trials']}): {found['share_of_training']:.2%} of the"
-        f" {found['training_seconds']:.0f} s of its training;"
-        f" {found['seconds_to_start']:.1f} s once per process"
-    )
+        rows = tracking_cost(config, store, rounds=rounds, trials=trials)
+    show(rows, store.env.machine(), as_json)
 
 
 @bench.command("sweep")
@@ -220,17 +300,8 @@ def bench_sweep(
     from moist.bench.sweep import sharing
 
     sweep = read_sweep(file, overrides)
-    found = sharing(sweep, trials=trials, workers=workers, threads=threads)
-    if as_json:
-        print_json(found)
-        return
-    click.echo(
-        f"{found['ratio']:.1f} times less compute for {found['trials']} trials:"
-        f" {found['seconds_shared']:.0f} s and {found['stages_shared']} stages with sharing,"
-        f" {found['seconds_alone']:.0f} s and {found['stages_alone']} stages without;"
-        f" {'the same frontier' if found['same_frontier'] else 'A DIFFERENT FRONTIER'}"
-        f" of {len(found['frontier'])} members"
-    )
+    rows = sharing(sweep, trials=trials, workers=workers, threads=threads)
+    show(rows, cpu(threads).machine(), as_json)
 
 
 @bench.command()
@@ -256,7 +327,7 @@ def overhead(
 ) -> None:
     """Time the overhead of a trial in a TPE study.
 
-    The trials train nothing: what remains is the time that moist and Optuna take.
+    The trials train nothing: what remains is the time that moist takes, against Optuna alone.
 
     \b
     moist bench overhead sweeps/quickstart.yaml
@@ -270,23 +341,12 @@ def overhead(
     kind = "local" if simulated else engine
     slots, runs, _ = make_engine(kind, workers, None, 1, Cluster())
     runs = Simulated if simulated else runs
-    found = measure(read_sweep(file, overrides), trials=trials, slots=slots, engine=runs)
-    if as_json:
-        print_json(found)
-        return
-    click.echo(
-        f"{found['ms_a_trial']:.0f} ms a trial over {found['trials']} trials (median"
-        f" {found['ms_median']:.0f}; of the last {found['last']}:"
-        f" {found['ms_median_of_the_last']:.0f}): {1e3 / found['ms_a_trial']:.1f} asks and tells a"
-        f" second; the driver's memory grew from {found['megabytes_before']:.0f} to"
-        f" {found['megabytes']:.0f} MB"
-    )
+    rows = measure(read_sweep(file, overrides), trials=trials, slots=slots, engine=runs)
+    show(rows, cpu(None).machine(), as_json)
 
 
 @bench.command()
-@click.option(
-    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Interleaved rounds."
-)
+@_rounds()
 @click.option(
     "--spins",
     multiple=True,
@@ -308,20 +368,5 @@ def contention(rounds: int, spins: tuple[int, ...], threads: int | None, as_json
     from moist.bench.contention import KNOWN
     from moist.bench.contention import contention as measure
 
-    found = measure(rounds=rounds, threads=threads, spins=spins or tuple(KNOWN))
-    if as_json:
-        print_json(found)
-        return
-    heads = ["spins", "ms a step, idle", "beside a busy core", "times", "ms an image, idle"]
-    rows = [
-        [
-            f"{one['spins']:,} {KNOWN.get(int(one['spins']), '')}",
-            f"{one['idle_ms']:.1f}",
-            f"{one['busy_ms']:.1f}",
-            f"{one['slowdown']:.2f}",
-            f"{one['image_ms']:.2f}",
-        ]
-        for one in found
-    ]
-    print_table("", heads, rows)
-    click.echo(f"{counted(int(found[0]['threads']), 'thread')}, medians of n={rounds}")
+    rows = measure(rounds=rounds, threads=threads, spins=spins or tuple(KNOWN))
+    show(rows, cpu(threads).machine(), as_json)
