@@ -182,6 +182,25 @@ def train(
 
 
 @bench.command()
+@_rounds()
+@JSON
+def start(rounds: int, as_json: bool) -> None:
+    """Time the start of commands.
+
+    Of those that only read, of a run with nothing to do, and until a run or a sweep with two
+    workers has trained its first epoch; beside a Python that imports torch, which most of this is.
+
+    \b
+    moist bench start
+    moist bench start --rounds 3 --json
+    """
+    from moist.bench.start import start as measure
+    from moist.env import Silent, make_env
+
+    show(measure(rounds=rounds), make_env(Silent(), "cpu").machine(), as_json)
+
+
+@bench.command()
 @OVERRIDES
 @_rounds()
 @THREADS
