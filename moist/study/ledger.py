@@ -263,9 +263,12 @@ def opened(ref: StudyRef, spec: StudySpec) -> Iterator[Ledger]:
     """
     import optuna
 
+    from moist.study.sole_writer import SoleWriter
+
     with ref.translated_errors(), lease(ref), ExitStack() as stack:
-        storage = open_storage(ref, write=True)
-        stack.callback(storage.engine.dispose)
+        database = open_storage(ref, write=True)
+        stack.callback(database.engine.dispose)
+        storage = SoleWriter(database)
         with turn(ref):
             study = optuna.create_study(
                 study_name=ref.name,
