@@ -65,6 +65,15 @@ def home_of(home: str | Path | None) -> Path:
     return expanded(Path(home or os.environ.get("MOIST_HOME") or HOME))
 
 
+def store_url(store: str | None) -> str | None:
+    """Return the URL of the store to share: `store`, or MOIST_STORE; of a folder its whole path.
+
+    None if there is none. Raises ConfigError for what can't be a path.
+    """
+    url = store or os.environ.get("MOIST_STORE") or None
+    return str(expanded(Path(url)).absolute()) if url and "://" not in url else url
+
+
 def check_text(text: str) -> None:
     """Raise ConfigError for bytes that are no text: records and W&B could not hold them."""
     if "\0" in text:

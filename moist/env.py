@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ class Progress(Protocol):
         self, stage: str, done: int, total: int, metrics: Mapping[str, float]
     ) -> None: ...
     def finished(self, stage: str, key: str, seconds: float) -> None: ...
-    def reused(self, stage: str, key: str, seconds: float) -> None: ...
+    def reused(self, stage: str, key: str, seconds: float, origin: str = "") -> None: ...
     def warned(self, message: str) -> None: ...
     def noted(self, text: str) -> None: ...
 
@@ -44,16 +44,17 @@ class Silent:
         self, stage: str, done: int, total: int, metrics: Mapping[str, float]
     ) -> None: ...
     def finished(self, stage: str, key: str, seconds: float) -> None: ...
-    def reused(self, stage: str, key: str, seconds: float) -> None: ...
+    def reused(self, stage: str, key: str, seconds: float, origin: str = "") -> None: ...
     def warned(self, message: str) -> None: ...
     def noted(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
 class Env:
-    """The environment of a stage; the store sets `stage`, `checkpoints` and `began` for each.
+    """The environment of a stage; the store sets what follows `progress` for each.
 
-    `began` is the clock reading (s) at which the stage began, less the time of killed attempts.
+    `began` is the clock reading (s) at which the stage began, less the time of killed attempts;
+    `on_step` is called after each epoch, when its checkpoint is on disk.
     """
 
     device: torch.device = field(
@@ -63,6 +64,7 @@ class Env:
     stage: str = ""
     checkpoints: Path | None = None
     began: float = 0.0
+    on_step: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
         # `precision=float32` excludes TensorFloat-32 in convolutions and matrix products.
@@ -85,6 +87,7 @@ class Env:
             with suppress(OSError):  # a full disk; only a recorded time depends on it
                 seconds = repr(self.seconds()).encode()
                 write_atomically(self.checkpoints / SECONDS, seconds, durable=False)
+        self.on_step()
         check()
 
     def machine(self) -> Machine:

@@ -130,10 +130,11 @@ PORT = re.compile(r"(://[^:/@\[]*:)(?!\d+(?:\W|$))(?!\*\*\*@).+", re.S)
 def masked(text: str) -> str:
     """Mask the passwords in a text, so that it can be stored and shown.
 
-    They are those in URLs, in particular of this process's command line and of MOIST_STORAGE,
-    and the API key of W&B.
+    They are those in URLs, in particular of this process's command line, of MOIST_STORAGE
+    and of MOIST_STORE, and the API key of W&B.
     """
-    given = [os.environ.get("MOIST_STORAGE", ""), *sys.argv[1:]]
+    given = [os.environ.get(name, "") for name in ("MOIST_STORAGE", "MOIST_STORE")]
+    given += sys.argv[1:]
     for word in given:
         if masked_word(word) == word:
             continue

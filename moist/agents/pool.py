@@ -47,11 +47,14 @@ def shares(count: int, workers: int) -> list[int]:
 class AgentPool:
     """The agents, and perhaps a scheduler, of one sweep, `ENTITY/PROJECT/ID`.
 
+    Their runs share stage outputs with those of other machines by the `store` of that URL.
+
     Use as a context manager: no process is left when it closes, whatever happens inside.
     """
 
     sweep: str
     home: Path
+    store: str | None = None
     agents: list[Process] = field(default_factory=list)
     scheduler: Process | None = None
 
@@ -109,6 +112,7 @@ class AgentPool:
             **extra,
             "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
             "MOIST_HOME": str(self.home),
+            **({"MOIST_STORE": self.store} if self.store else {}),
             "WANDB_DIR": str(self.home),
             "WANDB_PROJECT": project,
             "WANDB_AGENT_DISABLE_FLAPPING": "true",  # else early failures of runs end the agent

@@ -11,7 +11,7 @@ from moist.api.compute import Compute
 from moist.config import Config, sections
 from moist.config.overrides import build, given
 from moist.config.unread import check_read
-from moist.disk import expanded, home_of
+from moist.disk import expanded, home_of, store_url
 from moist.errors import ConfigError
 from moist.results.objectives import quantities, reported
 from moist.results.report import Report
@@ -85,6 +85,7 @@ def run(
     Config keys are given as keywords (`k=2`, `student={"arch": "residual"}` or
     `**{"student.arch": "residual"}`), or as the command's words (`"k=2"`, `"@sweeps/short.yaml"`);
     keywords win. Stages whose outputs are stored are reused, and `moist show` finds the run.
+    MOIST_STORE is the URL of a store to share outputs with other machines.
 
     Args:
         home: folder of models and records; default: MOIST_HOME, else ~/.moist.
@@ -98,7 +99,7 @@ def run(
     StoreError for a home that can't be written: all are MoistErrors.
     """
     config = checked(overrides, _flat(keys))
-    compute = Compute(home_of(home), device, threads, quiet)
+    compute = Compute(home_of(home), device, threads, quiet, store_url(None))
     return Result(record(config, compute, wandb), compute.home)
 
 
@@ -177,6 +178,7 @@ def record(
     home, command = compute.home, command_for(config)
     source = locate(config.data, home)
     check(config, source)  # before anything is tracked
+    remote = compute.remote()
     with compute.progress() as progress:
         env = compute.env(progress)
         for warning in (env.crowding(), env.emulation(config.precision)):
@@ -186,7 +188,8 @@ def record(
             open_tracker(wandb, home, progress.noted, progress.warned) as tracked,
             tracked.open(run_info(config, home, command), config) as journal,
         ):
-            store = Store(home, replace(env, progress=WandbProgress(progress, journal)))
+            tracking = replace(env, progress=WandbProgress(progress, journal))
+            store = Store(home, tracking, remote=remote)
             report = run_pipeline(config, store, source)
             recorded = RunRecords(home).save(
                 command=command,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from moist.disk import writing
+from moist.disk import store_url, writing
 from moist.errors import StageError
 from moist.reporting.terminal import TerminalProgress
 from moist.results import queries
@@ -30,6 +30,7 @@ class Where(TypedDict, total=False):
 
     home: str | Path | None
     storage: str | None
+    store: str | None
     devices: str | None
     threads: int | None
     quiet: bool
@@ -57,7 +58,7 @@ def sweep(
         workers: trials in parallel.
         study: name of the study; default: the file's.
         max: limits on new trials, as `{"mflops": 0.1}`.
-        where: home, storage, devices, threads, quiet, wandb, as the command's options.
+        where: home, storage, store, devices, threads, quiet, wandb, as the command's options.
 
     Raises ConfigError for a mistake in the file or a study of another search, StageError if no
     trial gave a result, StoreError for a database or folder that can't be used.
@@ -68,6 +69,7 @@ def sweep(
     read = read_sweep(Path(file), overrides)
     home, limits = where.get("home"), parse_limits(words_of(max))
     ref = ref_of(study or read.name, home, where.get("storage"))
+    ref = replace(ref, store=store_url(where.get("store")))
     options = {"--trials": trials, "--study": study, "--workers": workers if workers > 1 else None}
     words = ["moist", "sweep", "optuna", str(file), *overrides]
     words += [str(word) for pair in options.items() if pair[1] is not None for word in pair]

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from moist.api.compute import Compute
 from moist.cli import completion
 from moist.disk import HOME as DEFAULT_HOME
-from moist.disk import expanded
+from moist.disk import expanded, store_url
 from moist.errors import ConfigError, masked_word
 from moist.study.ref import StudyRef, database_of, storage_shown
 from moist.tracking.mode import FLAGS
@@ -60,6 +60,12 @@ STORAGE = click.option(
     envvar="MOIST_STORAGE",
     help="Database of studies, e.g. postgresql://...; default: HOME/studies.db (SQLite).",
 )
+STORE = click.option(
+    "--store",
+    metavar="URL",
+    envvar="MOIST_STORE",
+    help="Store shared with other machines: a folder, s3://... or gs://... (also MOIST_STORE).",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print unrounded values as JSON.")
 CSV = click.option("--csv", "as_csv", is_flag=True, help="Print unrounded values as CSV.")
 FILE = click.argument("file", type=PATH, shell_complete=completion.files)
@@ -95,9 +101,15 @@ def computing(command: Command) -> Command:
 
     @wraps(command)
     def wrapped(
-        *, home: Path, device: str | None, threads: int | None, quiet: bool, **others: Any
+        *,
+        home: Path,
+        device: str | None,
+        threads: int | None,
+        quiet: bool,
+        store: str | None = None,
+        **others: Any,
     ) -> None:
-        command(compute=Compute(home, device, threads, quiet), **others)
+        command(compute=Compute(home, device, threads, quiet, store_url(store)), **others)
 
     return HOME(DEVICE(THREADS(QUIET(wrapped))))
 
@@ -115,7 +127,7 @@ def of_study(command: Command) -> Command:
     return decorated
 
 
-def study_ref(name: str, storage: str | None, home: Path) -> StudyRef:
+def study_ref(name: str, storage: str | None, home: Path, store: str | None = None) -> StudyRef:
     """Refer to a study as the running command's options say. Raises ConfigError.
 
     The options are for printed commands, so their paths are absolute.
@@ -128,7 +140,7 @@ def study_ref(name: str, storage: str | None, home: Path) -> StudyRef:
         shown = storage_shown(storage or "")
     values = {"--home": str(home.absolute()), "--storage": shown}
     options = {option: value for option, value in values.items() if option in given}
-    return StudyRef(name, database, home, options)
+    return StudyRef(name, database, home, options, store_url(store))
 
 
 def check_together(

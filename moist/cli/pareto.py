@@ -18,6 +18,7 @@ from moist.cli.options import (
     PATH,
     QUIET,
     STORAGE,
+    STORE,
     WORKERS,
     check_together,
     output,
@@ -47,6 +48,7 @@ NEEDED = {
     "--workers": ("--reseed",),
     "--threads": ("--reseed",),
     "--dry-run": ("--reseed",),
+    "--store": ("--reseed",),
     "--group": ("--wandb",),
 }
 
@@ -101,6 +103,7 @@ class Results(NamedTuple):
 @JSON
 @QUIET
 @STORAGE
+@STORE
 @HOME
 def pareto(
     studies: tuple[str, ...],
@@ -120,6 +123,7 @@ def pareto(
     as_json: bool,
     quiet: bool,
     storage: str | None,
+    store: str | None,
     home: Path,
 ) -> None:
     """Print a study's Pareto frontier.
@@ -141,7 +145,7 @@ def pareto(
     from moist.reporting.plots import check_plot_path, plot_study
 
     check_plot_path(plot)
-    refs = [study_ref(study, storage, home) for study in studies]
+    refs = [study_ref(study, storage, home, store) for study in studies]
     results = [_from_database(ref) for ref in refs] + _from_wandb(sources, groups)
     first = results[0]
     axes = _axes(first.objectives, x, y)

@@ -10,7 +10,16 @@ import yaml
 
 from moist.api.compute import Compute
 from moist.api.runs import checked, record
-from moist.cli.options import JSON, OVERRIDES, WANDB, computing, output, print_json, run_json
+from moist.cli.options import (
+    JSON,
+    OVERRIDES,
+    STORE,
+    WANDB,
+    computing,
+    output,
+    print_json,
+    run_json,
+)
 from moist.config import flat, schema
 from moist.config.overrides import parse
 from moist.config.unread import check_read
@@ -22,6 +31,7 @@ from moist.store.runs import Run
 @OVERRIDES
 @JSON
 @WANDB
+@STORE
 @computing
 def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute) -> None:
     """Train and measure one model.
@@ -32,6 +42,7 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
     moist run
     moist run k=auto router=linear temperature=2
     moist run @sweeps/paper.yaml data.name=folder data.root=IMAGES --json
+    moist run --store s3://BUCKET/moist
     """
 
     def show(run: Run) -> None:
@@ -44,6 +55,7 @@ def run(overrides: tuple[str, ...], as_json: bool, wandb: str, compute: Compute)
 @click.command()
 @OVERRIDES
 @JSON
+@STORE
 @computing
 def plan(overrides: tuple[str, ...], as_json: bool, compute: Compute) -> None:
     """List the stages that `moist run` would compute or reuse.

@@ -16,6 +16,7 @@ from moist.cli.options import (
     PATH,
     QUIET,
     STORAGE,
+    STORE,
     WANDB,
     check_together,
     output,
@@ -48,6 +49,7 @@ DEVICES = ("--devices",)
 )
 @click.option("--study", help="Name of the study; default: the file's.")
 @STORAGE
+@STORE
 @click.option(
     "--sampler",
     type=click.Choice(SAMPLERS),
@@ -143,6 +145,7 @@ def optuna(
     workers: int | None,
     study: str | None,
     storage: str | None,
+    store: str | None,
     sampler: str,
     objectives: tuple[str, ...],
     at_most: tuple[str, ...],
@@ -194,7 +197,7 @@ def optuna(
     slots, runs, note = make_engine(engine, workers, devices, threads, cluster)
     if note and not quiet:
         click.echo(note, err=True)
-    ref = study_ref(study or sweep.name, storage, home)
+    ref = study_ref(study or sweep.name, storage, home, store)
     goals = parse_objectives(objectives) if objectives else sweep.objectives or DEFAULT
     settings = Settings(
         trials=requested_trials(sweep, trials),

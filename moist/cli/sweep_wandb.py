@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from moist.cli.options import HOME, OVERRIDES, PATH, QUIET, check_together
+from moist.cli.options import HOME, OVERRIDES, PATH, QUIET, STORE, check_together
+from moist.disk import store_url
 from moist.errors import ConfigError
 from moist.interrupts import Interrupted
 
@@ -31,6 +32,7 @@ AGENT_OPTIONS = ("--count", "--workers", "--devices", "--threads")
 @click.option("--project", help="W&B project; default: the file's, or moist.")
 @click.option("--devices", metavar="DEVICE,...", help="Devices of the agents: cuda:0,cuda:1")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of each agent's runs.")
+@STORE
 @QUIET
 @HOME
 def wandb(
@@ -44,6 +46,7 @@ def wandb(
     project: str | None,
     devices: str | None,
     threads: int | None,
+    store: str | None,
     quiet: bool,
     home: Path,
 ) -> None:
@@ -67,6 +70,7 @@ def wandb(
     from moist.agents.monitor import Monitor
     from moist.agents.pool import AgentPool
     from moist.agents.register import check_online, register, registration
+    from moist.store.remote import connected
     from moist.study.workers import make_slots
 
     plan = registration(file, overrides, count) if file else None
@@ -76,6 +80,8 @@ def wandb(
             "omit `--register-only`; other machines can join with `--sweep`",
         )
     places = make_slots(devices, workers, threads)
+    shared = store_url(store)
+    connected(shared)
     check_online(file)
     path = register(plan, entity, project) if plan else str(joined)
     click.echo(f"sweep {path}", err=True)
@@ -85,7 +91,7 @@ def wandb(
         return
     monitor = Monitor(path, quiet)
     try:
-        with AgentPool(path, home) as agents:
+        with AgentPool(path, home, shared) as agents:
             if plan and plan.scheduled:
                 agents.start_scheduler(plan, workers)
             agents.start_agents(plan.budget if plan else count, places)

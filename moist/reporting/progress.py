@@ -66,6 +66,8 @@ class SearchProgress:
                 self.own_stage = ""
                 took = f"computed in {duration(event.seconds)}"
                 self.lines.noted(f"{event.stage:<18} {event.key[:SHORT]}  {took}")
+            case events.StageFinished(number=None, origin=str(origin)) if origin:
+                self.lines.reused(event.stage, event.key, event.seconds, origin)
             case events.StageStarted(number=int(number)):
                 self.at[number] = Running(event.stage)
             case events.EpochDone(number=int(number)):

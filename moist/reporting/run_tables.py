@@ -89,7 +89,7 @@ def print_plan(calls: Sequence[Call]) -> None:
         [
             call.stage,
             call.key[:SHORT],
-            "reuse" if call.reused else "compute",
+            "pull" if call.origin else "reuse" if call.reused else "compute",
             _time(call),
             str(call.expected.records) if call.expected else "-",
         ]
@@ -99,6 +99,8 @@ def print_plan(calls: Sequence[Call]) -> None:
     missing = [call for call in calls if not call.reused]
     estimate = f", {expected_time(missing, total(missing))}" if missing else ""
     print(f"{len(missing)} of {counted(len(calls), 'stage')} to compute{estimate}")
+    if pulled := [call for call in calls if call.origin]:
+        print(f"{len(pulled)} to pull from {pulled[0].origin}")
 
 
 def _time(call: Call) -> str:

@@ -165,6 +165,7 @@ def print_result(
     print(
         f"{counted(stats.computed, 'stage')} computed in {duration(stats.seconds)},"
         f" {stats.reused} reused, {duration(stats.saved)} saved"
+        + (f"; {stats.pulled} pulled from {ref.store_shown}" if stats.pulled else "")
     )
     if stats.would_prune:
         wrong = [str(trial.number) for trial in front if trial.number in stats.would_prune]
@@ -192,6 +193,11 @@ def print_search_plan(plan: SearchPlan, head: str = "") -> None:
         f"{counted(plan.trials, 'trial')} to run, {plan.complete} already complete\n"
         f"{counted(counts['stages_called'], 'stage')} called,"
         f" {counts['stages_distinct']} distinct, {counts['stages_to_compute']} to compute"
+        + (
+            f", {pulled} to pull from the shared store"
+            if (pulled := counts["stages_to_pull"])
+            else ""
+        )
     )
     if missing := plan.missing:
         print(f"{expected_time(missing, plan.expected)}, with --workers {plan.workers}")

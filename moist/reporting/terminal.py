@@ -177,8 +177,9 @@ class TerminalProgress:
         self.close()
         self.noted(f"{stage:<18} {key[:SHORT]}  computed in {duration(seconds)}")
 
-    def reused(self, stage: str, key: str, seconds: float) -> None:
-        self.noted(f"{stage:<18} {key[:SHORT]}  reused, {duration(seconds)} saved")
+    def reused(self, stage: str, key: str, seconds: float, origin: str = "") -> None:
+        how = f"pulled from {origin}" if origin else "reused"
+        self.noted(f"{stage:<18} {key[:SHORT]}  {how}, {duration(seconds)} saved")
 
     def warned(self, message: str) -> None:
         text = f"warning: {as_typed(masked(message))}"

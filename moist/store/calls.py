@@ -20,6 +20,7 @@ from moist.results.expected import Expected
 from moist.store.checkpoint import read_artifact, verified
 from moist.store.keys import encoded, key_of
 from moist.store.objects import Damaged, ObjectStore
+from moist.store.remote import Remote
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -45,6 +46,8 @@ class Ref(Generic[T_co]):
 class Call:
     """The outcome of one call: reused or computed, and the `seconds` that computing took.
 
+    What is reused may come from the shared store `origin`, else from this home.
+
     They are None for what a Plan would compute; `expected` is then what to expect, if anything
     comparable is on record. `needs` are the keys of the outputs among its inputs.
     """
@@ -55,6 +58,7 @@ class Call:
     seconds: float | None
     needs: tuple[str, ...] = ()
     expected: Expected | None = None
+    origin: str = ""
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,20 +106,23 @@ class StageCall:
         """List the keys of the outputs among the inputs."""
         return tuple(dict.fromkeys(ref.key for ref in _refs(dict(self.inputs))))
 
-    def outcome(self, reused: bool, seconds: float | None) -> Call:
-        return Call(self.name, self.key, reused, seconds, needs=self.needs)
+    def outcome(self, reused: bool, seconds: float | None, origin: str = "") -> Call:
+        return Call(self.name, self.key, reused, seconds, needs=self.needs, origin=origin)
 
 
 class Backend(ABC):
     """Calls stages and records the outcomes in `calls`: a Store, a NonBlockingStore or a Plan.
 
-    `reuse=False` ignores what is stored.
+    `reuse=False` ignores what is stored. `remote` is the store that this home shares with others.
     """
 
     writes: ClassVar[bool]
 
-    def __init__(self, home: Path, env: Env, reuse: bool = True) -> None:
+    def __init__(
+        self, home: Path, env: Env, reuse: bool = True, remote: Remote | None = None
+    ) -> None:
         self.objects = ObjectStore(home)
+        self.remote = remote
         self.env = env
         self.reuse = reuse
         self.calls: list[Call] = []

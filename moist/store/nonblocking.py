@@ -10,6 +10,7 @@ from moist.env import Env
 from moist.errors import StoreError
 from moist.store.calls import Call, StageCall
 from moist.store.keys import SHORT
+from moist.store.remote import Remote
 from moist.store.store import Store
 
 
@@ -28,8 +29,10 @@ class NonBlockingStore(Store):
     were computing, `deferred` has these and the keys that depend on them.
     """
 
-    def __init__(self, home: Path, env: Env, reuse: bool = True) -> None:
-        super().__init__(home, env, reuse)
+    def __init__(
+        self, home: Path, env: Env, reuse: bool = True, remote: Remote | None = None
+    ) -> None:
+        super().__init__(home, env, reuse, remote)
         self.locked: list[str] = []
         self.deferred: set[str] = set()
 

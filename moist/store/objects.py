@@ -165,21 +165,40 @@ class ObjectStore:
         `origin` has the other fields of the manifest. An object of the same key is replaced.
         Raises StoreError when the disk can't be written to.
         """
+        with self._incoming() as tmp:
+            fill(tmp)
+            files = {
+                path.name: File(bytes=path.stat().st_size, sha256=disk.sha256(path))
+                for path in tmp.iterdir()
+            }
+            manifest = Manifest(files=files, created=now(), **origin)
+            self._finish(tmp, manifest)
+        return manifest
+
+    def adopt(self, manifest: Manifest, fill: Callable[[Path], None]) -> None:
+        """Store an object of another machine, whose files `fill` writes to a folder.
+
+        Raises Damaged, and stores nothing, unless they are those of the manifest.
+        """
+        with self._incoming() as tmp:
+            fill(tmp)
+            _check_files(tmp, manifest)
+            self._finish(tmp, manifest)
+
+    @contextmanager
+    def _incoming(self) -> Iterator[Path]:
+        """Yield a folder to write an object to; delete it unless it is moved."""
         tmp = self.home / "tmp" / uuid4().hex
         try:
             with writing(self.home):
                 tmp.mkdir(parents=True)
-                fill(tmp)
-                files = {
-                    path.name: File(bytes=path.stat().st_size, sha256=disk.sha256(path))
-                    for path in tmp.iterdir()
-                }
-                manifest = Manifest(files=files, created=now(), **origin)
-                (tmp / MANIFEST).write_bytes(manifest.to_bytes())
-                self._install(tmp, manifest.key)
-            return manifest
+                yield tmp
         finally:
             shutil.rmtree(tmp, ignore_errors=True)
+
+    def _finish(self, tmp: Path, manifest: Manifest) -> None:
+        (tmp / MANIFEST).write_bytes(manifest.to_bytes())
+        self._install(tmp, manifest.key)
 
     def _install(self, tmp: Path, key: str) -> None:
         self.folder(key).parent.mkdir(parents=True, exist_ok=True)
@@ -204,14 +223,9 @@ class ObjectStore:
         folder = self.folder(key)
         with _reading(MANIFEST):
             found = {path.name for path in folder.iterdir()}
-        for name in sorted(found ^ {MANIFEST, *manifest.files}):
-            raise Damaged(f"{name}: {'not part of it' if name in found else 'missing'}")
-        for name, file in manifest.files.items():
-            with _reading(name):
-                if (size := (folder / name).stat().st_size) != file.bytes:
-                    raise Damaged(f"{name}: {size} bytes, {file.bytes} were stored")
-                if disk.sha256(folder / name) != file.sha256:
-                    raise Damaged(f"{name}: checksum differs")
+        if added := sorted(found - {MANIFEST, *manifest.files}):
+            raise Damaged(f"{added[0]}: not part of it")
+        _check_files(folder, manifest)
         return manifest
 
     def manifest(self, key: str) -> Manifest | None:
@@ -223,13 +237,7 @@ class ObjectStore:
             return None
         with _reading(MANIFEST):
             data = (self.folder(key) / MANIFEST).read_bytes()
-        try:
-            manifest = Manifest.from_bytes(data)
-        except ValueError as error:
-            raise Damaged(f"{MANIFEST}: {first_line(error)}") from None
-        if key != key_of(manifest.stage, manifest.version, manifest.recipe):
-            raise Damaged(f"{MANIFEST}: belongs to another key")
-        return manifest
+        return parsed(key, data)
 
     def quarantine(self, key: str, reason: str) -> Path:
         """Move an object aside, its reason beside it; return where. Needs the key's lock."""
@@ -252,6 +260,27 @@ class ObjectStore:
         """Update an object's last-used time; in a read-only home it stays as it is."""
         with suppress(OSError):
             os.utime(self.folder(key) / MANIFEST)
+
+
+def parsed(key: str, data: bytes) -> Manifest:
+    """Parse the manifest of a key. Raises Damaged unless it is, byte by byte, the one written."""
+    try:
+        manifest = Manifest.from_bytes(data)
+    except ValueError as error:
+        raise Damaged(f"{MANIFEST}: {first_line(error)}") from None
+    if key != key_of(manifest.stage, manifest.version, manifest.recipe):
+        raise Damaged(f"{MANIFEST}: belongs to another key")
+    return manifest
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise Damaged unless each file of an object is, byte by byte, the one stored."""
+    for name, file in manifest.files.items():
+        with _reading(name):
+            if (size := (folder / name).stat().st_size) != file.bytes:
+                raise Damaged(f"{name}: {size} bytes, {file.bytes} were stored")
+            if disk.sha256(folder / name) != file.sha256:
+                raise Damaged(f"{name}: checksum differs")
 
 
 @contextmanager

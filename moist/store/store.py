@@ -6,10 +6,12 @@ On disk: `objects.py`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -22,6 +24,12 @@ from moist.store.calls import Backend, Call, Ref, StageCall, resolved
 from moist.store.checkpoint import read_artifact, verified, write_artifact
 from moist.store.keys import SHORT
 from moist.store.objects import Damaged
+from moist.store.remote import Remote
+
+T = TypeVar("T")
+
+SHARE_EVERY = 60.0
+"""Seconds between two copies of a stage's newest checkpoint to the shared store: at least."""
 
 
 class Store(Backend):
@@ -29,8 +37,10 @@ class Store(Backend):
 
     writes = True
 
-    def __init__(self, home: Path, env: Env, reuse: bool = True) -> None:
-        super().__init__(home, env, reuse)
+    def __init__(
+        self, home: Path, env: Env, reuse: bool = True, remote: Remote | None = None
+    ) -> None:
+        super().__init__(home, env, reuse, remote)
         self._verified: dict[str, float] = {}
         """Seconds by key of the outputs that were verified or computed here."""
         self.objects.prepare()
@@ -58,21 +68,50 @@ class Store(Backend):
         return None if seconds is None else self._reuse(request, seconds)
 
     def compute(self, request: StageCall) -> Call:
-        """Compute the output unless another process did meanwhile. Needs the key's lock."""
+        """Compute the output unless another process, or a machine that shares its outputs, did.
+
+        Needs the key's lock.
+        """
         self._delete_old_checkpoints(request)
-        seconds = self._verified_seconds(request, locked=True)
+        seconds, origin = self._verified_seconds(request, locked=True), ""
+        if seconds is None and self._pull(request):
+            seconds, origin = self._verified_seconds(request, locked=True), self._origin
         if seconds is None:
             return request.outcome(False, self._run_stage(request))
-        return self._reuse(request, seconds)
+        return self._reuse(request, seconds, origin)
 
-    def _reuse(self, request: StageCall, seconds: float) -> Call:
+    @property
+    def _origin(self) -> str:
+        return self.remote.shown if self.remote else ""
+
+    def _reuse(self, request: StageCall, seconds: float, origin: str = "") -> Call:
+        self._sharing(lambda remote: remote.share(self.objects, request.key))
         if self.objects.checkpoints(request.key).is_dir():
             # In a home of several users we may lack the permission: its owner deletes them then.
             with suppress(StoreError), self.objects.locked_if_free(request.key) as free:
                 if free:
                     self._delete_old_checkpoints(request)
-        self.env.progress.reused(request.name, request.key, seconds)
-        return request.outcome(True, seconds)
+        self.env.progress.reused(request.name, request.key, seconds, origin)
+        return request.outcome(True, seconds, origin)
+
+    def _pull(self, request: StageCall) -> bool:
+        """Copy the output from the shared store; return whether it was there, and intact."""
+        try:
+            return self.reuse and bool(
+                self._sharing(lambda remote: remote.pull(self.objects, request.key))
+            )
+        except Damaged as damage:
+            self.env.progress.warned(
+                f"`{request.name}` {request.key[:SHORT]} in `{self._origin}` is damaged"
+                f" ({damage}); computing it again"
+            )
+            return False
+
+    def _sharing(self, action: Callable[[Remote], T]) -> T | None:
+        """Do something with the shared store; None, with a warning, if it is unreachable."""
+        if (remote := self.remote) is None:
+            return None
+        return remote.attempt(lambda: action(remote), self.env.progress.warned)
 
     def _verified_seconds(self, request: StageCall, locked: bool = False) -> float | None:
         """Return the recorded seconds of an intact object; None if there is none.
@@ -104,8 +143,8 @@ class Store(Backend):
         inputs = {name: resolved(value) for name, value in request.inputs.items()}
         self.env.progress.started(request.name, request.key)
         checkpoints = self.objects.checkpoints(request.key)
-        env = self.env.at(request.name, checkpoints)
-        with _finite(request):
+        with _finite(request), self._shared_checkpoints(request.key, checkpoints) as on_step:
+            env = replace(self.env.at(request.name, checkpoints), on_step=on_step)
             value = request.stage(env, **inputs)
             seconds = env.seconds()
             self.objects.publish(
@@ -116,8 +155,39 @@ class Store(Backend):
             )  # fmt: skip
         shutil.rmtree(checkpoints, ignore_errors=True)
         self._verified[request.key] = seconds
+        self._sharing(lambda remote: remote.push(self.objects, request.key))
+        self._sharing(lambda remote: remote.drop_checkpoint(request.key))
         self.env.progress.finished(request.name, request.key, seconds)
         return seconds
+
+    @contextmanager
+    def _shared_checkpoints(self, key: str, folder: Path) -> Iterator[Callable[[], None]]:
+        """Continue from a checkpoint in the shared store, if it has a newer one.
+
+        Yields what copies the newest to there, now and then; a signal that ends this process does
+        so at once.
+        """
+        if self.remote is None:
+            yield lambda: None
+            return
+        self._sharing(lambda remote: remote.pull_checkpoint(key, folder))
+        due = time.monotonic() + SHARE_EVERY
+
+        def push() -> None:
+            self._sharing(lambda remote: remote.push_checkpoint(key, folder))
+
+        def on_step() -> None:
+            nonlocal due
+            began = time.monotonic()
+            if began >= due:
+                push()
+                due = time.monotonic() + max(SHARE_EVERY, 10 * (time.monotonic() - began))
+
+        try:
+            yield on_step
+        except KeyboardInterrupt:
+            push()
+            raise
 
     def _delete_old_checkpoints(self, request: StageCall) -> None:
         """Delete checkpoints older than the stored output: a process was killed after storing it.

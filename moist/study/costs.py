@@ -84,7 +84,8 @@ class CostEstimator:
 
     def plan(self, config: Config, source: Source | None = None) -> CostEstimate:
         """Return the key and the stages alone: computes nothing; `source` as in `stages`."""
-        forecast = Plan(self.store.home, self.store.env, self.reuse, verify=False)
+        store = self.store
+        forecast = Plan(store.home, store.env, self.reuse, store.remote, verify=False)
         key = run_key(config, stages(config, forecast, source))
         calls: dict[str, Call] = {}
         for call in self.times.of(forecast) if self.times else forecast.calls:

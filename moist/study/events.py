@@ -48,7 +48,7 @@ class EpochDone:
 class StageFinished:
     """A stage whose output is stored now; if `reused`, it was stored before.
 
-    `seconds` is what computing it took, now or then.
+    `seconds` is what computing it took, now or then; `origin` the shared store it was pulled from.
     """
 
     number: int | None
@@ -56,6 +56,7 @@ class StageFinished:
     key: str
     seconds: float
     reused: bool
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,8 @@ class EventProgress:
     def finished(self, stage: str, key: str, seconds: float) -> None:
         self.send(StageFinished(self.number, stage, key, seconds, reused=False))
 
-    def reused(self, stage: str, key: str, seconds: float) -> None:
-        self.send(StageFinished(self.number, stage, key, seconds, reused=True))
+    def reused(self, stage: str, key: str, seconds: float, origin: str = "") -> None:
+        self.send(StageFinished(self.number, stage, key, seconds, reused=True, origin=origin))
 
     def warned(self, message: str) -> None:
         """Send a warning once: the driver reads the data anew for each trial's estimate."""

@@ -46,6 +46,8 @@ class StudyRef:
     database: Path | URL
     home: Path
     options: Mapping[str, str] = field(default_factory=dict)
+    store: str | None = None
+    """URL of the store that the home shares its stage outputs with."""
 
     @property
     def file(self) -> Path | None:
@@ -69,6 +71,11 @@ class StudyRef:
         if self.file:
             return masked_word(f"sqlite:///{self.file}")
         return masked_word(self.url.render_as_string())
+
+    @property
+    def store_shown(self) -> str:
+        """Return the shared store's URL, its passwords masked; empty if there is none."""
+        return masked_word(self.store or "")
 
     def command(self, words: str, *arguments: str) -> str:
         """Write `moist WORDS NAME ARGUMENTS`, such that it finds this study again."""

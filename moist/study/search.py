@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import chain, islice
 from math import inf
@@ -19,7 +19,16 @@ from moist.results.expected import Expected, total
 from moist.results.trials import Trial
 from moist.store.calls import Call
 from moist.study.driver import Driver
-from moist.study.events import EventProgress, Noted, Observer, StudyOpened, broadcast
+from moist.study.events import (
+    Event,
+    EventProgress,
+    Noted,
+    Observer,
+    StageFinished,
+    StudyOpened,
+    Warned,
+    broadcast,
+)
 from moist.study.ledger import in_memory, opened
 from moist.study.reader import NoStudy
 from moist.study.ref import StudyRef
@@ -35,7 +44,7 @@ from moist.study.spec import (
 )
 from moist.study.stopping import USELESS_DRAWS
 from moist.study.storage import existing, trials_of
-from moist.study.workers import Engine, Pool, Slot
+from moist.study.workers import PRELOADED, Engine, Pool, Slot
 from moist.sweepfile import EXHAUSTIVE, Sweep, config_of, ends, grid, size
 
 if TYPE_CHECKING:
@@ -78,6 +87,7 @@ def search(
     """
     from moist.env import Silent, make_env
     from moist.store.plan import Plan
+    from moist.store.remote import checkpoints_shared, connected
     from moist.store.store import Store
     from moist.study.costs import CostEstimator
     from moist.study.trainer import Trainer
@@ -87,25 +97,45 @@ def search(
     env = make_env(Silent(), slots[0].device, slots[0].threads)
     crowded = env.crowding(len(slots))  # before the workers' server starts to import
     emulated = env.emulation(sweep.fixed.get("precision", Config().precision))
-    notify = broadcast(observers)
+    remote, pulled = connected(ref.store), Pulled()
+    if remote is not None and engine is Pool:  # a client takes seconds to import
+        engine = partial(Pool, preload=(*PRELOADED, remote.client))
+    notify = broadcast([*observers, pulled])
     with (
         opened(ref, spec) as ledger,
-        engine(Trainer(ref.home, settings.reuse), slots, ref.home / "logs" / ref.name) as executor,
+        checkpoints_shared(ref.home, remote, lambda text: notify(Warned(None, text))),
+        engine(
+            Trainer(ref.home, settings.reuse, ref.store), slots, ref.home / "logs" / ref.name
+        ) as executor,
     ):
         trials = ledger.trials()
         complete = [trial for trial in trials if trial.state == "complete"]
         workers = executor.capacity().workers
-        plan = _planned(Plan(ref.home, env), sweep, spec, settings, trials, workers, FORECAST)
+        planned = Plan(ref.home, env, remote=remote)
+        plan = _planned(planned, sweep, spec, settings, trials, workers, FORECAST)
         notify(StudyOpened(ref.name, ledger.spec, settings.trials, complete, plan.each, workers))
         for warning in filter(None, (crowded, emulated)):
             notify(Noted(warning))
-        store = Store(ref.home, replace(env, progress=EventProgress(notify)))
+        store = Store(ref.home, replace(env, progress=EventProgress(notify)), remote=remote)
         estimate = CostEstimator(store, settings.reuse, executor.paused)
         stats = Driver(
             ref, ledger, sweep, executor, estimate=estimate, settings=settings, notify=notify
         ).run()
         stats.add({call.key: call.seconds or 0.0 for call in store.calls if not call.reused})
+        stats.pulled = len(pulled.keys)
         return SearchResult(ledger.trials(), stats)
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """An observer of the stages whose outputs came from a shared store."""
+
+    keys: set[str] = field(default_factory=set)
+
+    def observe(self, event: Event) -> None:
+        """Note the key of a stage that was pulled."""
+        if isinstance(event, StageFinished) and event.origin:
+            self.keys.add(event.key)
 
 
 @dataclass(frozen=True)
@@ -143,6 +173,7 @@ class SearchPlan:
             "stages_called": len(self.calls),
             "stages_distinct": len({call.key for call in self.calls}),
             "stages_to_compute": len(missing),
+            "stages_to_pull": len({call.key for call in self.calls if call.origin}),
             "stages_without_comparable": sum(call.expected is None for call in missing),
             "seconds": whole and whole.seconds,
             "seconds_low": whole and whole.low,
@@ -246,12 +277,18 @@ def plan_search(
     """
     from moist.env import Silent, make_env
     from moist.store.plan import Plan
+    from moist.store.remote import connected
 
     if not spec.installed:
         spec, *_ = check_start(ref, sweep, spec, settings, fetch=False)
     env = make_env(Silent(), slots[0].device, slots[0].threads)
     return _planned(
-        Plan(ref.home, env), sweep, spec, settings, earlier_trials(ref, spec), len(slots)
+        Plan(ref.home, env, remote=connected(ref.store, write=False)),
+        sweep,
+        spec,
+        settings,
+        earlier_trials(ref, spec),
+        len(slots),
     )
 
 

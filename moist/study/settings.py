@@ -52,12 +52,13 @@ class Settings:
 class Stats:
     """A driver's work since it was started: stages and their seconds, and trials by outcome.
 
-    `would_prune` says after which epoch `--prune` would have stopped a trial, by its number;
-    `ended` why the search ended early.
+    `pulled` counts the reused stages that came from a shared store; `would_prune` says after which
+    epoch `--prune` would have stopped a trial, by its number; `ended` why the search ended early.
     """
 
     computed: int = 0
     reused: int = 0
+    pulled: int = 0
     seconds: float = 0.0
     saved: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)

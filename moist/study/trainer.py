@@ -10,6 +10,7 @@ from moist.env import make_env
 from moist.pipeline import stages
 from moist.store import nonblocking
 from moist.store.artifacts import Cascade
+from moist.store.remote import remote_of
 from moist.store.runs import RunRecords
 from moist.store.store import Store
 from moist.study.events import Completed, Deferred, EventProgress, Send
@@ -19,15 +20,20 @@ from moist.systems.outputs import Outputs, report_of
 
 @dataclass(frozen=True)
 class Trainer:
-    """Runs trials with the stages of one home folder; `reuse=False` recomputes them all."""
+    """Runs trials with the stages of one home folder; `reuse=False` recomputes them all.
+
+    `store` is the URL of a store that the home shares its outputs with.
+    """
 
     home: Path
     reuse: bool = True
+    store: str | None = None
 
     def __call__(self, send: Send, task: Task, device: str | None, threads: int) -> None:
         env = make_env(EventProgress(send, task.number), device, threads)
         kind = Store if task.blocking or not self.reuse else nonblocking.NonBlockingStore
-        store = kind(self.home, env, self.reuse)
+        remote = remote_of(self.store) if self.store else None
+        store = kind(self.home, env, self.reuse, remote)
         try:
             out = stages(task.config, store)
             if isinstance(store, nonblocking.NonBlockingStore):

@@ -28,8 +28,8 @@ class WandbProgress:
         self.inner.finished(stage, key, seconds)
         self.journal.log_stage(stage, seconds, reused=False)
 
-    def reused(self, stage: str, key: str, seconds: float) -> None:
-        self.inner.reused(stage, key, seconds)
+    def reused(self, stage: str, key: str, seconds: float, origin: str = "") -> None:
+        self.inner.reused(stage, key, seconds, origin)
         self.journal.log_stage(stage, seconds, reused=True)
 
     def warned(self, message: str) -> None:

@@ -47,7 +47,7 @@ class Recorder(Silent):
     def finished(self, stage: str, key: str, seconds: float) -> None:
         self.events.append(("finished", stage))
 
-    def reused(self, stage: str, key: str, seconds: float) -> None:
+    def reused(self, stage: str, key: str, seconds: float, origin: str = "") -> None:
         self.events.append(("reused", stage))
 
     def warned(self, message: str) -> None:
