@@ -24,7 +24,7 @@ from moist.measure.latency import time_interleaved
 from moist.nets.build import blank, module
 from moist.nets.cascade import CascadeNet, threshold_for
 from moist.nets.mixture import MoIST
-from moist.serving.export import check_installed, onnx_of, session
+from moist.nets.onnx_graph import check_installed, onnx_of, session
 from moist.stages.latency import BATCH_SIZES, synchronizer
 from moist.store.artifacts import Dataset, Split
 from moist.systems import architecture

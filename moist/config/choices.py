@@ -466,6 +466,12 @@ class LatencyConfig(Section):
         description="most seconds for a batch size (10 calls at least); it ends after a quarter of"
         " them or later, when the spread of every model is at most 5 %",
     )
+    runtime: Literal["torch", "onnxruntime"] = Field(
+        "torch",
+        description="what runs the timed models; onnxruntime (on the CPU, as `moist export` writes"
+        " them, in float32): the model is also timed in torch beside it",
+        json_schema_extra=added(),
+    )
 
 
 class Choices(Section):

@@ -23,6 +23,11 @@ def find_conflicts(c: Choices) -> Iterator[str]:
             f" {'may give' if c.k == 'auto' else 'gives'}; raise k or lower `joint.top`"
         )
     yield from _deferral(c)
+    if c.latency.runtime == "onnxruntime" and c.router == "oracle" and SYSTEMS[c.system].routes:
+        yield (
+            "`router=oracle` routes by the label, which an exported model is not given; with"
+            " `latency.runtime=onnxruntime` choose another router"
+        )
 
 
 def _latent_teacher(c: Choices) -> Iterator[str]:

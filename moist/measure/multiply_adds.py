@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -18,6 +15,7 @@ from moist.nets.ensemble import EnsembleNet
 from moist.nets.entry import Shape
 from moist.nets.mixture import MoIST
 from moist.nets.routers import ClusterSums, OracleRouter
+from moist.nets.tracing import plain_encoder_layers
 from moist.results.report import Cost
 
 FREE = {
@@ -57,21 +55,6 @@ def count_flops(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
     if unknown:
         raise StageError(f"can't count {type(module).__name__}: unknown cost of {sorted(unknown)}")
     return counts
-
-
-@contextmanager
-def plain_encoder_layers() -> Iterator[None]:
-    """Trace transformer layers as the linear layers they are, not as one fused operator."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    log = logging.getLogger("fvcore")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _attention_flops(inputs: list[object], outputs: list[object]) -> int:

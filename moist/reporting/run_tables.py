@@ -11,7 +11,7 @@ from moist.config.systems import system_of
 from moist.errors import as_typed
 from moist.reporting.terminal import between, counted, duration, print_table
 from moist.results.expected import Expected, total
-from moist.results.report import STEADY, Deferral, Measures, Report
+from moist.results.report import IN_TORCH, STEADY, Deferral, Measures, Report, times_of
 from moist.store.comparison import Difference, differing, value
 from moist.store.keys import SHORT
 
@@ -275,7 +275,7 @@ def print_times(report: Report, config: Mapping[str, Any]) -> None:
     """Print milliseconds per call, and how many times faster than the teacher in the same call."""
     teacher = report.baselines.teacher.latency_ms or {}
     rows, spreads = [], list[float | None]()
-    for name, row in models(report, config).items():
+    for name, row in timed_rows(report, config).items():
         cells = [name]
         for batch in teacher if row.latency_ms else ():
             if (median := (row.latency_ms or {}).get(batch)) is None:
@@ -285,15 +285,28 @@ def print_times(report: Report, config: Mapping[str, Any]) -> None:
             count = (row.latency_n or {})[batch]
             spread = (row.latency_spread or {}).get(batch)
             shown = format_latency(median, spread)
-            cells += [shown, f"{p95:.3g}", f"{teacher[batch] / median:.1f}", str(count)]
+            times = "-" if name.endswith(IN_TORCH) else f"{teacher[batch] / median:.1f}"
+            cells += [shown, f"{p95:.3g}", times, str(count)]
             spreads.append(spread)
         rows += [cells] if row.latency_ms else []
     heads = [
         f"{head}{size}" for size in (1, 256) for head in ("batch ", "p95 ", "x teacher ", "n ")
     ]
-    print_table("milliseconds per call (median), beside the teacher", ["", *heads], rows)
+    where = "" if report.latency_torch is None else f" in {config['latency.runtime']}"
+    print_table(f"milliseconds per call{where} (median), beside the teacher", ["", *heads], rows)
     if note := about_spreads(spreads):
         print(note)
+
+
+def timed_rows(report: Report, config: Mapping[str, Any]) -> dict[str, Measures]:
+    """Return the rows of the tables of times: of the models, and of the model in torch beside
+    another runtime."""
+    found = models(report, config)
+    if (timings := report.latency_torch) is None:
+        return found
+    name, *others = found
+    beside = report.model_copy(update=times_of(timings))
+    return {name: report, f"{name}{IN_TORCH}": beside, **{one: found[one] for one in others}}
 
 
 def format_latency(ms: float, spread: float | None) -> str:

@@ -126,6 +126,10 @@ class Timing(Record):
     spread: float | None = None
 
 
+IN_TORCH = " in torch"
+"""After the name of a model that is timed in torch beside another runtime."""
+
+
 class Latencies(Record):
     """Timing by model and batch size (`batch_1`), all models interleaved on one machine."""
 
@@ -191,6 +195,8 @@ class Report(Measures):
     seconds: float
     stage_seconds: dict[str, float]
     machine: Machine
+    latency_torch: dict[str, Timing] | None = None
+    """Of the model in torch, where `latency.runtime` is another."""
 
     def routed(self) -> list[list[int]]:
         """Count test images by the cluster of their class (rows) and the student they went to."""
@@ -205,7 +211,9 @@ class Report(Measures):
         return self.model_dump(
             mode="json",
             exclude={
-                **dict.fromkeys((*clocks, "seconds", "stage_seconds", "machine"), True),
+                **dict.fromkeys(
+                    (*clocks, "latency_torch", "seconds", "stage_seconds", "machine"), True
+                ),
                 "baselines": dict.fromkeys(Baselines.model_fields, clocks),
             },
         )
@@ -223,18 +231,27 @@ def measures(evaluation: Evaluation, timings: dict[str, Timing] | None) -> Measu
         mmacs=evaluation.cost.mmacs,
         params=evaluation.cost.params,
         bytes=evaluation.cost.bytes,
-        latency_ms=timings and {batch: t.median for batch, t in timings.items()},
-        latency_p95_ms=timings and {batch: t.p95 for batch, t in timings.items()},
-        latency_n=timings and {batch: t.n for batch, t in timings.items()},
-        latency_spread=timings
-        and {batch: t.spread for batch, t in timings.items() if t.spread is not None},
+        **times_of(timings),
     )
 
 
+def times_of(timings: dict[str, Timing] | None) -> dict[str, Any]:
+    """Return the fields of a row that are times, by batch size."""
+    return {
+        "latency_ms": timings and {batch: t.median for batch, t in timings.items()},
+        "latency_p95_ms": timings and {batch: t.p95 for batch, t in timings.items()},
+        "latency_n": timings and {batch: t.n for batch, t in timings.items()},
+        "latency_spread": timings
+        and {batch: t.spread for batch, t in timings.items() if t.spread is not None},
+    }
+
+
 def timings_of(
-    name: str, evaluation: Evaluation, latencies: Latencies
+    name: str, evaluation: Evaluation, latencies: Latencies, suffix: str = ""
 ) -> dict[str, Timing] | None:
     """Return a model's timings by batch size, None for a model that is not timed.
+
+    With the suffix IN_TORCH those in torch, beside another runtime.
 
     For a model that defers it is the time of one image, at the deferral rate of the validation
     images: models are selected by times, and never by test images.
@@ -242,8 +259,8 @@ def timings_of(
     if name == "first":
         return latencies.models["model"]
     if evaluation.deferral is None or name == "oracle":
-        return latencies.models.get(name)
-    never, always = (latencies.models[part]["batch_1"] for part in ("model", "asked"))
+        return latencies.models.get(f"{name}{suffix}")
+    never, always = (latencies.models[f"{part}{suffix}"]["batch_1"] for part in ("model", "asked"))
     rate = evaluation.deferral.chosen.val_deferral_rate
     return {"batch_1": deferred_timing(never, always, rate)}
 
@@ -279,6 +296,9 @@ def measured(
     classes = tuple(model.per_class)
     return {
         **rows.pop("model").model_dump(),
+        "latency_torch": timings_of("model", model, latencies, IN_TORCH)
+        if f"model{IN_TORCH}" in latencies.models
+        else None,
         "routing_accuracy": routing and routing.accuracy,
         "per_cluster_accuracy": routing.cluster_accuracy if routing else (),
         "per_cluster_routing_accuracy": routing.per_cluster if routing else (),

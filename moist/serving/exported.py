@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from moist.errors import ConfigError, brief
-from moist.serving.export import check_installed, session
+from moist.nets.onnx_graph import check_installed, session
 from moist.serving.predict import Answer, Model
 
 EXPORT = "`moist export RUN -o FILE.onnx` writes one"

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from moist.config import LatencyConfig
 from moist.data.augment import plain_batches
-from moist.env import Env
+from moist.env import Env, autocast
 from moist.measure.accuracy import inference
 from moist.measure.latency import time_interleaved
 from moist.nets.build import Architecture, module, timed_models
 from moist.nets.mixture import MoIST
+from moist.nets.onnx_graph import onnx_of, session
 from moist.nets.routers import IMPOSSIBLE
-from moist.results.report import Latencies, Machine, Timing
+from moist.results.report import IN_TORCH, Latencies, Machine, Timing
 from moist.stages import stage
 from moist.store.artifacts import Clusters, Dataset, Split
 
 BATCH_SIZES = (1, 256)
+ROUTED = {"model", "asked"}
+"""The models that are timed in torch, too, where another runtime is configured."""
 
 
 @stage(version=4)
@@ -49,16 +52,17 @@ def measure_latency(
     """
     number = k.k if isinstance(k, Clusters) else k
     models = timed_models(arch, data.image_shape, len(data.classes), number)
+    if latency.runtime == "onnxruntime":
+        env = on_cpu(env)
     nets = {name: module(model, env.device).eval() for name, model in models.items()}
     timings = {
-        size: _timings(env, nets, _some_images(env, data, size), latency, precision=precision)
-        for size in BATCH_SIZES
+        size: _timings(env, nets, data, size, latency, precision=precision) for size in BATCH_SIZES
     }
     return Latencies(
         machine=machine,
         models={
             name: {f"batch_{size}": timing[name] for size, timing in timings.items()}
-            for name in nets
+            for name in timings[1]
         },
     )
 
@@ -66,21 +70,41 @@ def measure_latency(
 def _timings(
     env: Env,
     nets: dict[str, nn.Module],
-    batch: tuple[torch.Tensor, torch.Tensor],
+    data: Dataset,
+    size: int,
     latency: LatencyConfig,
     *,
     precision: str,
 ) -> dict[str, Timing]:
     """Time each network on the same images; a mixture gets their labels too, for an oracle."""
-    images, labels = batch
+    images, labels = _some_images(env, data, size)
     calls: dict[str, Callable[[], object]] = {
         name: partial(net, images, labels) if isinstance(net, MoIST) else partial(net, images)
         for name, net in nets.items()
     }
     with inference(nets["model"], env.device, precision), in_turn(nets["model"], images):
+        if latency.runtime == "onnxruntime":
+            pixels = data.train.images_NHWC[_rows(data, size)]
+            beside = {f"{name}{IN_TORCH}": calls[name] for name in calls.keys() & ROUTED}
+            calls = {name: in_onnxruntime(net, data, pixels) for name, net in nets.items()}
+            calls |= beside
         return time_interleaved(
             calls, synchronizer(env), repeats=latency.repeats, seconds=latency.seconds
         )
+
+
+def in_onnxruntime(
+    net: nn.Module, data: Dataset, images_BHWC: torch.Tensor
+) -> Callable[[], object]:
+    """Export a network, and return a call of it with uint8 images."""
+    with autocast(torch.device("cpu"), "float32"):
+        runs = session(onnx_of(net, data, {}))
+    return partial(runs.run, ["logits"], {"images": images_BHWC.numpy()})
+
+
+def on_cpu(env: Env) -> Env:
+    """Return the environment on the CPU."""
+    return replace(env, device=torch.device("cpu"))
 
 
 def in_turn(net: nn.Module, images_BCHW: torch.Tensor) -> AbstractContextManager[object]:
@@ -95,19 +119,27 @@ def in_turn(net: nn.Module, images_BCHW: torch.Tensor) -> AbstractContextManager
     if len(images_BCHW) == 1 or not isinstance(net, MoIST):
         return nullcontext()
     k = len(net.students)
-    turn_B = torch.arange(len(images_BCHW), device=images_BCHW.device) % k
-    others_BE = IMPOSSIBLE * (1 - F.one_hot(turn_B, k).float())
-    return net.router.register_forward_hook(lambda _net, _args, gate_BE: gate_BE + others_BE)
+
+    def other(_net: nn.Module, _args: object, gate_BE: torch.Tensor) -> torch.Tensor:
+        place_B = torch.ones_like(gate_BE[:, 0]).cumsum(0) - 1  # of any batch, also if traced
+        others_BE = (place_B % k)[:, None] != torch.arange(k, device=gate_BE.device)
+        return gate_BE + IMPOSSIBLE * others_BE
+
+    return net.router.register_forward_hook(other)
 
 
 def _some_images(env: Env, data: Dataset, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `size` training images spread over the split, and their labels."""
-    rows = torch.linspace(0, len(data.train) - 1, size).long()
+    rows = _rows(data, size)
     split = Split(data.train.images_NHWC[rows], data.train.labels_N[rows])
     batch = next(
         plain_batches(split, mean=data.mean, std=data.std, batch_size=size, device=env.device)
     )
     return batch.images_BCHW, batch.labels_B
+
+
+def _rows(data: Dataset, size: int) -> torch.Tensor:
+    return torch.linspace(0, len(data.train) - 1, size).long()
 
 
 def synchronizer(env: Env) -> Callable[[], None]:

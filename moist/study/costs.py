@@ -22,7 +22,7 @@ from moist.nets.mixture import MoIST
 from moist.pipeline import stages
 from moist.results.objectives import SPREAD
 from moist.results.report import Cost, Timing, deferred_timing
-from moist.stages.latency import synchronizer
+from moist.stages.latency import in_onnxruntime, on_cpu, synchronizer
 from moist.store.artifacts import Dataset
 from moist.store.calls import Backend, Call, Ref
 from moist.store.plan import Plan
@@ -148,16 +148,21 @@ def time_together(configs: Sequence[Config], store: Backend) -> list[Timing]:
     For comparing them on an otherwise idle machine: measured anew, never stored.
     """
     env, latency, precision = store.env, configs[0].latency, configs[0].precision
+    env = on_cpu(env) if latency.runtime == "onnxruntime" else env
     label = torch.zeros(1, dtype=torch.int64, device=env.device)
     calls: dict[str, Callable[[], object]] = {}
     for index, config in enumerate(configs):  # two students for k=auto: an image meets one
-        shape, classes = _images(prepared(config, store)[0])
+        data = prepared(config, store)[0]
+        shape, classes = _images(data)
         image = torch.zeros(1, *shape, device=env.device)
         parts = timed_models(architecture(config), shape, classes, known_students(config) or 2)
         for name in {"model", "asked"} & parts.keys():
             net = module(parts[name], env.device).eval()
             given = (image, label) if isinstance(net, MoIST) else (image,)
             calls[f"{index}/{name}"] = partial(net, *given)
+            if config.latency.runtime == "onnxruntime":
+                pixels = data.value.train.images_NHWC[:1]
+                calls[f"{index}/{name}"] = in_onnxruntime(net, data.value, pixels)
     with torch.inference_mode(), autocast(env.device, precision):
         timings = time_interleaved(
             calls, synchronizer(env), repeats=latency.repeats, seconds=latency.seconds * len(calls)

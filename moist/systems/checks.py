@@ -18,6 +18,7 @@ from moist.errors import ConfigError, StageError
 from moist.measure.multiply_adds import count_flops
 from moist.nets.cnn import STUDENTS, TEACHERS
 from moist.nets.entry import Shape
+from moist.nets.onnx_graph import check_installed
 from moist.nets.routers import ROUTERS
 from moist.stages.teacher import Start, WeightsFile, other_head, weights_of
 from moist.training.distillation import SOFT
@@ -32,6 +33,8 @@ def check(config: Config, source: Source) -> None:
     The content of the teacher's weights is checked, too. The source may be that of another
     `data.image_size`.
     """
+    if config.latency.runtime == "onnxruntime":
+        check_installed("onnx", "onnxruntime")
     classes, clusters = len(source.classes), SYSTEMS[config.system].clusters
     if clusters and config.k != "auto" and config.k > classes:
         raise ConfigError(

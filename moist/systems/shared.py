@@ -10,7 +10,7 @@ from moist.data.sources import Source, locate
 from moist.nets.build import Architecture
 from moist.results.report import Evaluation, Latencies
 from moist.stages.evaluate import evaluate
-from moist.stages.latency import measure_latency
+from moist.stages.latency import measure_latency, on_cpu
 from moist.stages.prepare import prepare
 from moist.stages.teacher import WeightsFile
 from moist.store.artifacts import Clusters, Dataset
@@ -43,7 +43,8 @@ def timed(
     call: Bound, config: Config, arch: Architecture, k: int | Ref[Clusters] | None
 ) -> Ref[Latencies]:
     """Time a run's networks, trained or not; `k` counts the students, or clusters decide it."""
-    machine = call.store.env.machine()
+    env = call.store.env
+    machine = (on_cpu(env) if config.latency.runtime == "onnxruntime" else env).machine()
     return call(measure_latency, arch=arch, k=k, latency=config.latency, machine=machine)
 
 

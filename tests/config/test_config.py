@@ -356,6 +356,7 @@ TOGETHER = {
     f"joint.objective=noisy_topk joint.top=4 {UNMASKED}": "`joint.top=4` .*`k=3` gives",
     "system=ones merge.method=random distill.loss=moe_kd":
         "`merge.method=random` .*`distill.loss=moe_kd`",
+    "router=oracle latency.runtime=onnxruntime": "`router=oracle` .*`latency.runtime=onnxruntime`",
     "mixture.top=2 system=student": "`mixture.top=2` .*`system=student`",
     "mixture.top=2 k=1": "`mixture.top=2` .*`k=1`",
     "mixture.top=2 cascade.fallback=teacher": "choose `mixture.top=2` or `cascade.fallback`",

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from moist import config
+from moist.data.augment import normalize
 from moist.env import Env
 from moist.errors import StageError
 from moist.measure.accuracy import (
@@ -33,7 +34,7 @@ from moist.nets.mixture import MoIST, duplicate
 from moist.nets.routers import CNNRouter, TransformerRouter
 from moist.results.report import STEADY, Timing, deferred_timing
 from moist.stages.evaluate import evaluate, routing, with_oracle
-from moist.stages.latency import in_turn, measure_latency
+from moist.stages.latency import in_onnxruntime, in_turn, measure_latency
 from moist.store.artifacts import Clusters, Dataset, Mixture, Router, Spec, Split, Student
 
 CPU = torch.device("cpu")
@@ -435,6 +436,26 @@ def test_latency_is_that_of_all_models_at_two_batch_sizes(router, values, asked)
         for timings in latencies.models.values():
             assert list(timings) == ["batch_1", "batch_256"]
             assert all(t.n == BLOCKS and t.p95 >= t.median > 0 for t in timings.values())
+
+
+def test_models_are_timed_in_the_configured_runtime_and_the_main_one_in_torch_beside() -> None:
+    latencies = measure_latency(
+        ENV, data=dataset(), arch=arch(top=2), k=2, precision="float32", machine=ENV.machine(),
+        latency=config.LatencyConfig(repeats=10, seconds=1e-9, runtime="onnxruntime"),
+    )  # fmt: skip
+    alone = ["model", "student", "teacher", "asked"]
+    assert {*latencies.models} == {*alone, "model in torch", "asked in torch"}
+    for timings in latencies.models.values():
+        assert list(timings) == ["batch_1", "batch_256"]
+
+
+def test_an_exported_model_also_sends_images_in_turn_while_it_is_timed() -> None:
+    net, images = unready(), dataset().train.images_NHWC[:7]
+    with in_turn(net, images):
+        logits = in_onnxruntime(net, dataset(), images)()[0]
+        x = normalize(images, dataset().mean, dataset().std)
+        torch.testing.assert_close(torch.from_numpy(logits), net(x), atol=1e-4, rtol=1e-4)
+        assert net.route(x).argmax(1).tolist() == [i % 3 for i in range(7)]
 
 
 def test_a_mixture_is_timed_with_its_router_and_as_it_answers_after_training() -> None:

@@ -22,7 +22,7 @@ from moist.reporting.report.markup import (
     text,
 )
 from moist.reporting.report.verdict import title_of
-from moist.reporting.run_tables import format_latency, models
+from moist.reporting.run_tables import format_latency, timed_rows
 from moist.reporting.terminal import duration
 from moist.results.report import Report
 from moist.serving.inspection import Example, Group, Inspection, inspect, learning_curves
@@ -78,7 +78,7 @@ def _accuracies(run: Run) -> Markup:
             if row.latency_ms
             else "-",
         ]
-        for name, row in models(run.report, run.config).items()
+        for name, row in timed_rows(run.report, run.config).items()
     ]
     n = f"n = {run.report.n_test} test and {run.report.n_val} validation images"
     return section(
