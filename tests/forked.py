@@ -45,6 +45,7 @@ MOIST = ("-c", "from moist.__main__ import main; main()")
 PRELOAD = (
     "moist.cli.main",
     "moist.study.trainer",
+    "moist.study.workers",
     "sklearn.cluster",
     "torch._dynamo",
     "optuna.storages._rdb.models",

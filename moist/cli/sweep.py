@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from pathlib import Path
 
 import click
 
-from moist.cli.options import FILE, JSON, of_study, output, print_json
+from moist.cli.options import FILE, JSON, check_together, of_study, output, print_json
 from moist.cli.sweep_optuna import optuna
 from moist.cli.sweep_wandb import wandb
 from moist.errors import as_typed
+from moist.interrupts import leave_at_once
 from moist.reporting import study_tables, terminal
 from moist.reporting.terminal import counted
 from moist.results.objectives import DEFAULT
@@ -19,6 +22,9 @@ from moist.study.ref import StudyRef
 from moist.study.spec import check_search
 from moist.study.storage import load
 from moist.sweepfile import Sweep, catalog, problems, read_sweep, size
+
+WATCH = 2.0
+"""Seconds between two looks at a study that is watched."""
 
 
 @click.group()
@@ -72,18 +78,32 @@ def _check_start(read: Sweep) -> None:
 
 
 @sweep.command()
+@click.option("--watch", is_flag=True, help="Print it again whenever it changes, while it runs.")
 @JSON
 @of_study
-def status(ref: StudyRef, as_json: bool) -> None:
+def status(ref: StudyRef, watch: bool, as_json: bool) -> None:
     """Print a study's progress, driver and failures.
+
+    Only reads: any number of people may watch a study in a database that they can reach.
 
     \b
     moist sweep status quickstart
+    moist sweep status quickstart --watch --storage postgresql+psycopg://HOST/NAME
     """
-    spec, trials = load(ref)
-    driver = driver_of(ref)
-    data = {**spec.model_dump(mode="json"), "driver": driver, "trials": trials}
-    output(as_json, data, lambda: study_tables.print_status(ref, spec, trials, driver))
+    check_together(apart=[("--watch", "--json")])
+    before = None
+    while True:
+        (spec, trials), driver = load(ref), driver_of(ref)
+        data = {**spec.model_dump(mode="json"), "driver": driver, "trials": trials}
+        if data != before:
+            if before is not None:
+                click.clear()
+            output(as_json, data, partial(study_tables.print_status, ref, spec, trials, driver))
+        if not watch or driver is None:
+            return
+        before = data
+        leave_at_once()
+        time.sleep(WATCH)
 
 
 @sweep.command()

@@ -82,6 +82,7 @@ class Driver:
         self.ledger.enqueue(self.settings.points or ())
         with deferred() as interrupted:
             while not interrupted() and self._fill(interrupted):
+                self.ledger.check_lease()
                 for event in self.executor.wait(TICK):
                     self._handle(event)
                 for number in self.stop_requests.keys() & self.schedule.running.keys():

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moist.disk import Wait, holder, is_locked, locked, locked_if_free, this_process
-from moist.errors import StoreError
+from moist.errors import StoreError, first_line
 from moist.study.ref import StudyRef
 from moist.study.server import connections, timeout
 
@@ -32,11 +32,23 @@ class AlreadyDriven(StoreError):
     """Another process drives the study."""
 
 
+class LeaseLost(StoreError):
+    """The server has freed this driver's lock: another may drive the study from now on."""
+
+
 @contextmanager
-def lease(ref: StudyRef) -> Iterator[None]:
-    """Hold the lock of a study's only driver. Raises AlreadyDriven, naming the driver."""
-    with _advisory(ref) if ref.is_postgres else _locked(ref):
-        yield
+def lease(ref: StudyRef) -> Iterator[Callable[[], None]]:
+    """Hold the lock of a study's only driver. Raises AlreadyDriven, naming the driver.
+
+    Yields a check, to be called often: it raises LeaseLost once a server has cut the connection
+    that has the lock. The lock of a file is held until its process ends.
+    """
+    if ref.is_postgres:
+        with _advisory(ref) as held:
+            yield held
+    else:
+        with _locked(ref):
+            yield lambda: None
 
 
 def driver_of(ref: StudyRef) -> str | None:
@@ -84,12 +96,28 @@ def _already_driven(ref: StudyRef, driver: str) -> AlreadyDriven:
 
 
 @contextmanager
-def _advisory(ref: StudyRef, what: str = "") -> Iterator[None]:
+def _advisory(ref: StudyRef, what: str = "") -> Iterator[Callable[[], None]]:
     """Hold a lock of the server, as long as this connection lives; the connection names us.
 
-    Waits for the lock if the wait has a name, else raises AlreadyDriven.
+    Waits for the lock if the wait has a name, else raises AlreadyDriven. Yields a check that
+    raises LeaseLost once the connection is lost.
     """
     from sqlalchemy import text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    causes: list[str] = []
+
+    def held() -> None:
+        try:
+            if not causes:  # a lost connection would be replaced by one without the lock
+                connection.execute(text("SELECT 1"))
+                return
+        except SQLAlchemyError as error:
+            causes.append(first_line(getattr(error, "orig", None) or error))
+        raise LeaseLost(
+            f"the connection that holds the lock of study `{ref.name}` was cut: {causes[0]}",
+            "another driver may go on with it; if none does, the same command continues",
+        )
 
     def owner() -> str:
         return _advisory_owner(ref) or "another process"
@@ -102,7 +130,7 @@ def _advisory(ref: StudyRef, what: str = "") -> Iterator[None]:
                 raise _already_driven(ref, owner())
             wait.seconds()
             time.sleep(POLL)
-        yield
+        yield held
 
 
 def _advisory_owner(ref: StudyRef) -> str | None:

@@ -55,12 +55,14 @@ class Ledger:
         storage: BaseStorage,
         spec: StudySpec,
         artifacts: ArtifactStore | None = None,
+        held: Callable[[], None] = lambda: None,
     ) -> None:
         self.study = study
         self.storage = storage
         self.spec = spec
         self.objectives = spec.objectives
         self.artifacts = artifacts
+        self.check_lease = held
         self._ids: dict[int, int] = {}
         self._trials: dict[int, Trial] = {}
         self.drawn = 0
@@ -262,12 +264,14 @@ def opened(ref: StudyRef, spec: StudySpec) -> Iterator[Ledger]:
     another search, from other data, with other directions, or timed on another machine.
     """
     import optuna
+    from sqlalchemy import event
 
     from moist.study.sole_writer import SoleWriter
 
-    with ref.translated_errors(), lease(ref), ExitStack() as stack:
+    with ref.translated_errors(), lease(ref) as held, ExitStack() as stack:
         database = open_storage(ref, write=True)
         stack.callback(database.engine.dispose)
+        event.listen(database.engine, "commit", lambda _: held())
         storage = SoleWriter(database)
         with turn(ref):
             study = optuna.create_study(
@@ -283,7 +287,7 @@ def opened(ref: StudyRef, spec: StudySpec) -> Iterator[Ledger]:
             study.set_user_attr(FACTS, stored)
         with writing(ref.home):
             (ref.home / "artifacts").mkdir(parents=True, exist_ok=True)
-        yield Ledger(study, storage, spec, artifact_store(ref.home))
+        yield Ledger(study, storage, spec, artifact_store(ref.home), held)
 
 
 def _check_directions(study: optuna.Study, spec: StudySpec) -> None:

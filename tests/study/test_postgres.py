@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from driving import records, start, trials
+from forked import MOIST, Forked
 from sqlalchemy import create_engine, make_url, text
 from test_leases import rivals
 from toy import SWEEP, WAIT, Start, attempts, ref
@@ -116,10 +117,36 @@ def test_a_server_that_drops_the_driver_ends_it_in_order_and_the_study_continues
     execute(server, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'ann'")
     (tmp_path / "go").touch()
     assert driving.finish() == 1
-    assert "failed: terminating connection" in driving.text
+    assert ": terminating connection" in driving.text
     assert "Traceback" not in driving.text and SECRET not in driving.text
     assert start(what).finish() == 0
     assert [trial.state for trial in trials(tmp_path, "toy", storage)] == ["complete"] * 2
+
+
+def test_a_driver_whose_lock_was_cut_off_stops_another_goes_on_and_two_people_watch(
+    server, storage, tmp_path
+):
+    what = Start(tmp_path, trials=2, storage=storage, script={0: WAIT})
+    driving = start(what)
+    driving.until(lambda: attempts(tmp_path))
+    execute(
+        server,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE usename = 'ann' AND application_name LIKE 'moist %'",
+    )
+    assert driving.finish() == 1  # its first trial still waits
+    assert "the connection that holds the lock of study `toy` was cut: term" in driving.text
+    assert [trial.state for trial in trials(tmp_path, "toy", storage)] == ["running"]
+    driving = start(what)
+    driving.until(lambda: len(attempts(tmp_path)) == 2)
+    words = [*MOIST, "sweep", "status", "toy", "--watch", "--storage", storage]
+    watching = [Forked([*words, "--home", tmp_path / name]) for name in "ab"]
+    for watcher in watching:
+        watcher.until(lambda watcher=watcher: "toy: 1 running" in watcher.out)
+    (tmp_path / "go").touch()
+    assert driving.finish() == 0
+    for watcher in watching:
+        assert watcher.wait() == 0 and "toy: 2 complete" in watcher.out, watcher.err
 
 
 @pytest.mark.parametrize(
