@@ -188,15 +188,11 @@ def optuna(
     if not quiet:
         _print_ignored(sweep, bool(objectives))
     from moist.reporting.plots import check_plot_path
-    from moist.study.engines import Cluster, make_engine
+    from moist.study.engines import Cluster, check_engine, make_engine
     from moist.study.search import requested_trials
 
     if not dry_run:
         check_plot_path(plot)
-    cluster = Cluster(address, cpus_per_trial, gpus_per_trial, connect=not dry_run)
-    slots, runs, note = make_engine(engine, workers, devices, threads, cluster)
-    if note and not quiet:
-        click.echo(note, err=True)
     ref = study_ref(study or sweep.name, storage, home, store)
     goals = parse_objectives(objectives) if objectives else sweep.objectives or DEFAULT
     settings = Settings(
@@ -210,6 +206,11 @@ def optuna(
         audit=prune_audit,
         reuse=not no_reuse,
     )
+    check_engine(engine, settings.needed(goals))
+    cluster = Cluster(address, cpus_per_trial, gpus_per_trial, connect=not dry_run)
+    slots, runs, note = make_engine(engine, workers, devices, threads, cluster)
+    if note and not quiet:
+        click.echo(note, err=True)
     search = Search(ref, sweep, goals, settings, slots, this_command(), seed, quiet, runs)
     if dry_run:
         found = search.plan()

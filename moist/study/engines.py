@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +18,16 @@ class Cluster:
     cpus: float | None = None
     gpus: float | None = None
     connect: bool = True
+
+
+def check_engine(name: str, needed: Collection[str]) -> None:
+    """Raise ConfigError for a quantity that trials on different machines can't be compared by."""
+    if name == "ray" and "latency_ms" in needed:
+        raise ConfigError(
+            "`--engine ray` can't select or limit trials by `latency_ms`: each would be timed on"
+            " another machine, beside other trials",
+            "search without it; `moist pareto STUDY --reseed N` times its frontier on one machine",
+        )
 
 
 def make_engine(

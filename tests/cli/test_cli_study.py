@@ -619,6 +619,12 @@ def test_an_option_of_another_engine_is_rejected(ask, file, words, needed):
     assert said.code == 2 and f"`{option}` does nothing without `--engine {needed}`" in said.err
 
 
+@pytest.mark.parametrize("words", [["--objective=latency_ms:min"], ["--max=latency_ms=2"]])
+def test_trials_of_a_cluster_are_not_selected_by_latencies_of_different_machines(ask, file, words):
+    said = ask("sweep", "optuna", file, "--engine", "ray", *words)
+    assert said.code == 2 and "can't select or limit trials by `latency_ms`" in said.err
+
+
 def test_a_wrong_value_is_reported_with_its_option(ask, file):
     said = ask("sweep", "optuna", file, "--best", "accuracy=much")
     assert said.code == 2 and "`--best accuracy=much`" in said.err
