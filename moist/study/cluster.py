@@ -89,7 +89,7 @@ def connect(address: str | None) -> None:
             ray._private.worker.print_to_stdstream = lambda *_, **__: None
     except ray.exceptions.AuthenticationError as error:
         raise ConfigError(
-            f"the Ray cluster refuses this token: {first_line(error)}",
+            f"can't authenticate with the Ray cluster: {error.message}",
             "`ray get-auth-token --generate` makes one before `ray start`: every node needs the"
             " same ~/.ray/auth_token, and RAY_AUTH_MODE=token",
         ) from error
