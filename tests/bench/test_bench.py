@@ -7,6 +7,7 @@ from shell import Said
 from moist.bench import serving, training
 from moist.bench.rows import row
 from moist.bench.serving import forms, parts
+from moist.env import Env
 from moist.measure.multiply_adds import cost
 
 
@@ -22,6 +23,16 @@ def test_the_baseline_of_a_routed_model_computes_the_router_and_one_student() ->
         shape = form.data.image_shape
         apart, routed = cost(parts(form, 1), shape), cost(form.net, shape)
         assert apart.mflops == pytest.approx(routed.mflops) and routed.mflops > 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to time on")
+def test_training_and_routing_are_timed_on_a_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(serving, "SECONDS", 0.01)
+    monkeypatch.setattr(training, "IMAGES", 20)
+    keys = {"student.channels": "4,8", "teacher.arch": "resnet8", "precision": "float32"}
+    env = Env(torch.device("cuda"))
+    rows = [*serving.dispatch(keys, env, rounds=1), *training.train(keys, env, rounds=1)]
+    assert len(rows) == 11 and all(one.ratio > 0 for one in rows)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from moist.nets.build import Architecture, blank, module
 from moist.nets.cascade import CascadeNet, threshold_for
 from moist.nets.mixture import MoIST
 from moist.serving import export
+from moist.serving.predict import TorchModel
 from moist.store.artifacts import Dataset, Split
 from moist.store.runs import RunRecords
 from moist.store.store import Store
@@ -162,6 +163,16 @@ def test_a_run_is_exported_with_what_a_reader_needs(trained) -> None:
     written = export.session(found.data).get_modelmeta().custom_metadata_map
     assert json.loads(written["classes"]) == list("0123456789") and written["run"] == run.key
     assert json.loads(written["figures"])["mflops"] == run.report.mflops
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to compare with")
+def test_a_model_on_a_gpu_gives_the_logits_of_its_export(trained) -> None:
+    store = Store(trained(), Env(torch.device("cuda")))
+    run = RunRecords(store.home).find("last")
+    data, whole = store.load(run.artifacts["prepare"][0]), export.export_onnx(store, run)
+    exported = export.classified(export.session(whole.data), data.test)
+    on_gpu = TorchModel(store, run).answer(data.test.images_NHWC).logits_BC.cpu()
+    torch.testing.assert_close(on_gpu, exported, atol=1e-2, rtol=1e-3)
 
 
 def test_a_graph_that_differs_is_refused(trained, monkeypatch) -> None:
