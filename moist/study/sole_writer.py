@@ -40,6 +40,7 @@ class SoleWriter(_CachedStorage):
         param_value_internal: float,
         distribution: BaseDistribution,
     ) -> None:
+        """Write a parameter, and repeat it in memory."""
         super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
         value = distribution.to_external_repr(param_value_internal)
         self._repeat(trial_id, "params", param_name, value)
@@ -48,6 +49,7 @@ class SoleWriter(_CachedStorage):
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
+        """Write a state, and read the trial again: the database adds the time."""
         done = super().set_trial_state_values(trial_id, state, values)
         if self._known(trial_id):
             study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
