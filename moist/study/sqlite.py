@@ -29,6 +29,9 @@ class Connection(sqlite3.Connection):
     def cursor(self, factory: Any = None) -> Any:
         return super().cursor(factory or Cursor)
 
+    def execute(self, *statement: Any) -> Any:
+        return self.cursor().execute(*statement)  # sqlite3's own takes no `Cursor`
+
     def commit(self) -> None:
         self.patiently(super().commit)
 
