@@ -15,8 +15,9 @@ from moist.study.cluster import SETTINGS
 CODE = """
 import sys
 from ray.cluster_utils import Cluster
-quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
-quick["health_check_failure_threshold"] = 2
+# a busy machine answers late, and a driver ends with the node that it is connected to
+quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}
+quick["health_check_failure_threshold"] = 10
 sizes = {"num_cpus": 2, "object_store_memory": 80_000_000}
 head = {**sizes, "include_dashboard": False, "_system_config": quick}
 cluster = Cluster(True, head_node_args=head)

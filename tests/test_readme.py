@@ -33,6 +33,10 @@ ELSEWHERE = {
     "teacher.arch=torchvision:resnet50": "minutes for its latencies: tests/nets/test_zoo.py",
     "--devices cuda:0,cuda:1": "needs two GPUs",
     "sbatch": "needs SLURM",
+    "s3://": "needs an S3 server: tests/test_two_homes.py",
+    "--engine ray": "needs a Ray cluster: tests/study/test_executors.py",
+    "postgresql://": "needs a PostgreSQL server: tests/study/test_postgres.py",
+    "moist bench all": "takes 15 minutes: tests/bench/test_bench.py",
     "pytest": "this is one of them",
 }
 """Parts of commands that do not run here, and why."""

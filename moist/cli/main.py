@@ -18,7 +18,7 @@ from moist.errors import ConfigError, MoistError, StoreError, as_typed, masked
 from moist.interrupts import Interrupted, handled
 
 COMMANDS = {
-    "bench": ("bench", "Measure moist's own overheads and savings."),
+    "bench": ("bench", "Measure moist's own speed, overheads and savings."),
     "best": ("study", "Print the best trial within all limits."),
     "browse": ("wandb", "View logged runs in this terminal."),
     "cache": ("store", "List, verify and delete stored stage outputs."),
