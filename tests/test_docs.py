@@ -3,11 +3,11 @@
 import ast
 import re
 import shlex
-from pathlib import Path
 
 import click
 import pytest
 import yaml
+from readme import README, ROOT, blocks, commands
 
 from moist.cli.main import cli
 from moist.config.overrides import parse
@@ -15,10 +15,9 @@ from moist.results.objectives import DEFAULT
 from moist.study.spec import check_search
 from moist.sweepfile import config_of, problems, read_sweep
 
-ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "sweeps").glob("*"))
 MODULES = sorted((ROOT / "moist").rglob("*.py"))
-README = (ROOT / "README.md").read_text()
+BLOCKS = "\n".join(block for language, block in blocks(README) if language != "python")
 HELP = "\n".join(path.read_text() for path in ROOT.glob("moist/cli/*.py"))
 
 
@@ -34,21 +33,6 @@ def test_a_sweep_file_can_be_searched_and_one_of_constants_be_run(path):
         check_search(sweep.name, sweep, [one.name for one in sweep.objectives or DEFAULT])
     else:
         assert parse([f"@{path}"]) == config_of(sweep, {})
-
-
-def commands(text: str) -> list[str]:
-    """Each `moist ...` in a text, one command a line, without what surrounds it."""
-    found = []
-    for line in text.splitlines():
-        for part in re.split(r"&&|\|\|", line.partition("  #")[0]):
-            words = re.split(r"\s>", part)[0].strip().removeprefix("uv run ").strip()
-            found += [words] if re.match(r"moist(\s|$)", words) else []
-    return found
-
-
-def blocks(text: str) -> str:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return "\n".join(block for language, block in fenced if language != "python")
 
 
 def in_help() -> list[str]:
@@ -74,16 +58,16 @@ def check_understood(command: str) -> None:
 
 
 def test_the_readme_shows_commands():
-    assert len(commands(blocks(README))) >= 5
+    assert len(commands(BLOCKS)) >= 5
 
 
 def test_a_clone_is_checked_with_commands_of_the_readme():
     check = (ROOT / ".ci" / "run").read_text()
-    assert commands(check) and {*commands(check)} <= {*commands(blocks(README))}
-    assert "\nuv run pytest --all" in check and "\nuv run pytest --all " in blocks(README)
+    assert commands(check) and {*commands(check)} <= {*commands(BLOCKS)}
+    assert "\nuv run pytest --all" in check and "\nuv run pytest --all " in BLOCKS
 
 
-@pytest.mark.parametrize("command", dict.fromkeys(commands(blocks(README))))
+@pytest.mark.parametrize("command", dict.fromkeys(commands(BLOCKS)))
 def test_a_command_of_the_readme_is_understood(command):
     check_understood(command)
 

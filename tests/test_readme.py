@@ -6,7 +6,6 @@ the README says 40. `moist run` and `moist.run` are given the same few epochs.
 """
 
 import json
-import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -17,11 +16,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from readme import README, ROOT, blocks, commands
 from shell import of_nobody
 from tiny import TINY
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 SHORT = [word for word in TINY if not word.startswith("@")]
 
 ELSEWHERE = {
@@ -42,17 +40,11 @@ ELSEWHERE = {
 """Parts of commands that do not run here, and why."""
 
 
-def blocks(*languages: str) -> list[tuple[str, str]]:
-    """The README's fenced blocks in these languages, in order."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    return [(language, block) for language, block in found if language in languages]
-
-
 def lines() -> Iterator[str]:
-    """The README's commands, without what surrounds them."""
-    for _, block in blocks("sh"):
-        for line in block.splitlines():
-            yield line.partition("  #")[0].rpartition("&& ")[2].strip().removeprefix("uv run ")
+    """The README's commands, without what surrounds those of moist."""
+    for language, block in blocks(README):
+        for line in block.splitlines() if language == "sh" else ():
+            yield from commands(line) or [line]
 
 
 def left_out(line: str) -> bool:
@@ -106,7 +98,7 @@ def test_the_commands_run_one_after_another_and_then_the_program(clone):
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         if words[0] == "init":
             shorten(clone / words[-1])
-    ((_, program),) = blocks("python")
+    (program,) = [block for language, block in blocks(README) if language == "python"]
     program = program.replace("moist.run(k", f"moist.run(*{SHORT}, k").replace("=16", "=6")
     done = forked.run(["-c", program], env=env, cwd=clone)
     assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -66,23 +67,17 @@ def _compared(config: Config, data: Dataset, env: Env, rounds: int, folder: Path
     torch.manual_seed(0)
     spec = student_spec(config.student, config.hidden_width, data.image_shape, CLASSES)
     teacher = fresh(Teacher, Spec(config.teacher.arch, data.image_shape, CLASSES, {}))
-    distill = config.distill.model_copy(update={"epochs": EPOCHS})
+    distill = config.distill.model_copy(update={"epochs": EPOCHS, "views": 1})
     shared: dict[str, Any] = {
         "augment": config.augment, "precision": config.precision, "seed": 0,
     }  # fmt: skip
     views = config.distill.views
-    logits = teacher_logits(env, data=data, teacher=teacher, views=1, **shared)
-
-    def infer() -> None:
-        teacher_logits(env, data=data, teacher=teacher, views=1, **shared)
-
-    def moist() -> None:
-        one = distill.model_copy(update={"views": 1})
-        distill_student(
-            env, data=data, logits=logits, levels=None, student=config.student,
-            hidden_width=config.hidden_width, distill=one, temperature=config.temperature,
-            **shared,
-        )  # fmt: skip
+    infer = partial(teacher_logits, env, data=data, teacher=teacher, views=1, **shared)
+    moist = partial(
+        distill_student, env, data=data, logits=infer(), levels=None, student=config.student,
+        hidden_width=config.hidden_width, distill=distill, temperature=config.temperature,
+        **shared,
+    )  # fmt: skip
 
     taught = module(teacher, env.device).to(memory_format=torch.contiguous_format)
 
@@ -90,15 +85,14 @@ def _compared(config: Config, data: Dataset, env: Env, rounds: int, folder: Path
         student = module(fresh(Student, spec)).to(env.device)
         plain_epoch(folder, taught.eval(), student.train(), data, config)
 
+    calls: list[tuple[str, Callable[[], object], int]] = [
+        ("logits", infer, 1), ("moist", moist, EPOCHS), ("plain", plain, 1)
+    ]  # fmt: skip
     count, ms = len(data.train), dict[str, list[float]]()
     peaks, flops = dict[str, float](), list[float]()
     for _ in range(rounds):
         flops.append(matmul_flops(env, config.precision))
-        for name, call, epochs in (
-            ("logits", infer, 1),
-            ("moist", moist, EPOCHS),
-            ("plain", plain, 1),
-        ):
+        for name, call, epochs in calls:
             seconds, peaks[name] = timed(env, call)
             ms.setdefault(name, []).append(1e3 * seconds / count / epochs)
     whole = [
@@ -190,10 +184,10 @@ def matmul_flops(env: Env, precision: str, size: int = 1536) -> float:
     return 2 * size**3 / min(taken)
 
 
-def timed(env: Env, call: Callable[[], None]) -> tuple[float, float]:
+def timed(env: Env, call: Callable[[], object]) -> tuple[float, float]:
     """Return a call's seconds, and the peak memory of this process or of the GPU meanwhile, MB.
 
-    Where the system does not tell of a peak it is 0.
+    It is 0 on a system that reports no peak.
     """
     gpu, synchronize = env.device.type == "cuda", synchronizer(env)
     if gpu:

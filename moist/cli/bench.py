@@ -56,11 +56,11 @@ def _rounds(default: int = 5) -> Decorator:
     )
 
 
-def cpu(threads: int | None) -> Env:
-    """Return the environment of what is measured on the CPU."""
+def environment(device: str | None, threads: int | None) -> Env:
+    """Return the environment of a benchmark, which reports no progress."""
     from moist.env import Silent, make_env
 
-    return make_env(Silent(), "cpu", threads)
+    return make_env(Silent(), device, threads)
 
 
 def show(rows: Sequence[Row], machine: Machine, as_json: bool) -> None:
@@ -134,9 +134,8 @@ def bench_all(
     import pandas as pd
 
     from moist.bench.every import every
-    from moist.env import Silent, make_env
 
-    env = make_env(Silent(), device, threads)
+    env = environment(device, threads)
     records = list[dict[str, Any]]()
     for machine, rows in every(env, rounds=rounds, threads=threads):
         if not as_json:
@@ -175,9 +174,8 @@ def train(
     """
     values = given(overrides)
     from moist.bench.training import train as measure
-    from moist.env import Silent, make_env
 
-    env = make_env(Silent(), device, threads)
+    env = environment(device, threads)
     show(measure(values, env, rounds=rounds), env.machine(), as_json)
 
 
@@ -195,9 +193,8 @@ def start(rounds: int, as_json: bool) -> None:
     moist bench start --rounds 3 --json
     """
     from moist.bench.start import start as measure
-    from moist.env import Silent, make_env
 
-    show(measure(rounds=rounds), make_env(Silent(), "cpu").machine(), as_json)
+    show(measure(rounds=rounds), environment("cpu", None).machine(), as_json)
 
 
 @bench.command()
@@ -219,7 +216,7 @@ def serve(overrides: tuple[str, ...], rounds: int, threads: int | None, as_json:
     values = given(overrides)
     from moist.bench.serving import serve as measure
 
-    env = cpu(threads)
+    env = environment("cpu", threads)
     show(measure(values, env, rounds=rounds), env.machine(), as_json)
 
 
@@ -320,7 +317,7 @@ def bench_sweep(
 
     sweep = read_sweep(file, overrides)
     rows = sharing(sweep, trials=trials, workers=workers, threads=threads)
-    show(rows, cpu(threads).machine(), as_json)
+    show(rows, environment("cpu", threads).machine(), as_json)
 
 
 @bench.command()
@@ -361,7 +358,7 @@ def overhead(
     slots, runs, _ = make_engine(kind, workers, None, 1, Cluster())
     runs = Simulated if simulated else runs
     rows = measure(read_sweep(file, overrides), trials=trials, slots=slots, engine=runs)
-    show(rows, cpu(None).machine(), as_json)
+    show(rows, environment("cpu", None).machine(), as_json)
 
 
 @bench.command()
@@ -388,4 +385,4 @@ def contention(rounds: int, spins: tuple[int, ...], threads: int | None, as_json
     from moist.bench.contention import contention as measure
 
     rows = measure(rounds=rounds, threads=threads, spins=spins or tuple(KNOWN))
-    show(rows, cpu(threads).machine(), as_json)
+    show(rows, environment("cpu", threads).machine(), as_json)

@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -203,11 +203,9 @@ class Remote:
 
     def share(self, objects: ObjectStore, key: str) -> None:
         """Copy an object of a home here, unless there is one whose manifest is intact."""
-        try:
+        with suppress(Damaged):  # it is replaced
             if self.manifest(key) is not None:
                 return
-        except Damaged:
-            pass
         self.push(objects, key)
 
     def push(self, objects: ObjectStore, key: str) -> None:
@@ -328,11 +326,8 @@ class Remote:
                 self.fs.pipe_file(f"{self.root}/{path}", content)
 
     def _delete(self, path: str) -> None:
-        with self._reaching():
-            try:
-                self.fs.rm_file(f"{self.root}/{path}")
-            except FileNotFoundError:
-                pass
+        with self._reaching(), suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self.root}/{path}")
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
