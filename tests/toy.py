@@ -131,6 +131,12 @@ class Toy:
 
     def __call__(self, send: Send, task: Task, device: str | None, _threads: int) -> None:
         signal.alarm(int(PATIENCE))  # a test that fails must not hang
+        try:
+            self.follow(send, task, device)
+        finally:
+            signal.alarm(0)  # `inline` runs in the process of the tests
+
+    def follow(self, send: Send, task: Task, device: str | None) -> None:
         number, key = task.number, key_of(task.config)
         if self.stage:
             send(StageStarted(number, self.stage, key))
