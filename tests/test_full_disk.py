@@ -14,10 +14,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1.7 MB: half of what the study of four trials needs."""
+    """A disk of 1.2 MB: half of what the study of four trials needs."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=1700k", "moist", folder]
+    words = ["mount", "-t", "tmpfs", "-o", "size=1200k", "moist", folder]
     if subprocess.run(words, capture_output=True).returncode:
         pytest.skip("only root may mount a file system, and not in every container")
     yield folder

@@ -10,7 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -88,7 +88,7 @@ class StageCall:
 
         Arguments that the stage got later (`added`) are left out while they have their default.
         """
-        signature = inspect.signature(self.stage)
+        signature = _signature(self.stage)
         bound = signature.bind(None, **self.inputs)
         bound.apply_defaults()
         given = dict([*bound.arguments.items()][1:])
@@ -108,6 +108,9 @@ class StageCall:
 
     def outcome(self, reused: bool, seconds: float | None, origin: str = "") -> Call:
         return Call(self.name, self.key, reused, seconds, needs=self.needs, origin=origin)
+
+
+_signature = cache(inspect.signature)
 
 
 class Backend(ABC):

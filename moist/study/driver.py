@@ -346,9 +346,10 @@ class Driver:
                 "saved": sum(entry.reused.values()),
                 "command": entry.command,
             }
-        self._annotate(number, outcome, facts)
-        self._store_excesses(number, facts.get("found", {}))
-        write(number, **facts)
+        with self.ledger.together():
+            self._annotate(number, outcome, facts)
+            self._store_excesses(number, facts.get("found", {}))
+            write(number, **facts)
         self.stats.outcomes[outcome] += 1
         trial = self.ledger.trial(number)
         self._learn(trial)

@@ -7,7 +7,7 @@ the driver that follows a killed one finds them there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,7 +46,8 @@ Suggest = Callable[["optuna.Trial"], dict[str, Any]]
 class Ledger:
     """The trials of one study, also kept in memory, as no other process writes them.
 
-    `drawn` is the number of fresh draws, which seeds the next; `tried` are all points drawn.
+    `drawn` is the number of fresh draws, which seeds the next; `tried` are all points drawn. What
+    is written in a block of `together` is one transaction.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Ledger:
         spec: StudySpec,
         artifacts: ArtifactStore | None = None,
         held: Callable[[], None] = lambda: None,
+        together: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.study = study
         self.storage = storage
@@ -63,6 +65,7 @@ class Ledger:
         self.objectives = spec.objectives
         self.artifacts = artifacts
         self.check_lease = held
+        self.together = together
         self._ids: dict[int, int] = {}
         self._trials: dict[int, Trial] = {}
         self.drawn = 0
@@ -90,8 +93,9 @@ class Ledger:
         self.study.sampler = sampler
         trial = self.study.ask()
         self._ids[trial.number] = trial._trial_id
-        params = suggest(trial)
-        self._set(trial.number, ASKED, dict(origin))
+        with self.together():
+            params = suggest(trial)
+            self._set(trial.number, ASKED, dict(origin))
         self._read(self.storage.get_trial(trial._trial_id))
         return trial.number, params
 
@@ -133,8 +137,9 @@ class Ledger:
     def complete(self, number: int, found: Mapping[str, float], **run: Any) -> None:
         """End a trial with its quantities, among them every objective."""
         values = [found[objective.name] for objective in self.objectives]
-        self._store(number, {"quantities": dict(found), **run})
-        self.study.tell(number, values)
+        with self.together():
+            self._store(number, {"quantities": dict(found), **run})
+            self.study.tell(number, values)
         self._read(self.storage.get_trial(self._ids[number]))
 
     def prune(self, number: int, reason: str, **run: Any) -> None:
@@ -185,8 +190,9 @@ class Ledger:
         self._read_all()
 
     def _finish(self, number: int, state: str, reason: str, run: Mapping[str, Any]) -> None:
-        self._store(number, {"reason": reason, **run})
-        self.study.tell(number, state=TrialState[state])
+        with self.together():
+            self._store(number, {"reason": reason, **run})
+            self.study.tell(number, state=TrialState[state])
         self._read(self.storage.get_trial(self._ids[number]))
 
     def _store(self, number: int, run: Mapping[str, Any]) -> None:
@@ -287,7 +293,7 @@ def opened(ref: StudyRef, spec: StudySpec) -> Iterator[Ledger]:
             study.set_user_attr(FACTS, stored)
         with writing(ref.home):
             (ref.home / "artifacts").mkdir(parents=True, exist_ok=True)
-        yield Ledger(study, storage, spec, artifact_store(ref.home), held)
+        yield Ledger(study, storage, spec, artifact_store(ref.home), held, storage.together)
 
 
 def _check_directions(study: optuna.Study, spec: StudySpec) -> None:

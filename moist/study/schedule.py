@@ -75,7 +75,8 @@ class Schedule:
 
         With `blocking` it is the first, whatever it waits for.
         """
-        claimed = {key for entry in self.running.values() for key in self._missing(entry)}
+        calls = [call for entry in self.running.values() for call in entry.calls]
+        claimed = {call.key for call in calls} - self.stored
         for entry in self.waiting:
             if blocking or (entry.number not in exclude and self._ready(entry, claimed)):
                 self.waiting.remove(entry)

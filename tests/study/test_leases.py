@@ -177,4 +177,4 @@ def test_a_database_that_is_damaged_under_the_driver_raises_a_store_error(tmp_pa
         with opened(study, spec) as ledger:
             for file in tmp_path.glob("studies.db*"):
                 file.write_bytes(b"no database" * (file.stat().st_size // 11))
-            ledger.lost(0, ["why"])
+            ledger.enqueue([{"k": 3, "hidden_width": 8, "temperature": 2.0}])

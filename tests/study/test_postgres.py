@@ -65,7 +65,7 @@ def test_a_study_in_postgres_killed_anywhere_equals_the_one_in_a_file(storage, t
     assert start(Start(tmp_path, trials=12)).finish() == 0
     home = tmp_path / "home"
     home.mkdir()
-    for kill_at in (20, 45, 52, 66):
+    for kill_at in (18, 17, 24, 14):
         assert start(Start(home, trials=12, storage=storage, kill_at=kill_at)).finish() == -9
     assert start(Start(home, trials=12, storage=storage)).finish() == 0
     assert table(home, "toy", storage) == table(tmp_path, "toy", None)

@@ -29,9 +29,9 @@ from moist.study.storage import load
 
 SWEEP = searched("random", width="values: [8, 32]", teacher=3, distill=6, routing=3, joint=6)
 KILLS = 20
-COMMITS = (18, 48)
-"""Commits of the database until a driver is killed: a resumed driver makes 10 before its first
-trial, and about 18 for each trial."""
+COMMITS = (13, 19)
+"""Commits of the database until a driver is killed: a resumed driver makes 12 before its first
+trial, and 3 for each trial."""
 
 
 def kill(process: psutil.Process) -> bool:
