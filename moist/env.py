@@ -54,7 +54,8 @@ class Env:
     """The environment of a stage; the store sets what follows `progress` for each.
 
     `began` is the clock reading (s) at which the stage began, less the time of killed attempts;
-    `on_step` is called after each epoch, when its checkpoint is on disk.
+    `on_step` is called after each epoch, when its checkpoint is on disk. `timed_on` is the machine
+    whose latencies are reported, if it is not this one: they must be stored.
     """
 
     device: torch.device = field(
@@ -65,6 +66,7 @@ class Env:
     checkpoints: Path | None = None
     began: float = 0.0
     on_step: Callable[[], object] = lambda: None
+    timed_on: Machine | None = None
 
     def __post_init__(self) -> None:
         # `precision=float32` excludes TensorFloat-32 in convolutions and matrix products.

@@ -206,7 +206,7 @@ def optuna(
         audit=prune_audit,
         reuse=not no_reuse,
     )
-    check_engine(engine, settings.needed(goals))
+    check_engine(engine, settings.needed(goals), sweep, settings.reuse)
     cluster = Cluster(address, cpus_per_trial, gpus_per_trial, connect=not dry_run)
     slots, runs, note = make_engine(engine, workers, devices, threads, cluster)
     if note and not quiet:

@@ -28,6 +28,10 @@ class Machine(Record):
     torch: str
     system: str
 
+    def __str__(self) -> str:
+        """Describe what a latency depends on, in one line."""
+        return f"`{self.device}` ({self.threads} threads, torch {self.torch}, {self.system})"
+
 
 class Cost(Record):
     """The cost of one image; `bytes` are those of the stored weights.

@@ -13,6 +13,7 @@ from torch import nn
 from moist.config import LatencyConfig
 from moist.data.augment import plain_batches
 from moist.env import Env, autocast
+from moist.errors import StageError
 from moist.measure.accuracy import inference
 from moist.measure.latency import time_interleaved
 from moist.nets.build import Architecture, module, timed_models
@@ -48,8 +49,14 @@ def measure_latency(
     before it trains. Weights would affect two more things. Which student an image is sent to:
     see `in_turn`. And, on a processor, how many numbers are subnormal, on which it is slow; a
     network that weight decay has driven there is slower than measured here. The share of
-    deferred images is not known yet: a cascade is timed when it defers none and all.
+    deferred images is not known yet: a cascade is timed when it defers none and all. Raises
+    StageError on another machine than that whose latencies are reported.
     """
+    if env.timed_on:
+        raise StageError(
+            f"latencies are those of {machine}, which has not timed this model",
+            "that is the driver's machine: the same command continues there",
+        )
     number = k.k if isinstance(k, Clusters) else k
     models = timed_models(arch, data.image_shape, len(data.classes), number)
     if latency.runtime == "onnxruntime":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from typing import Any, Self
 from moist.disk import ELSEWHERE, writing
 from moist.errors import ConfigError, StageError, first_line
 from moist.study import events
-from moist.study.executor import Capacity, Task, Work, log_of, log_to
+from moist.study.executor import Capacity, Task, Work, log_of, log_to, stopped
 from moist.study.inline import Inline
 from moist.study.workers import Slot
 
@@ -158,6 +158,7 @@ class Ray:
         )(run_on_node)
         self.running: dict[int, Any] = {}
         self.begun: dict[int, Begun] = {}
+        self.kept: list[events.WorkerEvent] = []
         self.counted, self.room = 0.0, 0
 
     def __enter__(self) -> Self:
@@ -184,6 +185,9 @@ class Ray:
 
     def wait(self, timeout: float) -> list[events.WorkerEvent]:
         """Return new events of tasks; wait for the first, `timeout` seconds at most."""
+        if self.kept:
+            found, self.kept = self.kept, []
+            return found
         if not self.running:
             return []
         by_stream = {stream: number for number, stream in self.running.items()}
@@ -192,21 +196,33 @@ class Ray:
             ready += self.ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)[
                 0
             ]
-        found = (self._next(by_stream[stream]) for stream in ready)
-        return [event for event in found if event is not None]
+        return self._events(by_stream[stream] for stream in ready)
 
     def cancel(self, number: int) -> None:
-        """Kill the worker of a trial."""
-        self.ray.cancel(self._drop(number), force=True)
+        """Kill the worker of a trial, unless its last event is kept."""
+        if (stream := self._drop(number)) is not None:
+            self.ray.cancel(stream, force=True)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do nothing: the driver's machine need not run trials."""
-        yield
+        """Pause the trials on this machine: latencies are measured here, those of all nodes."""
+        by_stream = {self.running[n]: n for n in self.running.keys() - self.begun.keys()}
+        if by_stream:  # some may have begun unheard
+            ready, _ = self.ray.wait(
+                [*by_stream], num_returns=len(by_stream), timeout=0, fetch_local=False
+            )
+            self.kept += self._events(by_stream[stream] for stream in ready)
+        here = self.ray.util.get_node_ip_address()
+        with stopped([begun.pid for begun in self.begun.values() if begun.host == here]):
+            yield
 
     def _drop(self, number: int) -> Any:
         self.begun.pop(number, None)
-        return self.running.pop(number)
+        return self.running.pop(number, None)
+
+    def _events(self, numbers: Iterable[int]) -> list[events.WorkerEvent]:
+        """Return the next event of each task whose stream is ready."""
+        return [event for number in numbers if (event := self._next(number)) is not None]
 
     def _next(self, number: int) -> Any:
         """Return the next event of a task whose stream is ready; None if it has only begun."""

@@ -210,7 +210,8 @@ class Driver:
                 entry.number, entry.params, entry.config, command=entry.command, stop=stop
             )
         )
-        self.executor.submit(Task(entry.number, entry.config, entry.command, blocking))
+        timed_on = self.ledger.spec.facts.machine
+        self.executor.submit(Task(entry.number, entry.config, entry.command, blocking, timed_on))
 
     def _handle(self, event: events.WorkerEvent) -> None:
         """Act on a worker's event."""

@@ -8,6 +8,7 @@ from functools import partial
 
 from moist.errors import ConfigError
 from moist.study.workers import Engine, Pool, Slot, make_slots
+from moist.sweepfile import Sweep, ends
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,19 @@ class Cluster:
     connect: bool = True
 
 
-def check_engine(name: str, needed: Collection[str]) -> None:
-    """Raise ConfigError for a quantity that trials on different machines can't be compared by."""
-    if name == "ray" and "latency_ms" in needed:
+def check_engine(name: str, needed: Collection[str], sweep: Sweep, reuse: bool) -> None:
+    """Raise ConfigError for trials on different machines that would have to time themselves.
+
+    The driver times all others, on its own machine.
+    """
+    if name != "ray" or "latency_ms" not in needed:
+        return
+    if "auto" in ends(sweep, "k") or not reuse:
+        what = "`--no-reuse`" if not reuse else "`k=auto`"
         raise ConfigError(
-            "`--engine ray` can't select or limit trials by `latency_ms`: each would be timed on"
-            " another machine, beside other trials",
-            "search without it; `moist pareto STUDY --reseed N` times its frontier on one machine",
+            f"`--engine ray` can't select or limit trials by `latency_ms` with {what}: each would"
+            " be timed where it runs, on different machines and beside other trials",
+            "leave one of them out; `moist pareto STUDY --reseed N` times a frontier afterwards",
         )
 
 

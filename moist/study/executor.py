@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Set
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
 from moist.config import Config
 from moist.errors import MoistError, brief, first_line
+from moist.results.report import Machine
 from moist.study import events
 
 LOSSES = 3
@@ -21,12 +23,17 @@ LOSSES = 3
 
 @dataclass(frozen=True)
 class Task:
-    """One attempt at a trial; if `blocking`, it waits for keys that other processes lock."""
+    """One attempt at a trial; if `blocking`, it waits for keys that other processes lock.
+
+    `timed_on` is the machine that the study's latencies are measured on, if trials are selected
+    by them.
+    """
 
     number: int
     config: Config
     command: str
     blocking: bool = False
+    timed_on: Machine | None = None
 
 
 Work = Callable[[events.Send, Task, str | None, int], None]
@@ -66,7 +73,25 @@ class Executor(Protocol):
         """Stop a trial's task; its finished stages and epochs stay on disk."""
 
     def paused(self) -> AbstractContextManager[None]:
-        """Pause every task, while a latency is measured."""
+        """Pause every task on the driver's machine, while a latency is measured there."""
+
+
+@contextmanager
+def stopped(pids: Sequence[int]) -> Iterator[None]:
+    """Stop processes meanwhile."""
+    for pid in pids:
+        send_signal(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            send_signal(pid, signal.SIGCONT)
+
+
+def send_signal(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process, unless it has ended."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def log_of(logs: Path, number: int) -> Path:

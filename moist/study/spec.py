@@ -267,14 +267,7 @@ def _check_machine(ref: StudyRef, old: Machine | None, new: Machine | None) -> N
     """Compare machines; studies that select by no time, and the earliest ones, store none."""
     if old and new and old != new:
         raise ConfigError(
-            f"the latencies of study `{ref.name}` were measured on {format_machine(old)};"
-            f" this command would measure them on {format_machine(new)}",
+            f"the latencies of study `{ref.name}` were measured on {old};"
+            f" this command would measure them on {new}",
             f"measure them as before (`--threads {old.threads}`, `--devices`), or {NEW_NAME}",
         )
-
-
-def format_machine(machine: Machine) -> str:
-    """Describe what a latency depends on, in one line."""
-    return (
-        f"`{machine.device}` ({machine.threads} threads, torch {machine.torch}, {machine.system})"
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moist.config.systems import CURVES
@@ -31,6 +31,8 @@ class Trainer:
 
     def __call__(self, send: Send, task: Task, device: str | None, threads: int) -> None:
         env = make_env(EventProgress(send, task.number), device, threads)
+        if task.timed_on not in {None, env.machine()}:
+            env = replace(env, timed_on=task.timed_on)
         kind = Store if task.blocking or not self.reuse else nonblocking.NonBlockingStore
         remote = remote_of(self.store) if self.store else None
         store = kind(self.home, env, self.reuse, remote)

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -26,8 +26,18 @@ from moist.errors import ConfigError, StageError
 from moist.interrupts import JOB, Interrupted, undeferred
 from moist.results.report import Machine
 from moist.study import events
-from moist.study.executor import LOSSES, Capacity, Executor, Task, Work, attempt, log_of, log_to
-from moist.study.spec import format_machine
+from moist.study.executor import (
+    LOSSES,
+    Capacity,
+    Executor,
+    Task,
+    Work,
+    attempt,
+    log_of,
+    log_to,
+    send_signal,
+    stopped,
+)
 
 PRELOADED = ("moist.study.trainer", "sklearn.cluster")
 EXIT_TIMEOUT = 2.0
@@ -151,14 +161,8 @@ class Pool:
         """Pause every worker, while a latency is measured."""
         for slot in self.busy:
             slot.started = slot.started or bool(slot.connection and slot.connection.poll(None))
-        pids = [slot.process.pid for slot in self.busy]
-        for pid in pids:
-            _signal(pid, signal.SIGSTOP)
-        try:
+        with stopped([slot.process.pid for slot in self.busy]):
             yield
-        finally:
-            for pid in pids:
-                _signal(pid, signal.SIGCONT)
 
     def _receive(self, slot: Slot) -> list[events.WorkerEvent]:
         assert slot.task is not None and slot.connection is not None
@@ -222,7 +226,7 @@ def _kill_importing_server() -> None:
     """Kill a server that is still importing: it would not see before that its driver is gone."""
     pid = _server()
     if pid is not None and pid not in _ready:
-        _signal(pid, signal.SIGKILL)
+        send_signal(pid, signal.SIGKILL)
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
@@ -244,11 +248,6 @@ def _exit_reason(process: Any) -> str:
         hint = " (out of memory, unless it was sent by hand)" if name == "SIGKILL" else ""
         return f"its worker was killed by {name}{hint}"
     return f"its worker ended with exit code {code}"
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):  # it has ended
-        os.kill(pid, number)
 
 
 def make_slots(devices: str | None, workers: int, threads: int | None) -> list[Slot]:
@@ -283,7 +282,7 @@ def machine_of(slots: Sequence[Slot], names: Collection[str]) -> Machine | None:
     if len(found) > 1:
         raise ConfigError(
             "`latency_ms` would be measured on different devices:"
-            f" {' and '.join(map(format_machine, found))}",
+            f" {' and '.join(map(str, found))}",
             "give `--devices` of one kind",
         )
     return found[0]

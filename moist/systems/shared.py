@@ -44,7 +44,8 @@ def timed(
 ) -> Ref[Latencies]:
     """Time a run's networks, trained or not; `k` counts the students, or clusters decide it."""
     env = call.store.env
-    machine = (on_cpu(env) if config.latency.runtime == "onnxruntime" else env).machine()
+    here = (on_cpu(env) if config.latency.runtime == "onnxruntime" else env).machine()
+    machine = env.timed_on or here
     return call(measure_latency, arch=arch, k=k, latency=config.latency, machine=machine)
 
 

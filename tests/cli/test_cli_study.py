@@ -619,10 +619,13 @@ def test_an_option_of_another_engine_is_rejected(ask, file, words, needed):
     assert said.code == 2 and f"`{option}` does nothing without `--engine {needed}`" in said.err
 
 
-@pytest.mark.parametrize("words", [["--objective=latency_ms:min"], ["--max=latency_ms=2"]])
-def test_trials_of_a_cluster_are_not_selected_by_latencies_of_different_machines(ask, file, words):
-    said = ask("sweep", "optuna", file, "--engine", "ray", *words)
-    assert said.code == 2 and "can't select or limit trials by `latency_ms`" in said.err
+@pytest.mark.parametrize("goal", ["--objective=latency_ms:min", "--max=latency_ms=2"])
+@pytest.mark.parametrize("by_itself", ["k=auto", "--no-reuse"])
+def test_trials_of_a_cluster_that_time_themselves_are_not_selected_by_it(
+    ask, file, goal, by_itself
+):
+    said = ask("sweep", "optuna", file, "--engine", "ray", goal, by_itself)
+    assert said.code == 2 and f"by `latency_ms` with `{by_itself}`" in said.err
 
 
 def test_a_wrong_value_is_reported_with_its_option(ask, file):

@@ -165,6 +165,21 @@ def test_a_killed_worker_loses_its_trial_alone(run, tmp_path):
 
 
 @APART
+def test_tasks_on_the_drivers_machine_are_paused_and_go_on(run, tmp_path):
+    """Those that the driver has not heard of yet, too."""
+    with run({0: WAIT, 1: WAIT}) as executor:
+        for number in range(2):
+            executor.submit(task(number))
+        assert toy.until(lambda: len(attempts(tmp_path)) == 2)
+        workers = [psutil.Process(one["worker"]) for one in attempts(tmp_path)]
+        with executor.paused():
+            assert toy.until(lambda: {one.status() for one in workers} == {"stopped"})
+            (tmp_path / "go").touch()
+        until(executor, Completed)
+        until(executor, Completed)
+
+
+@APART
 def test_no_task_outlives_its_executor(run, tmp_path):
     with run({0: WAIT}) as executor:
         executor.submit(task(0))

@@ -18,8 +18,8 @@ from toy import ref
 
 from moist.config import Config
 from moist.config.overrides import parse
-from moist.env import Env
-from moist.errors import ConfigError, DataError
+from moist.env import Env, Silent, make_env
+from moist.errors import ConfigError, DataError, StageError
 from moist.pipeline import run, stages
 from moist.results.objectives import DEFAULT, QUANTITIES, SPREAD, TRAINED, quantities
 from moist.store import maintenance
@@ -28,6 +28,7 @@ from moist.store.plan import Plan
 from moist.store.runs import RunRecords
 from moist.store.store import Store
 from moist.study.costs import CostEstimator
+from moist.study.executor import Task
 from moist.study.ledger import opened
 from moist.study.samplers import Untried, suggest
 from moist.study.search import (
@@ -40,6 +41,7 @@ from moist.study.search import (
 )
 from moist.study.settings import SearchResult, Settings
 from moist.study.spec import check_content, study_spec, sweep_of
+from moist.study.trainer import Trainer
 from moist.study.workers import Slot, machine_of, make_slots
 from moist.sweepfile import Sweep, config_of, read_sweep
 from moist.sweepfile import grid as points_of
@@ -319,6 +321,23 @@ def test_no_worker_is_paused_for_a_latency_that_the_trial_measures(tmp_path):
         "latency_ms"
     }
     assert pauses.stored == still.stored == []
+
+
+def test_a_trial_elsewhere_reports_the_latency_that_the_driver_measured(tmp_path):
+    """And measures none itself; another number of threads is another machine."""
+    try:
+        there = make_env(Silent(), "cpu", 2)
+        machine = there.machine()
+        measured = CostEstimator(Store(tmp_path, there))(tiny("k=2")).measured().quantities
+    finally:
+        torch.set_num_threads(1)
+    sent: list[Any] = []
+    task = Task(0, tiny("k=2"), "moist run", timed_on=machine)
+    Trainer(tmp_path)(sent.append, task, "cpu", 1)
+    found = quantities(sent[-1].report)
+    assert {name: found[name] for name in measured} == measured
+    with pytest.raises(StageError, match=r"2 threads.* has not timed this model"):
+        Trainer(tmp_path)(sent.append, replace(task, config=tiny("k=3")), "cpu", 1)
 
 
 def test_an_estimate_has_the_runs_key_and_each_of_its_stages_once(home, tmp_path):
