@@ -20,6 +20,7 @@ import os
 import runpy
 import select
 import selectors
+import shlex
 import signal
 import socket
 import struct
@@ -389,6 +390,20 @@ def moist(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return run([*MOIST, *words], **options)
 
 
+def virtual_environment(folder: Path) -> Path:
+    """Make an environment like this one whose commands are forked; return their folder."""
+    commands = folder / "bin"
+    commands.mkdir(parents=True)
+    for name in ("pyvenv.cfg", "lib"):
+        (folder / name).symlink_to(Path(sys.prefix) / name)
+    (commands / "python").symlink_to(Path(sys.executable).resolve())
+    for name, words in (("moist", f"-c {shlex.quote(MOIST[1])}"), ("wandb", "-m wandb")):
+        script = commands / name
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {words} "$@"\n')
+        script.chmod(0o755)
+    return commands
+
+
 def forks_for(path: bytes, args: Sequence[Any], kept: Sequence[int]) -> int:
     """Start an interpreter for multiprocessing in this process; the server forks what forks."""
     if "forkserver" not in args[-1]:
@@ -423,6 +438,7 @@ def main() -> None:
         client(rest, [*map(int, first.split(","))])
     for name in PRELOAD:
         importlib.import_module(name)
+    sys.modules["forked"] = sys.modules["__main__"]  # for what imports it in a fork
     gc.collect()
     gc.freeze()
     Path(sys.argv[1]).unlink(missing_ok=True)  # of one that was killed

@@ -1,8 +1,8 @@
 """The README's commands run as written, from its first to its last.
 
 They run in a folder that has what they name: `sweeps/` and images. The sweep files there, and the
-one that `moist init` writes, train an epoch or a few of each stage and four trials, or six where
-the README says 40. `moist run` and `moist.run` are given the same few epochs.
+one that `moist init` writes, train an epoch or a few of each stage and four trials, or five where
+the README says more. `moist run` and `moist.run` are given the same few epochs and teacher.
 """
 
 import json
@@ -20,7 +20,7 @@ from readme import README, ROOT, blocks, commands
 from shell import of_nobody
 from tiny import TINY
 
-SHORT = [word for word in TINY if not word.startswith("@")]
+SHORT = [*(word for word in TINY if not word.startswith("@")), "teacher.arch=resnet8"]
 
 ELSEWHERE = {
     "moist browse": "a terminal's own screen: tests/tracking/test_upload.py",
@@ -55,13 +55,12 @@ def test_only_commands_of_the_readme_are_left_out():
     assert [part for part in ELSEWHERE if not any(part in line for line in lines())] == []
 
 
-def shorten(path: Path) -> None:
-    """Let a sweep file train an epoch or a few of each stage, and four trials."""
+def shorten(path: Path, trials: int = 4) -> None:
+    """Let a sweep file train an epoch or a few of each stage, and few trials."""
     content = yaml.safe_load(path.read_text())
     constants = dict(word.split("=") for word in SHORT)
     content["parameters"] |= {key: {"value": value} for key, value in constants.items()}
-    content["parameters"]["teacher.arch"] = {"value": "resnet8"}
-    content["run_cap"] = 4
+    content["run_cap"] = trials
     path.write_text(yaml.safe_dump(content))
 
 
@@ -89,7 +88,7 @@ def test_the_commands_run_one_after_another_and_then_the_program(clone):
     for line in lines():
         if left_out(line):
             continue
-        _, *words = shlex.split(line.replace("--trials 40", "--trials 6"))
+        _, *words = shlex.split(line.replace("--trials 40", "--trials 5"))
         if "KEY" in words:
             runs = forked.moist("runs", "--json", env=env, cwd=clone)
             words[words.index("KEY")] = json.loads(runs.stdout)[-1]["key"]
@@ -97,9 +96,9 @@ def test_the_commands_run_one_after_another_and_then_the_program(clone):
         done = forked.moist(*words, env=env, cwd=clone)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         if words[0] == "init":
-            shorten(clone / words[-1])
+            shorten(clone / words[-1], trials=2)
     (program,) = [block for language, block in blocks(README) if language == "python"]
-    program = program.replace("moist.run(k", f"moist.run(*{SHORT}, k").replace("=16", "=6")
+    program = program.replace("moist.run(k", f"moist.run(*{SHORT}, k").replace("=16", "=5")
     done = forked.run(["-c", program], env=env, cwd=clone)
     assert done.returncode == 0, done.stderr
     accuracy, mflops, key, _ = done.stdout.split()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -11,11 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import forked
 import psutil
 import pytest
 import yaml
-from forked import MOIST, Forked
+from forked import MOIST, Forked, virtual_environment
 from tiny import searched
 from wandb_standin import Run, Server
 
@@ -31,20 +29,6 @@ GRID = searched("grid", joint=4)
 """A sweep whose joint trainings alone are not stored in a trained home."""
 PAIR = searched("grid", width="values: [32]", joint=4)
 POINTS = {(2, 32), (3, 32)}
-
-
-def virtual_environment(folder: Path) -> Path:
-    """Make an environment like this one whose commands are forked; return their folder."""
-    commands = folder / "bin"
-    commands.mkdir(parents=True)
-    for name in ("pyvenv.cfg", "lib"):
-        (folder / name).symlink_to(Path(sys.prefix) / name)
-    (commands / "python").symlink_to(Path(sys.executable).resolve())
-    for name, words in (("moist", f"-c {shlex.quote(MOIST[1])}"), ("wandb", "-m wandb")):
-        script = commands / name
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} {forked.__file__} {words} "$@"\n')
-        script.chmod(0o755)
-    return commands
 
 
 class Machine:
