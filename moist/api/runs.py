@@ -15,6 +15,7 @@ from moist.disk import expanded, home_of, store_url
 from moist.errors import ConfigError
 from moist.results.objectives import quantities, reported
 from moist.results.report import Report
+from moist.serving import SUFFIXES
 from moist.store.keys import SHORT
 from moist.store.runs import Run, RunRecords, command_for
 from moist.study.query import Study, ref_of
@@ -115,17 +116,18 @@ def load(
     `moist.load(KEY)(images)` gives logits, `.predict(images)` classes, probabilities and experts.
 
     Args:
-        model: a study's name, a run's key, a unique prefix of one or `last`, or `FILE.onnx`.
+        model: a study's name, a run's key, a unique prefix of one or `last`, or an exported file,
+            `FILE.onnx` or `FILE.pt2` (which torch reads with pickle: load only what you trust).
         home: folder of models and records; default: MOIST_HOME, else ~/.moist.
         storage: database of studies; default: MOIST_STORAGE, else HOME/studies.db.
         device: cpu, cuda, cuda:1, ...; default: cuda if available. Files run on the CPU.
 
     Raises ConfigError for what is neither, StoreError for a model that is no longer stored.
     """
-    if Path(model).suffix == ".onnx":
-        from moist.serving.exported import OnnxModel
+    if Path(model).suffix in SUFFIXES.values():
+        from moist.serving.exported import ExportedModel
 
-        return OnnxModel(expanded(Path(model)))
+        return ExportedModel(expanded(Path(model)))
     from moist.serving.predict import TorchModel
 
     compute = Compute(home_of(home), device, quiet=True)

@@ -27,7 +27,7 @@ COMMANDS = {
     "dashboard": ("study", "Serve a study in optuna-dashboard."),
     "data": ("store", "Check and prepare data sets."),
     "diff": ("runs", "Print in which parameters, figures and stages two runs differ."),
-    "export": ("export", "Export a run's model as one ONNX file."),
+    "export": ("export", "Export a run's model as one file, for onnxruntime or torch."),
     "init": ("store", "Write a sweep file that is fitted to a folder of images."),
     "pareto": ("pareto", "Print a study's Pareto frontier."),
     "plan": ("run", "List the stages that `moist run` would compute or reuse."),

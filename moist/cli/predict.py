@@ -30,7 +30,7 @@ from moist.reporting.terminal import counted, duration
 
 
 @click.command()
-@click.argument("model", metavar="RUN|STUDY|FILE.onnx", shell_complete=completion.runs_or_studies)
+@click.argument("model", metavar="RUN|STUDY|FILE", shell_complete=completion.runs_or_studies)
 @click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGE|FOLDER|-...")
 @click.option(
     "--top", default=1, show_default=True, type=click.IntRange(1), metavar="N",
@@ -54,9 +54,10 @@ def predict(
     """Classify images with a model.
 
     Prints class, probability, the expert that was used, and whether the image was deferred. The
-    model is a run's, the best of a study, or a file that `moist export` wrote. Of a folder all
-    images are classified, also those in folders below; `-` reads paths from standard input, one a
-    line. A file that is no image is named and left out, and the exit code is 1.
+    model is a run's, the best of a study, or a file that `moist export` wrote (torch reads `.pt2`
+    with pickle: give only files that you trust). Of a folder all images are classified, also those
+    in folders below; `-` reads paths from standard input, one a line. A file that is no image is
+    named and left out, and the exit code is 1.
 
     \b
     moist predict last photo.jpg

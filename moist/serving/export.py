@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from moist.data.augment import normalize
-from moist.errors import StageError
+from moist.errors import ConfigError, MoistError, StageError, brief
 from moist.measure.accuracy import EVAL_BATCH, accuracy, inference
 from moist.nets.build import module
-from moist.nets.onnx_graph import check_installed, onnx_of, session
+from moist.nets.onnx_graph import check_installed, onnx_of
+from moist.serving.exported import FORMATS, Loaded
 from moist.serving.predict import stored
 from moist.store.artifacts import Dataset, Split
 from moist.store.calls import Backend
 from moist.store.runs import Run, version
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 SAME_CLASS, SAME_LOGITS = 0.999, 1e-3
 """Parity: the least share of images that agree, and the largest relative difference of logits."""
@@ -30,7 +29,7 @@ SINGLY = 16
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported graph, and how it compares with the model in torch, on `n` images of a split.
+    """An exported file, and how it compares with the model in torch, on `n` images of a split.
 
     `same_class`: share of images with the same class; `difference`: of logits, relative to the
     image's largest, where all but one in a thousand images are below. `accuracy_recorded` is that
@@ -52,27 +51,44 @@ class Exported:
         return {**figures, "bytes": len(self.data)}
 
 
-def export_onnx(
-    store: Backend, run: Run, int8: bool = False, split: str | None = None
+def export_model(
+    store: Backend, run: Run, form: str = "onnx", int8: bool = False, split: str | None = None
 ) -> Exported:
-    """Export a run's model, compared with torch; its weights and activations as `int8`.
+    """Export a run's model in one of `FORMATS`, compared with torch; in ONNX also as `int8`.
 
     They are compared on a split: validation images by default, training images without them.
-    Raises ConfigError without onnx or onnxruntime, StoreError for a model that is gone, and
-    StageError for one that needs labels, or whose graph differs from it, except by int8.
+    Raises ConfigError without the packages that the format needs and for int8 in another format
+    than ONNX, StoreError for a model that is gone, and StageError for one that needs labels, that
+    can't be traced, or that differs from its file, except by int8.
     """
-    check_installed("onnx", "onnxruntime")
+    if int8 and form != "onnx":
+        raise ConfigError(
+            f"`--int8` quantizes ONNX models; `--format {form}` has float32 weights",
+            "leave out `--int8`, or choose `--format onnx`",
+        )
+    chosen = FORMATS[form]
+    check_installed(*chosen.to_write)
     data, model = stored(store, run)
     net = module(model).eval()
     split = split or ("val" if len(data.val) else "train")
-    exported = compared(net, onnx_of(net, data, metadata(data, run), int8), data, split)
+    write = partial(onnx_of, int8=True) if int8 else chosen.write
+    try:
+        written = write(net, data, metadata(data, run))
+        exported = compared(net, written, chosen.load(written), data, split)
+    except MoistError:
+        raise
+    except Exception as error:  # of many types, from deep inside an exporter
+        others = " or ".join(f"`--format {name}`" for name in FORMATS if name != form)
+        raise StageError(
+            f"`--format {form}` can't export this model: {brief(error)}", f"try {others}"
+        ) from error
     recorded = {"val": run.report.val_accuracy, "test": run.report.accuracy}.get(split)
     exported = replace(exported, accuracy_recorded=recorded)
     if int8:
         return exported
     if exported.same_class < SAME_CLASS or exported.difference > SAME_LOGITS:
         raise StageError(
-            f"the exported graph differs from the model: {exported.same_class:.2%} of"
+            f"the exported file differs from the model: {exported.same_class:.2%} of"
             f" {exported.n} images have the same class, logits differ by"
             f" {exported.difference:.1g}; it was not written",
             "please report it, with the output of `moist show` of this run",
@@ -95,21 +111,22 @@ def metadata(data: Dataset, run: Run) -> dict[str, str]:
     }
 
 
-def compared(net: nn.Module, graph: bytes, data: Dataset, split: str) -> Exported:
-    """Compare a graph with the model in torch on the images of a split."""
+def compared(
+    net: nn.Module, written: bytes, loaded: Loaded, data: Dataset, split: str
+) -> Exported:
+    """Compare a file with the model in torch on the images of a split."""
     images: Split = getattr(data, split)
-    runs = session(graph)
-    got_NC = classified(runs, images)
+    got_NC = classified(loaded, images)
     alone = Split(images.images_NHWC[:SINGLY], images.labels_N[:SINGLY])
     with inference(net, torch.device("cpu"), "float32"):
         want_NC = torch.cat([
             net(normalize(part, data.mean, data.std)).float()
             for part in torch.split(images.images_NHWC, EVAL_BATCH)
         ])  # fmt: skip
-    got_NC = torch.cat([classified(runs, alone, batch=1), got_NC[SINGLY:]])
+    got_NC = torch.cat([classified(loaded, alone, batch=1), got_NC[SINGLY:]])
     spread_N = (got_NC - want_NC).abs().amax(1) / want_NC.abs().amax(1)
     return Exported(
-        data=graph,
+        data=written,
         split=split,
         n=len(images),
         same_class=float((got_NC.argmax(1) == want_NC.argmax(1)).double().mean()),
@@ -119,11 +136,9 @@ def compared(net: nn.Module, graph: bytes, data: Dataset, split: str) -> Exporte
     )
 
 
-def classified(
-    runs: onnxruntime.InferenceSession, images: Split, batch: int = EVAL_BATCH
-) -> torch.Tensor:
+def classified(loaded: Loaded, images: Split, batch: int = EVAL_BATCH) -> torch.Tensor:
     """Return the logits (N, C) of a split's images."""
     return torch.cat([
-        torch.from_numpy(runs.run(["logits"], {"images": part.numpy()})[0])
+        loaded.outputs(part)["logits"]
         for part in torch.split(images.images_NHWC, batch)
     ])  # fmt: skip

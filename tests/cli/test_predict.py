@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -101,21 +102,33 @@ def test_a_study_is_asked_by_its_best_trial_and_an_exported_file_says_the_same(
     best = Said(capsys, "best", "four", "--json", "--home", home).json["key"]
     rows = Said(capsys, "predict", best, album, "--json", "--home", home).json
     assert Said(capsys, "predict", "four", album, "--json", "--home", home).json == rows
-    file = tmp_path / "four.onnx"
-    assert Said(capsys, "export", "four", "-o", file, "--home", home).code == 0
-    exported = Said(capsys, "predict", file, album, "--json").json
-    assert [{**row, "probability": 0, "router_confidence": 0} for row in exported] == [
-        {**row, "probability": 0, "router_confidence": 0} for row in rows
-    ]
-    got, wanted = ([row["probability"] for row in some] for some in (exported, rows))
-    assert got == pytest.approx(wanted, abs=1e-4)
+    for runtime, file in (("onnxruntime", "four.onnx"), ("torch", "four.pt2")):
+        found = Said(capsys, "export", "four", "-o", tmp_path / file, "--home", home)
+        assert found.code == 0 and f"{file}: " in found.out and f"runs in {runtime}\n" in found.out
+        exported = Said(capsys, "predict", tmp_path / file, album, "--json").json
+        assert [{**row, "probability": 0, "router_confidence": 0} for row in exported] == [
+            {**row, "probability": 0, "router_confidence": 0} for row in rows
+        ]
+        got, wanted = ([row["probability"] for row in some] for some in (exported, rows))
+        assert got == pytest.approx(wanted, abs=1e-4)
+
+
+def test_the_format_and_the_ending_of_the_file_must_agree(home, capsys, tmp_path):
+    words = ("export", "last", "--format", "torch-export", "-o", tmp_path / "a.onnx")
+    found = Said(capsys, *words, "--home", home)
+    assert found.code == 2 and "`--format torch-export` writes `.pt2` files" in found.err
 
 
 def test_what_is_no_model_is_reported(home, capsys, picture, tmp_path):
-    (tmp_path / "text.onnx").write_text("no graph")
+    for name in ("text.onnx", "text.pt2"):
+        (tmp_path / name).write_text("no graph")
+    with zipfile.ZipFile(tmp_path / "other.pt2", "w") as archive:
+        archive.writestr("archive/extra/notes", "another program's")
     for model, message in (
         (tmp_path / "nowhere.onnx", "there is no file"),
         (tmp_path / "text.onnx", "can't load"),
+        (tmp_path / "text.pt2", "can't load"),
+        (tmp_path / "other.pt2", "its metadata lacks classes, config, crop, moist"),
         ("nonesuch", "`nonesuch` is neither a study nor a run"),
     ):
         found = Said(capsys, "predict", model, picture, "--home", home)

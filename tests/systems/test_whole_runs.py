@@ -18,8 +18,8 @@ from moist.nets.build import module
 from moist.pipeline import run, stages
 from moist.reporting.run_tables import print_report
 from moist.results.report import Report
-from moist.serving.export import export_onnx
-from moist.serving.exported import OnnxModel
+from moist.serving.export import export_model
+from moist.serving.exported import ExportedModel
 from moist.serving.predict import TorchModel
 from moist.store import maintenance
 from moist.store.objects import ObjectStore
@@ -284,8 +284,8 @@ def test_a_systems_model_is_stored_printed_and_classifies_images(
     assert all(("expert" in row) == routed(overrides) for row in said)
     if overrides.startswith(SPECIALISTS):
         assert all((row["expert"] is None) != row["deferred"] for row in said)
-    (file := tmp_path / "model.onnx").write_bytes(export_onnx(store, record).data)
-    for row, exported in zip(said, OnnxModel(file).records(paths), strict=True):
+    (file := tmp_path / "model.onnx").write_bytes(export_model(store, record).data)
+    for row, exported in zip(said, ExportedModel(file).records(paths), strict=True):
         same = ("image", "class", "expert", "deferred")
         assert [row.get(name) for name in same] == [exported.get(name) for name in same]
         assert row["probability"] == pytest.approx(exported["probability"], abs=1e-4)
