@@ -55,7 +55,10 @@ PRELOAD = (
     "alembic.context",
     "alembic.script",
     "wandb.cli.cli",
+    "wandb.wandb_agent",
 )
+ROUND = 0.2
+"""Seconds of each round of a W&B agent, which looks after its runs and waits; its own are 5."""
 SERVER = "MOIST_TESTS_SERVER"
 """The environment variable with the path of the server's socket."""
 PATIENCE = 240.0
@@ -157,10 +160,8 @@ def take_streams(streams: Sequence[int], numbers: Sequence[int]) -> None:
     for stream, number in zip(aside, numbers, strict=True):
         os.dup2(stream, number)
         os.close(stream)
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        one = os.fdopen(number, "w" if number else "r", buffering=1, closefd=False)
-        setattr(sys, name, one)
-        setattr(sys, f"__{name}__", one)
+    for one in (sys.stdout, sys.stderr):  # what was imported may have wrapped these
+        one.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 def become(words: list[str], env: dict[str, str], cwd: str) -> None:
@@ -396,11 +397,16 @@ def virtual_environment(folder: Path) -> Path:
     commands.mkdir(parents=True)
     for name in ("pyvenv.cfg", "lib"):
         (folder / name).symlink_to(Path(sys.prefix) / name)
-    (commands / "python").symlink_to(Path(sys.executable).resolve())
-    for name, words in (("moist", f"-c {shlex.quote(MOIST[1])}"), ("wandb", "-m wandb")):
-        script = commands / name
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {words} "$@"\n')
-        script.chmod(0o755)
+    forks = f"exec {sys.executable} {__file__}"
+    own = f'exec -a "$0" {Path(sys.executable).resolve()} "$@"'
+    scripts = {
+        "moist": f'{forks} -c {shlex.quote(MOIST[1])} "$@"',
+        "wandb": f'{forks} -m wandb "$@"',
+        "python": f'[ "$1" = -m ] && {forks} "$@"\n{own}',
+    }
+    for name, script in scripts.items():
+        (commands / name).write_text(f"#!/bin/bash\n{script}\n")
+        (commands / name).chmod(0o755)
     return commands
 
 
@@ -438,6 +444,7 @@ def main() -> None:
         client(rest, [*map(int, first.split(","))])
     for name in PRELOAD:
         importlib.import_module(name)
+    sys.modules["wandb.wandb_agent"].Agent.POLL_INTERVAL = ROUND  # type: ignore[attr-defined]
     sys.modules["forked"] = sys.modules["__main__"]  # for what imports it in a fork
     gc.collect()
     gc.freeze()

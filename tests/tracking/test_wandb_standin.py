@@ -175,15 +175,15 @@ metrics: [{name: loss, goal: minimize}, {name: size, goal: minimize}]
 scheduler: {engine: optuna, source: study.py, optimizer: make_study, search_space: space}
 run_cap: 2
 """)
-    command = ("sweep-scheduler", path, "--batch-size", "2", "--poll-interval", "5")
+    command = ("sweep-scheduler", path, "--batch-size", "2", "--poll-interval", "0.5")
     with client.background(*command) as scheduler:
         agents(client, path, 2)
         assert scheduler.wait(60) == 0
+        log = scheduler.err + scheduler.out
     sweep = wandb_server.sweeps[path.split("/")[-1]]
     found = [wandb_server.run(name) for name in sweep.started]
     assert (sweep.state, [run.state for run in found]) == ("FINISHED", ["finished"] * 2)
     assert all(("momentum" in run.config) == (run.config["opt"] == "sgd") for run in found)
-    log = (client.home / "sweep-scheduler.log").read_text()
     for number, run in enumerate(found):
         values = [run.summary["loss"], run.summary["size"]]
         assert f"finished with value: {values}" in log, number

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from wandb_standin.server import Server
+import forked
+from forked import Forked
 
-PATIENCE = 90
-"""Seconds after which a client is taken to hang, and killed."""
+from wandb_standin.server import Server
 
 
 class Client:
@@ -29,11 +27,11 @@ class Client:
 
     def python(self, code: str) -> str:
         """What a script prints."""
-        return self._done([sys.executable, "-c", code]).stdout
+        return self._done("-c", code).stdout
 
     def wandb(self, *arguments: str) -> str:
         """All that a `wandb` command says: most of it is on stderr."""
-        done = self._done([sys.executable, "-m", "wandb", *arguments])
+        done = self._done("-m", "wandb", *arguments)
         return done.stdout + done.stderr
 
     def sweep(self, config: str) -> str:
@@ -42,25 +40,12 @@ class Client:
         said = self.wandb("sweep", "sweep.yaml")
         return said.partition("wandb agent ")[2].split()[0]
 
-    @contextmanager
-    def background(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    def background(self, *arguments: str) -> Forked:
         """A `wandb` command beside the test; killed if it is still there at the end."""
-        command = [sys.executable, "-m", "wandb", *arguments]
-        with (self.home / f"{arguments[0]}.log").open("ab") as log:
-            process = subprocess.Popen(
-                command, env=self.environment, cwd=self.home, stdout=log, stderr=log
-            )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
+        return Forked(["-m", "wandb", *arguments], env=self.environment, cwd=self.home)
 
-    def _done(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command, env=self.environment, cwd=self.home, capture_output=True, text=True,
-            timeout=PATIENCE,
-        )  # fmt: skip
+    def _done(self, *words: str) -> subprocess.CompletedProcess[str]:
+        done = forked.run(words, env=self.environment, cwd=self.home)
         if done.returncode:
-            raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stderr}")
+            raise AssertionError(f"{words} ended with {done.returncode}:\n{done.stderr}")
         return done
