@@ -56,6 +56,7 @@ PRELOAD = (
     "alembic.script",
     "wandb.cli.cli",
     "wandb.wandb_agent",
+    "s3fs",
 )
 ROUND = 0.2
 """Seconds of each round of a W&B agent, which looks after its runs and waits; its own are 5."""
@@ -170,6 +171,7 @@ def become(words: list[str], env: dict[str, str], cwd: str) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     util.spawnv_passfds = spawned  # type: ignore[attr-defined]
     forget_exits()
     code = exit_code(lambda: execute(words))

@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import acme
+import forked
 import pytest
 from acme import MODULE, PROJECT, installed
 from recipes import EPOCH, env
@@ -193,11 +192,8 @@ def test_a_sweep_over_a_packages_names_runs_in_workers_and_is_continued(tmp_path
     )
 
     def moist(*words: object, code: int = 0) -> str:
-        command = [sys.executable, "-m", "moist", *map(str, words), "--home", str(home)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(site)},
-        )  # fmt: skip
+        env = {**os.environ, "PYTHONPATH": str(site)}
+        done = forked.moist(*words, "--home", home, cwd=tmp_path, env=env)
         assert done.returncode == code, done.stderr
         return done.stdout if code == 0 else done.stderr
 

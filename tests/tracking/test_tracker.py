@@ -130,7 +130,7 @@ def trained(home: Path, process: Forked, epochs: int = 10) -> None:
 
 @pytest.mark.slow
 def test_a_training_outlives_the_process_that_logs_it(home):
-    words = ["run", *TINY, "joint.epochs=100", "seed=1"]
+    words = ["run", *TINY, "joint.epochs=30", "seed=1"]
     with training(home, *words) as process:
         trained(home, process)
         (core,) = (
@@ -146,7 +146,7 @@ def test_a_training_outlives_the_process_that_logs_it(home):
 def test_a_server_that_goes_down_costs_seconds_and_the_rest_is_sent(wandb_server, home, tmp_path):
     online = {**Client(wandb_server, tmp_path).environment, "WANDB_MODE": "online"}
     where = {k: v for k, v in online.items() if k.startswith("WANDB")}
-    words = ["run", *TINY, "joint.epochs=60", "seed=2"]
+    words = ["run", *TINY, "joint.epochs=30", "seed=2"]
     with training(home, *words, **where) as process:
         trained(home, process)
         with wandb_server.down():
@@ -154,9 +154,9 @@ def test_a_server_that_goes_down_costs_seconds_and_the_rest_is_sent(wandb_server
     assert "does not answer any more; `moist sync` uploads the rest later" in process.err
     sent = moist(home, "sync", "--json", **where)
     assert sent.returncode == 0, sent.stderr
-    run = next(run for run in wandb_server.runs.values() if run.config["joint.epochs"] == 60)
+    run = next(run for run in wandb_server.runs.values() if run.config["joint.epochs"] == 30)
     steps = [row["_step"] for row in run.history]
-    assert steps == sorted(set(steps)) and run.history[-1]["train_jointly/epoch"] == 60
+    assert steps == sorted(set(steps)) and run.history[-1]["train_jointly/epoch"] == 30
     assert run.summary["trial/state"] == "COMPLETE"
 
 
