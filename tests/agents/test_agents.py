@@ -187,7 +187,7 @@ def test_without_a_server_a_sweep_is_rejected_at_once_with_a_hint(machine):
 
 
 @pytest.mark.slow
-def test_a_sweep_can_be_registered_without_agents_and_joined_later(machine):
+def test_a_registered_sweep_is_joined_by_machines_that_share_stages_in_a_store(machine):
     said = machine.moist(
         "sweep", "wandb", machine.file(GRID), "k=2", "--register-only", "--project", "other"
     )
@@ -195,10 +195,15 @@ def test_a_sweep_can_be_registered_without_agents_and_joined_later(machine):
     assert f"wandb agent tester/other/{sweep.name}" in said.stdout
     assert sweep.config["parameters"]["k"] == {"value": 2}
     assert machine.server.runs == {}
-    said = machine.moist("sweep", "wandb", "--sweep", f"tester/other/{sweep.name}", "--count", "1")
-    assert said.returncode == 0, said.stderr
-    (run,) = machine.server.runs.values()
-    assert run.project == "other" and run.config["k"] == 2
+    join = "sweep", "wandb", "--sweep", f"tester/other/{sweep.name}", "--count", "1"
+    for number in (1, 2):  # two machines, each with a home of its own, and one store
+        empty = {"MOIST_HOME": str(machine.folder / f"home{number}")}
+        said = machine.moist(*join, "--store", str(machine.folder / "store"), **empty)
+        assert said.returncode == 0, said.stderr
+    first, second = machine.server.runs.values()
+    assert {run.project for run in (first, second)} == {"other"} and first.config["k"] == 2
+    taught = [run.summary["stages/train_teacher"] for run in (first, second)]
+    assert taught == ["computed", "reused"] and point(first) != point(second)
 
 
 def test_the_registered_sweep_is_the_file_with_overrides_and_without_conditions(tmp_path):
