@@ -49,7 +49,8 @@ from moist.sweepfile import grid as points_of
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 TINY = [
     "data.name=digits", "teacher.arch=resnet8", "student.channels=4,8", "hidden_width=16",
-    "router=linear", "distill.views=1", "latency.repeats=10", "latency.seconds=0.01",
+    "router=linear", "precision=float32", "distill.views=1", "latency.repeats=10",
+    "latency.seconds=0.01",
     *(f"{section}.epochs=1" for section in ("teacher", "distill", "routing", "joint")),
 ]  # fmt: skip
 GRID = """
