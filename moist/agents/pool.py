@@ -82,7 +82,8 @@ class AgentPool:
 
     def start_scheduler(self, sweep: Registration, batch: int) -> None:
         """Start the process that draws parameters, `batch` runs ahead of the agents."""
-        words = ["sweep-scheduler", "--batch-size", str(batch), self.sweep]
+        poll = ["--poll-interval", str(POLL_SECONDS)]  # its own, 10 s, is time agents may idle
+        words = ["sweep-scheduler", "--batch-size", str(batch), *poll, self.sweep]
         self.scheduler = self._start("scheduler", words, environment(sweep))
 
     def wait(self, poll: Callable[[], None]) -> None:
