@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from itertools import count
 from operator import attrgetter
 from typing import Any
@@ -153,4 +154,5 @@ def folded(part: Part, samples: tuple[torch.Tensor, ...]) -> nn.Module:
 def _exported(
     module: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: tuple[Any, ...]
 ) -> torch.export.ExportedProgram:
-    return torch.export.export(module.eval(), inputs, dynamic_shapes=shapes, strict=False)
+    with redirect_stderr(io.StringIO()):  # torch prints all of a graph that it can't trace
+        return torch.export.export(module.eval(), inputs, dynamic_shapes=shapes, strict=False)

@@ -132,6 +132,19 @@ def nodes(graph: onnx.GraphProto) -> Iterator[str]:
                 yield from nodes(attribute.g)
 
 
+class Counting(nn.Module):
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        return x_BCHW.new_zeros(len(x_BCHW), CLASSES) + (len(x_BCHW) > 5)
+
+
+def test_a_model_that_torch_cant_trace_is_one_error_without_its_whole_graph(capsys) -> None:
+    net = model("cascade")
+    net.fallback = Counting()
+    with pytest.raises(RuntimeError, match="data-dependent"):
+        exported.program_of(net, data(), SAID)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_only_the_students_of_a_batchs_images_are_computed() -> None:
     """A student's bias is made NaN: only its own images notice."""
     net = model("mixture")
