@@ -218,6 +218,7 @@ def execute(words: list[str]) -> None:
     kind, what, *rest = words
     sys.argv = [kind, *rest]
     if kind == "-m":
+        sys.path.insert(0, os.getcwd())
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     else:
         sys.modules["__main__"] = module = ModuleType("__main__")

@@ -1,8 +1,10 @@
 """The command behind the tables trains what is missing, once, and keeps a row of each run."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -35,7 +37,12 @@ def test_an_experiment_is_a_sweep_file_whose_rows_are_its_points(experiment: Exp
 
 
 @pytest.mark.slow
-def test_only_runs_without_a_row_are_trained(images: Path, tmp_path: Path) -> None:
+def test_only_runs_without_a_row_are_trained(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forked.server()
+    commands = forked.virtual_environment(tmp_path / "venv")
+    monkeypatch.setattr(sys, "executable", str(commands / "python"))
     epochs = (f"{section}.epochs=1" for section in EPOCHS)
     settings = (*epochs, "latency.seconds=0.01", "precision=float32")
     experiment = Experiment(
