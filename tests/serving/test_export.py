@@ -94,6 +94,7 @@ def test_a_graph_gives_the_logits_of_the_model_at_every_batch_size(name: str) ->
     assert ("BatchNormalization" not in nodes(onnx.load_from_string(written).graph)) == folded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two experts", "specialists", "student and teacher"])
 def test_a_program_of_torch_gives_the_logits_of_the_model(name: str) -> None:
     net = model(name)
