@@ -55,7 +55,7 @@ def export(
     storage: str | None,
     compute: Compute,
 ) -> None:
-    """Export a run's model as one file.
+    """Export a run's model as one file, for onnxruntime or torch.
 
     An ONNX file runs in onnxruntime without moist or torch, a `.pt2` file in torch without moist.
     Only the students that images are routed to are computed, at every batch size. Input `images`

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -148,6 +147,7 @@ class SoleWriter(_CachedStorage):
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
+        """Write an intermediate value; it may be NaN."""
         known = step in self._updatable(trial_id).intermediate_values
         model = models.TrialIntermediateValueModel
         stored, kind = model.intermediate_value_to_stored_repr(intermediate_value)
@@ -179,24 +179,21 @@ class SoleWriter(_CachedStorage):
             self._changes.append(Change(_table(model), row, where if known else ()))
 
     def _execute(self, changes: Sequence[Change]) -> None:
-        """Make changes in one transaction, equal ones by one statement, insertions first."""
+        """Make changes, in their order, in one transaction."""
         from sqlalchemy import bindparam
 
         if not changes:
             return
-        grouped = defaultdict[Any, list[dict[str, Any]]](list)
-        for table, row, where in sorted(changes, key=lambda one: bool(one.where)):
-            grouped[table, where, frozenset(row)].append(row)
         with self._backend.engine.begin() as connection:
-            for (table, where, _), rows in grouped.items():
+            for table, row, where in changes:
                 if not where:
-                    connection.execute(table.insert(), rows)
+                    connection.execute(table.insert(), row)
                     continue
-                update = table.update()
-                for name in where:  # a bound name may not be a column's that is set
-                    update = update.where(table.c[name] == bindparam(f"its_{name}"))
-                    rows = [{f"its_{name}": row[name], **_without(row, name)} for row in rows]
-                connection.execute(update, rows)
+                # a bound name may not be a column's that is set
+                those = [table.c[name] == bindparam(f"its_{name}") for name in where]
+                given = {f"its_{name}": row[name] for name in where}
+                rest = {name: value for name, value in row.items() if name not in where}
+                connection.execute(table.update().where(*those), given | rest)
 
     # the memory
 
@@ -245,7 +242,3 @@ def _columns(model: Any) -> dict[str, Any]:
     }
     found = {names.get(name, name): value for name, value in vars(model).items()}
     return {name: value for name, value in found.items() if name in _table(model).c}
-
-
-def _without(row: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != name}
