@@ -43,7 +43,7 @@ class Part:
 
 
 PARTS = (
-    Part("driver: ask, plan, tell", 0.172, 1, "s of a core"),
+    Part("driver: ask, plan, tell", 0.106, 1, "s of a core"),
     Part("Ray: start and hand on", 0.0025, 1, "s"),
     Part("store, one shared home: read and written", 265, 125, "MB"),
     Part("store, a home on each node: written", 20, 125, "MB"),

@@ -42,7 +42,7 @@ from moist.study.events import (
 from moist.study.executor import Capacity, Executor, Task, Work
 from moist.study.ledger import opened
 from moist.study.ref import StudyRef, database_of
-from moist.study.samplers import suggest
+from moist.study.samplers import MAKERS, suggest
 from moist.study.search import search
 from moist.study.settings import SearchResult, Settings
 from moist.study.spec import study_spec
@@ -171,9 +171,14 @@ class Simulated:
 
 
 def overhead(
-    sweep: Sweep, *, trials: int, slots: Sequence[Slot], engine: Engine = Pool
+    sweep: Sweep,
+    *,
+    trials: int,
+    slots: Sequence[Slot],
+    engine: Engine = Pool,
+    sampler: str = "tpe",
 ) -> list[Row]:
-    """Measure the time that a trial of a TPE study takes beside its pipeline, against Optuna's.
+    """Measure the time that a trial of a study takes beside its pipeline, against Optuna's.
 
     The pipeline does nothing. What remains is sampling, planning, the worker process, the run's
     record, the study's database, note and files for the dashboard, and an offline W&B run. One run
@@ -196,18 +201,18 @@ def overhead(
             clock = Clock(executor)
             notify = broadcast([clock, WandbObserver(tracker)])
             notify(StudyOpened(ref.name, ledger.spec, trials))
-            settings = Settings(trials, sampler="tpe", best={})
+            settings = Settings(trials, sampler=sampler, best={})
             estimate = CostEstimator(store).plan
             Driver(
                 ref, ledger, sweep, executor, estimate=estimate, settings=settings, notify=notify
             ).run()
-            bare = bare_optuna(sweep, home / "bare.db", trials)
+            bare = bare_optuna(sweep, home / "bare.db", trials, sampler)
     finally:
         shutil.rmtree(home)
     each = [1e3 * (b - a) for a, b in pairwise(clock.times)]
     return [
         row(
-            "overhead", "a trial that trains nothing", "Optuna alone",
+            "overhead", f"a trial of a {sampler} study that trains nothing", "Optuna alone",
             _fifths(each), _fifths(bare),
             trials=len(clock.times), mean_ms=statistics.fmean(each),
             megabytes=_megabytes(), megabytes_before=before,
@@ -215,13 +220,13 @@ def overhead(
     ]  # fmt: skip
 
 
-def bare_optuna(sweep: Sweep, file: Path, trials: int) -> list[float]:
+def bare_optuna(sweep: Sweep, file: Path, trials: int, sampler: str) -> list[float]:
     """Return the milliseconds of each trial of a study of Optuna's own, without moist."""
     import optuna
 
     study = optuna.create_study(
         storage=f"sqlite:///{file}",
-        sampler=optuna.samplers.TPESampler(seed=0),
+        sampler=MAKERS[sampler](0, True),
         directions=["maximize", "minimize"],
     )
     times = [time.perf_counter()]

@@ -331,6 +331,13 @@ def bench_sweep(
     show_default=True,
     help=f"What runs the trials; {SIMULATED}: workers that take no time, in the driver's process.",
 )
+@click.option(
+    "--sampler",
+    type=click.Choice(["tpe", "random"]),
+    default="tpe",
+    show_default=True,
+    help="What draws the parameters; a random draw takes no time.",
+)
 @WORKERS
 @JSON
 def overhead(
@@ -338,10 +345,11 @@ def overhead(
     overrides: tuple[str, ...],
     trials: int,
     engine: str,
+    sampler: str,
     workers: int,
     as_json: bool,
 ) -> None:
-    """Time the overhead of a trial in a TPE study.
+    """Time the overhead of a trial in a study.
 
     The trials train nothing: what remains is the time that moist takes, against Optuna alone.
 
@@ -357,7 +365,9 @@ def overhead(
     kind = "local" if simulated else engine
     slots, runs, _ = make_engine(kind, workers, None, 1, Cluster())
     runs = Simulated if simulated else runs
-    rows = measure(read_sweep(file, overrides), trials=trials, slots=slots, engine=runs)
+    rows = measure(
+        read_sweep(file, overrides), trials=trials, slots=slots, engine=runs, sampler=sampler
+    )
     show(rows, environment("cpu", None).machine(), as_json)
 
 
