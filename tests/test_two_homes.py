@@ -10,11 +10,12 @@ from forked import MOIST, Forked
 from forked import moist as run_moist
 from s3 import BUCKET, serving
 from shell import of_nobody
-from tiny import TINY, searched
+from tiny import STUDY, TINY, searched
 
-from moist.store.maintenance import entries
+from moist.store.maintenance import entries, verify
 from moist.store.objects import ObjectStore
 from moist.store.remote import Remote
+from moist.store.runs import RunRecords
 
 pytestmark = pytest.mark.slow
 URL = f"s3://{BUCKET}/moist"
@@ -126,3 +127,17 @@ def test_a_job_preempted_in_a_stage_is_continued_by_the_same_command_on_another_
     assert {k: v["tensors.safetensors"] for k, v in found["b"].items()} == {
         k: v["tensors.safetensors"] for k, v in found["c"].items()
     }
+
+
+def test_a_sweep_whose_store_goes_away_says_so_and_is_completed(tmp_path):
+    home, file = tmp_path / "home", tmp_path / "four.yaml"
+    file.write_text(STUDY)
+    words = ["sweep", "optuna", file, "--home", home, "--threads", 1, "--json", "--store", URL]
+    with serving() as found:
+        driving = Forked([*MOIST, *words], env=of_nobody(tmp_path / "nobody", **found))
+        driving.until(lambda: RunRecords(home).all())
+    assert driving.wait() == 0, driving.err
+    assert "can't reach the store" in driving.err and "Traceback" not in driving.err
+    trials = json.loads(driving.out)["trials"]
+    assert [trial["state"] for trial in trials] == ["complete"] * 4
+    assert verify(ObjectStore(home)) == []
