@@ -21,7 +21,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(words, capture_output=True).returncode:
         pytest.skip("only root may mount a file system, and not in every container")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def remount(disk: Path, option: str) -> None:
