@@ -131,16 +131,12 @@ class SoleWriter(_CachedStorage):
             row = {"trial_id": trial_id, "objective": objective, "value": stored}
             self._put(models.TrialValueModel, {**row, "value_type": kind})
         trial.state, trial.values = state, values and [*map(float, values)]
-        changed = {"trial_id": trial_id, "state": state}
+        changed = models.TrialModel(trial_id=trial_id, state=state)
         if state == TrialState.RUNNING:
-            trial.datetime_start = datetime.now()
-            began = models.TrialModel(datetime_start=trial.datetime_start)
-            changed |= _columns(began)
+            changed.datetime_start = trial.datetime_start = datetime.now()
         if state.is_finished():
-            trial.datetime_complete = datetime.now()
-            ended = models.TrialModel(datetime_complete=trial.datetime_complete)
-            changed |= _columns(ended)
-        self._put(models.TrialModel, changed, ("trial_id",), known=True)
+            changed.datetime_complete = trial.datetime_complete = datetime.now()
+        self._put(models.TrialModel, _columns(changed), ("trial_id",), known=True)
         self._replace(trial)
         return True
 
