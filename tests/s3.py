@@ -13,9 +13,12 @@ BUCKET = "shared"
 def serving() -> Iterator[Mapping[str, str]]:
     """Serve an empty bucket; yield the environment in which clients find it."""
     import s3fs
+    from moto.core.base_backend import BackendDict
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    BackendDict.reset()  # a process has one state for all its servers, and keeps its clients
+    s3fs.S3FileSystem.clear_instance_cache()
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -82,12 +82,12 @@ def task(number: int) -> Task:
     return Task(number, Config(hidden_width=number + 1), "moist run")
 
 
-def until(executor: Executor, kind: type[Event] | tuple[type[Event], ...]) -> list[Event]:
-    """All events, up to the first of that kind."""
+def until(executor: Executor, kind: type[Event], count: int = 1) -> list[Event]:
+    """All events, up to the wait that brings the last of ``count`` of that kind."""
     found: list[Event] = []
     deadline = time.monotonic() + PATIENCE
-    while not any(isinstance(event, kind) for event in found):
-        assert time.monotonic() < deadline
+    while sum(isinstance(event, kind) for event in found) < count:
+        assert time.monotonic() < deadline, found
         found += executor.wait(0.1)
     return found
 
@@ -111,8 +111,7 @@ def test_as_many_tasks_run_at_once_as_there_is_capacity_for(run, tmp_path):
             executor.submit(task(number))
         assert toy.until(lambda: len(attempts(tmp_path)) == workers)
         (tmp_path / "go").touch()
-        for _ in range(workers):
-            until(executor, Completed)
+        until(executor, Completed, workers)
 
 
 def test_an_error_is_handed_on_with_its_lines_and_the_next_task_runs(run, tmp_path):
@@ -175,8 +174,7 @@ def test_tasks_on_the_drivers_machine_are_paused_and_go_on(run, tmp_path):
         with executor.paused():
             assert toy.until(lambda: {one.status() for one in workers} == {"stopped"})
             (tmp_path / "go").touch()
-        until(executor, Completed)
-        until(executor, Completed)
+        until(executor, Completed, 2)
 
 
 @APART
