@@ -102,18 +102,24 @@ class Env:
             system=f"{platform.system()} {platform.machine()}",
         )
 
-    def crowding(self, workers: int = 1) -> str | None:
+    def crowding(self, workers: int = 1, besides: int | None = None) -> str | None:
         """Return a warning if the threads of `workers` processes have too few free cores.
 
         Threads wait for each other after each operation, so one that shares its core slows all
-        of them; a process of one thread only gets its share. Measures the load for 0.1 s.
+        of them; a process of one thread only gets its share. Measures the load for 0.1 s, that
+        of the process `besides` not included.
         """
         threads = torch.get_num_threads()
         if threads == 1 or self.device.type != "cpu":
             return None
+        other = psutil.Process(besides) if besides and psutil.pid_exists(besides) else None
+        if other:
+            other.cpu_percent()
         percents, own = psutil.cpu_percent(interval=0.1, percpu=True), cores()
         # some containers renumber the cores that they show
         busy = sum(percents[core] for core in own if core < len(percents)) / 100
+        if other:
+            busy = max(0.0, busy - other.cpu_percent() / 100)
         return crowded(threads * workers, busy, len(own))
 
     def emulation(self, precision: str) -> str | None:

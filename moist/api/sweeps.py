@@ -63,13 +63,14 @@ def sweep(
     Raises ConfigError for a mistake in the file or a study of another search, StageError if no
     trial gave a result, StoreError for a database or folder that can't be used.
     """
-    from moist.study.search import requested_trials
-    from moist.study.workers import make_slots
-
     read = read_sweep(Path(file), overrides)
     home, limits = where.get("home"), parse_limits(words_of(max))
     ref = ref_of(study or read.name, home, where.get("storage"))
     ref = replace(ref, store=store_url(where.get("store")))
+    prepare_workers(ref)
+    from moist.study.search import requested_trials
+    from moist.study.workers import make_slots
+
     options = {"--trials": trials, "--study": study, "--workers": workers if workers > 1 else None}
     words = ["moist", "sweep", "optuna", str(file), *overrides]
     words += [str(word) for pair in options.items() if pair[1] is not None for word in pair]
@@ -85,6 +86,17 @@ def sweep(
     )
     search.run(where.get("wandb", "auto"))
     return Study(ref)
+
+
+def prepare_workers(ref: StudyRef) -> None:
+    """Let the server of worker processes import what they need, while this process does, too.
+
+    Only `search` knows the client of a shared store, which is to be imported as well.
+    """
+    from moist.study.workers import start_server
+
+    if ref.store is None:
+        start_server()
 
 
 @dataclass(frozen=True)

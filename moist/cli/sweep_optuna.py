@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from moist.api.sweeps import Search
+from moist.api.sweeps import Search, prepare_workers
 from moist.cli.options import (
     EACH_THREADS,
     FILE,
@@ -187,13 +187,15 @@ def optuna(
     sweep = read_sweep(file, overrides)
     if not quiet:
         _print_ignored(sweep, bool(objectives))
+    ref = study_ref(study or sweep.name, storage, home, store)
+    if engine == "local" and not dry_run:
+        prepare_workers(ref)
     from moist.reporting.plots import check_plot_path
     from moist.study.engines import Cluster, check_engine, make_engine
     from moist.study.search import requested_trials
 
     if not dry_run:
         check_plot_path(plot)
-    ref = study_ref(study or sweep.name, storage, home, store)
     goals = parse_objectives(objectives) if objectives else sweep.objectives or DEFAULT
     settings = Settings(
         trials=requested_trials(sweep, trials),

@@ -44,7 +44,7 @@ from moist.study.spec import (
 )
 from moist.study.stopping import USELESS_DRAWS
 from moist.study.storage import existing, trials_of
-from moist.study.workers import PRELOADED, Engine, Pool, Slot
+from moist.study.workers import PRELOADED, Engine, Pool, Slot, server
 from moist.sweepfile import EXHAUSTIVE, Sweep, config_of, ends, grid, size
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def search(
     if not spec.installed:
         spec, *_ = check_start(ref, sweep, spec, settings)
     env = make_env(Silent(), slots[0].device, slots[0].threads)
-    crowded = env.crowding(len(slots))  # before the workers' server starts to import
+    crowded = env.crowding(len(slots), besides=server())
     emulated = env.emulation(sweep.fixed.get("precision", Config().precision))
     remote, pulled = connected(ref.store), Pulled()
     if remote is not None and engine is Pool:  # a client takes seconds to import

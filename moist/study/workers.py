@@ -8,6 +8,7 @@ decides what becomes of trials.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -73,21 +74,14 @@ class Pool:
         self.work = work
         self.slots = list(slots)
         self.logs = logs
+        self.preload = preload
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([*preload])
 
     def __enter__(self) -> Self:
-        """Start the server, which imports while the driver prepares."""
+        """Start the server, unless it has been started."""
         with writing(self.logs, ELSEWHERE):
             self.logs.mkdir(parents=True, exist_ok=True)
-        resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB)  # the server inherits it
-        try:
-            forkserver.ensure_running()
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        except Interrupted:
-            _kill_importing_server()
-            raise
+        start_server(self.preload)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -129,9 +123,9 @@ class Pool:
             daemon=True,
         )
         try:
-            with _without_main(), nullcontext() if _server() in _ready else undeferred():
+            with _without_main(), nullcontext() if server() in _ready else undeferred():
                 process.start()  # undeferred until the server has imported
-            _ready.add(_server())
+            _ready.add(server())
         except (EOFError, OSError) as error:
             raise StageError(
                 f"can't start a worker: {error or 'the server that forks them was killed'}",
@@ -217,14 +211,31 @@ _ready: set[int | None] = set()
 """Servers of this process that have imported everything: each has forked a worker."""
 
 
-def _server() -> int | None:
-    """Return the process that forks workers."""
+def start_server(preload: Sequence[str] = PRELOADED) -> None:
+    """Start the server that forks workers, if none runs: it imports while the driver does.
+
+    It ends with this process, or earlier if no worker came from it.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*preload])
+    atexit.register(_kill_importing_server)
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB)  # the server inherits it
+    try:
+        forkserver.ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    except Interrupted:
+        _kill_importing_server()
+        raise
+
+
+def server() -> int | None:
+    """Return the process that forks workers, if it was started."""
     return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined,no-any-return]
 
 
 def _kill_importing_server() -> None:
     """Kill a server that is still importing: it would not see before that its driver is gone."""
-    pid = _server()
+    pid = server()
     if pid is not None and pid not in _ready:
         send_signal(pid, signal.SIGKILL)
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
