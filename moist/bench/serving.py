@@ -1,4 +1,4 @@
-"""The time of classifying images: routed models against their parts, in torch and onnxruntime.
+"""The time of classifying images: routed models against their parts, in torch and exported.
 
 The networks are untrained and the images drawn: what is computed is the same as after training.
 
@@ -7,6 +7,7 @@ B images, C classes, E experts.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from moist.nets.build import blank, module
 from moist.nets.cascade import CascadeNet, threshold_for
 from moist.nets.mixture import MoIST
 from moist.nets.onnx_graph import check_installed, onnx_of, session
+from moist.nets.torch_graph import program_of
 from moist.stages.latency import BATCH_SIZES, synchronizer
 from moist.store.artifacts import Dataset, Split
 from moist.systems import architecture
@@ -105,7 +107,7 @@ def dispatch(values: Mapping[str, Any], env: Env, *, rounds: int) -> list[Row]:
 
 
 def serve(values: Mapping[str, Any], env: Env, *, rounds: int) -> list[Row]:
-    """Time exported models in onnxruntime against torch, and against their parts in onnxruntime.
+    """Time exported models against torch, those in onnxruntime also against their parts there.
 
     On the CPU, from uint8 images. `values` are config keys, which set the students' sizes. Raises
     ConfigError without onnx or onnxruntime.
@@ -114,6 +116,7 @@ def serve(values: Mapping[str, Any], env: Env, *, rounds: int) -> list[Row]:
     rows = []
     for form in forms(values, torch.device("cpu")):
         routed = session(onnx_of(form.net, form.data, {}))
+        loaded = torch.export.load(io.BytesIO(program_of(form.net, form.data, {}))).module()
         for size in BATCH_SIZES:
             inputs = {"images": form.images(size).numpy()}
             apart = session(onnx_of(parts(form, size), form.data, {}))
@@ -121,6 +124,12 @@ def serve(values: Mapping[str, Any], env: Env, *, rounds: int) -> list[Row]:
             calls: dict[str, Callable[[], object]] = {
                 name: partial(routed.run, ["logits"], inputs),
                 f"{form.parts}, exported": partial(apart.run, ["logits"], inputs),
+                "eager torch": partial(eager, form, size),
+            }
+            rows += timed("serve", name, calls, env, rounds)
+            name = f"exported for torch {form.name}, batch {size}"
+            calls = {
+                name: partial(loaded, form.images(size)),
                 "eager torch": partial(eager, form, size),
             }
             rows += timed("serve", name, calls, env, rounds)

@@ -44,7 +44,7 @@ def test_benchmarks_print_records_of_one_shape(monkeypatch, capsys) -> None:
         Said(capsys, "bench", name, *keys, "--rounds", 1, "--json").json
         for name in ("serve", "train")
     ]
-    assert [len(records) for records in found] == [12, 2]
+    assert [len(records) for records in found] == [18, 2]
     assert len({tuple(one) for records in found for one in records}) == 1
     for one in found[0] + found[1]:
         assert one["n"] == 1 and one["low"] == one["ratio"] == one["high"] > 0
