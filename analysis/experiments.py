@@ -51,7 +51,8 @@ class Experiment:
 
     `hours` is its expected time on two idle cores with bf16 instructions. `settings` are overrides
     of the file. `teacher` is the `teacher.arch` whose weights in analysis/weights are distilled;
-    None: the runs train their own teacher.
+    None: the runs train their own teacher. `control` is the setting that the others are compared
+    with, if one is.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Experiment:
     settings: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     teacher: str | None = "fastnet"
+    control: str = ""
     results: Path = RESULTS
 
     @property
@@ -118,7 +120,7 @@ ALL = ("data.val_fraction=0",)
 """As the paper: all training images are trained on. Nothing is selected from these runs."""
 PLAN = (
     Experiment("students", 4.4, "residual", LONG),
-    Experiment("specialists", 3.5, "specialists", (*LONG, "specialists.epochs=20")),
+    Experiment("specialists", 3.5, "specialists", (*LONG, "specialists.epochs=20"), control="k=1"),
     Experiment("peers", 6.0, "peers", LONG, seeds=(0,)),
     Experiment("paper_table", 6.5, "paper_table", ALL, teacher=None),
     Experiment("paper_oracle", 1.5, "paper_table", (*ALL, "router=oracle"), teacher=None),

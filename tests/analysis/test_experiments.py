@@ -1,5 +1,6 @@
 """The command behind the tables trains what is missing, once, and keeps a row of each run."""
 
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tiny import EPOCHS, TINY
 
+from analysis import tables
 from analysis.experiments import PLAN, Experiment, Trainer
 from moist.store.runs import RunRecords
 from moist.sweepfile import catalog
@@ -66,3 +68,27 @@ def test_only_runs_without_a_row_are_trained(
         assert run.config["teacher.weights"] == str(weights)
         assert not [value for value in row.values() if str(tmp_path) in value]
     assert experiment.missing() == {}
+    check_table(experiment)
+
+
+def check_table(experiment: Experiment) -> None:
+    """Check the table of one setting with two runs against these."""
+    one, two = sorted(experiment.done(), key=lambda row: row["point"])
+    found = tables.table(experiment).splitlines()
+    head, _, line = [row.strip("|").split("|") for row in found if row.startswith("|")]
+    row = {name.strip(): value.strip() for name, value in zip(head, line, strict=True)}
+    assert row["n"] == "2" and row["runs"] == f"{one['key'][:8]} {two['key'][:8]}"
+    found_mean, found_sd = map(float, row["test %"].split(" ± "))
+    accuracies = [float(one["accuracy"]), float(two["accuracy"])]
+    assert found_mean == pytest.approx(50 * sum(accuracies), abs=0.005)
+    assert found_sd == pytest.approx(100 * statistics.stdev(accuracies), abs=0.005)
+    runs = {0: one, 1: two}
+    assert tables.difference(runs, runs) == "+0.00 ± 0.00"
+    worse = {seed: {**run, "accuracy": float(run["accuracy"]) - 0.1} for seed, run in runs.items()}
+    assert tables.difference(runs, worse) == "+10.00 ± 0.00"
+    assert tables.difference({0: one}, worse) == "+10.00"
+
+
+def test_the_committed_tables_are_those_of_the_committed_runs(tmp_path: Path) -> None:
+    tables.write(path=tmp_path / "TABLES.md")
+    assert tables.TABLES.read_text() == (tmp_path / "TABLES.md").read_text()

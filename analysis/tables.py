@@ -1,0 +1,151 @@
+"""Write analysis/TABLES.md: each experiment as a table, from the runs in analysis/results.
+
+    uv run python -m analysis.tables
+
+A row is a setting with all its seeds: means, and ± the standard deviation over seeds. It names its
+runs by the beginnings of their keys, and the commits and machines that they ran on.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from analysis.experiments import PLAN, ROOT, Experiment
+from moist.disk import write_atomically
+from moist.results.aggregate import spread
+from moist.store.keys import SHORT
+
+TABLES = ROOT / "analysis" / "TABLES.md"
+HEAD = """# Tables
+
+Written by `uv run python -m analysis.tables` from the runs in `analysis/results`; [LOG.md](LOG.md)
+says what they mean. Accuracies are per cents of CIFAR-10's 10,000 test images, means over n seeds
+± the standard deviation. `MFLOPs` are fvcore's count per image, a multiply-add being one, and
+`MMACs` its part in convolutions and linear layers. Of a model that defers they are means over the
+test images, and the worst case is an image that is deferred. `ms`: median latency at batch 1.
+"""
+
+Row = Mapping[str, str]
+Rows = Sequence[Row]
+
+
+def settings(rows: Iterable[Row]) -> dict[str, dict[int, Row]]:
+    """Group runs by their setting, the point without its seed: in each by seed."""
+    found: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        words = shlex.split(row["point"])
+        [seed] = [word for word in words if word.startswith("seed=")]
+        setting = shlex.join(word for word in words if word != seed)
+        found.setdefault(setting, {})[int(seed.removeprefix("seed="))] = row
+    return {setting: dict(sorted(runs.items())) for setting, runs in found.items()}
+
+
+def mean(name: str, factor: float = 1.0, digits: int = 2) -> Callable[[Rows], str]:
+    """Return the text of a number's mean and deviation over runs; empty if a run lacks it."""
+
+    def text(rows: Rows) -> str:
+        values = [factor * float(row[name]) for row in rows if row.get(name)]
+        if len(values) < len(rows):
+            return ""
+        found = spread(values)
+        deviation = f" ± {found.sd:.{digits}f}" if found.sd else ""
+        return f"{found.mean:.{digits}f}{deviation}"
+
+    return text
+
+
+def worst(rows: Rows) -> str:
+    """Return the multiply-adds of an image that is deferred, in millions; else empty."""
+    curves = [json.loads(row["deferral.curve"]) for row in rows if row.get("deferral.curve")]
+    return f"{max(point['mmacs'] for curve in curves for point in curve):.2f}" if curves else ""
+
+
+def distinct(*names: str) -> Callable[[Rows], str]:
+    """Return the text of the distinct values of these columns together."""
+    return lambda rows: "; ".join(
+        dict.fromkeys(", ".join(row[name] for name in names) for row in rows)
+    )
+
+
+COLUMNS: dict[str, Callable[[Rows], str]] = {
+    "n": lambda rows: str(len(rows)),
+    "test %": mean("accuracy", 100),
+    "val %": mean("val_accuracy", 100),
+    "MMACs": mean("mmacs"),
+    "worst": worst,
+    "MFLOPs": mean("mflops"),
+    "params M": mean("params", 1e-6, 3),
+    "ms": mean("latency_ms.batch_1"),
+    "routed right %": mean("routing_accuracy", 100),
+    "student alone %": mean("baselines.student.accuracy", 100),
+    "teacher %": mean("baselines.teacher.accuracy", 100),
+    "runs": lambda rows: " ".join(row["key"][:SHORT] for row in rows),
+    "commit": distinct("commit"),
+}
+"""Columns of every table, in order; those without a value in any row are left out."""
+MACHINE = ("machine.device", "machine.threads", "machine.torch", "machine.system")
+
+
+def difference(runs: Mapping[int, Row], control: Mapping[int, Row]) -> str:
+    """Compare test accuracies, in points, with a control's runs of the same seeds.
+
+    A mean ± its standard error over the seeds; without that for one seed.
+    """
+    found = [
+        100 * (float(row["accuracy"]) - float(control[seed]["accuracy"]))
+        for seed, row in runs.items()
+        if seed in control
+    ]
+    if not found:
+        return ""
+    error = f" ± {statistics.stdev(found) / len(found) ** 0.5:.2f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):+.2f}{error}"
+
+
+def table(experiment: Experiment) -> str:
+    """Return an experiment's table as Markdown; empty before its first run."""
+    groups = settings(experiment.done())
+    if not groups:
+        return ""
+    cells = {
+        head: [text([*runs.values()]) for runs in groups.values()]
+        for head, text in COLUMNS.items()
+    }
+    if control := groups.get(experiment.control):
+        against = f"against {experiment.control}, points ± SE"
+        cells[against] = [
+            "" if runs is control else difference(runs, control) for runs in groups.values()
+        ]
+    cells = {head: column for head, column in cells.items() if any(column)}
+    names = [name or "-" for name in groups]
+    lines = [["setting", *cells], *zip(names, *cells.values(), strict=True)]
+    body = [f"| {' | '.join(line)} |" for line in lines]
+    body.insert(1, "|---" * len(lines[0]) + "|")
+    missing = len(experiment.missing())
+    return "\n".join(
+        [
+            f"## {experiment.name}",
+            "",
+            f"`sweeps/{experiment.sweep}.yaml` with `{' '.join(experiment.settings)}`"
+            + (f"; {missing} runs are missing." if missing else "."),
+            "",
+            *body,
+            "",
+            f"Machine: {distinct(*MACHINE)(experiment.done())} (device, threads, torch, system).",
+            "",
+        ]
+    )
+
+
+def write(plan: Sequence[Experiment] = PLAN, path: Path = TABLES) -> None:
+    """Write the tables of all experiments that have runs."""
+    parts = [HEAD, *filter(None, map(table, plan))]
+    write_atomically(path, "\n".join(parts).encode())
+
+
+if __name__ == "__main__":
+    write()
