@@ -8,7 +8,7 @@ B images, C classes, E experts.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -120,19 +120,20 @@ def serve(values: Mapping[str, Any], env: Env, *, rounds: int) -> list[Row]:
         for size in BATCH_SIZES:
             inputs = {"images": form.images(size).numpy()}
             apart = session(onnx_of(parts(form, size), form.data, {}))
-            name = f"exported {form.name}, batch {size}"
-            calls: dict[str, Callable[[], object]] = {
+            name, taught = f"exported {form.name}, batch {size}", "eager torch"
+            exported: dict[str, Callable[[], object]] = {
                 name: partial(routed.run, ["logits"], inputs),
                 f"{form.parts}, exported": partial(apart.run, ["logits"], inputs),
-                "eager torch": partial(eager, form, size),
             }
-            rows += timed("serve", name, calls, env, rounds)
-            name = f"exported for torch {form.name}, batch {size}"
-            calls = {
-                name: partial(loaded, form.images(size)),
-                "eager torch": partial(eager, form, size),
+            for_torch = f"exported for torch {form.name}, batch {size}"
+            in_torch: dict[str, Callable[[], object]] = {
+                for_torch: partial(loaded, form.images(size)),
+                taught: partial(eager, form, size),
             }
-            rows += timed("serve", name, calls, env, rounds)
+            # apart: the threads of each wait in a loop for a while, and would slow the other's
+            ms = times([exported, in_torch], env, rounds)
+            pairs = [(name, f"{form.parts}, exported"), (name, taught), (for_torch, taught)]
+            rows += [row("serve", one, other, ms[one], ms[other]) for one, other in pairs]
     return rows
 
 
@@ -188,10 +189,19 @@ def timed(
     bench: str, name: str, calls: Mapping[str, Callable[[], object]], env: Env, rounds: int
 ) -> list[Row]:
     """Time calls in turn; return a row of the named one against each of the others."""
-    with torch.inference_mode():
-        found = [
-            time_interleaved(calls, synchronizer(env), repeats=20, seconds=SECONDS)
-            for _ in range(rounds)
-        ]
-    ms = {one: [each[one].median for each in found] for one in calls}
+    ms = times([calls], env, rounds)
     return [row(bench, name, other, ms[name], ms[other]) for other in calls if other != name]
+
+
+def times(
+    groups: Sequence[Mapping[str, Callable[[], object]]], env: Env, rounds: int
+) -> dict[str, list[float]]:
+    """Return the median ms of each call by round; the calls of a group are interleaved."""
+    ms: dict[str, list[float]] = {name: [] for group in groups for name in group}
+    with torch.inference_mode():
+        for _ in range(rounds):
+            for group in groups:
+                found = time_interleaved(group, synchronizer(env), repeats=20, seconds=SECONDS)
+                for name, timing in found.items():
+                    ms[name].append(timing.median)
+    return ms

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +33,7 @@ from moist.nets.build import fresh, module, student_spec
 from moist.stages.distill import distill_student
 from moist.stages.latency import synchronizer
 from moist.stages.logits import teacher_logits
-from moist.store.artifacts import Dataset, Spec, Student, Teacher
+from moist.store.artifacts import Dataset, Logits, Spec, Student, Teacher
 from moist.store.store import Store
 from moist.systems.shared import prepared
 
@@ -55,48 +56,101 @@ def train(values: Mapping[str, Any], env: Env, *, rounds: int) -> list[Row]:
     are config keys. With the logits, their time on `distill.views` copies is spread over
     `distill.epochs`.
     """
+    with drawn(values, env) as training:
+        return _compared(training, rounds)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A student's training on drawn images, from an untrained teacher."""
+
+    config: Config
+    data: Dataset
+    env: Env
+    folder: Path
+    """The training images, as the plain script reads them."""
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        c = self.config.teacher
+        return fresh(Teacher, Spec(c.arch, self.data.image_shape, CLASSES, {}))
+
+    @cached_property
+    def student(self) -> Student:
+        c = self.config
+        spec = student_spec(c.student, c.hidden_width, self.data.image_shape, CLASSES)
+        return fresh(Student, spec)
+
+    @cached_property
+    def logits(self) -> Logits:
+        """The teacher's logits on one view."""
+        return self.infer()
+
+    def infer(self) -> Logits:
+        """Compute the teacher's logits on one view, as moist does."""
+        return teacher_logits(
+            self.env, data=self.data, teacher=self.teacher, views=1, **self._shared
+        )
+
+    def distill(self) -> Student:
+        """Train the student for EPOCHS from stored logits, as moist does."""
+        c = self.config
+        section = c.distill.model_copy(update={"epochs": EPOCHS, "views": 1})
+        return distill_student(
+            self.env, data=self.data, logits=self.logits, levels=None, student=c.student,
+            hidden_width=c.hidden_width, distill=section, temperature=c.temperature,
+            **self._shared,
+        )  # fmt: skip
+
+    @cached_property
+    def _taught(self) -> nn.Module:
+        teacher = module(self.teacher, self.env.device)
+        return teacher.to(memory_format=torch.contiguous_format).eval()
+
+    def plain(self) -> None:
+        """Train the student for one epoch as a plain script does."""
+        student = module(self.student).to(self.env.device).train()
+        plain_epoch(self.folder, self._taught, student, self.data, self.config)
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        c = self.config
+        return {"augment": c.augment, "precision": c.precision, "seed": 0}
+
+    def flops(self, model: Student | Teacher) -> float:
+        """Count an image's floating-point operations, a multiply-add being two."""
+        return 2e6 * cost(module(model), self.data.image_shape).mflops
+
+
+@contextmanager
+def drawn(values: Mapping[str, Any], env: Env) -> Iterator[Training]:
+    """Draw images and prepare them; `values` are config keys beside KEYS."""
+    torch.manual_seed(0)
     with tempfile.TemporaryDirectory(prefix="moist-bench-") as folder:
         draw_images(Path(folder) / "images")
         root = {"data.name": "folder", "data.root": f"{folder}/images"}
         config = build({**KEYS, **values, **root})
         data = prepared(config, Store(Path(folder) / "home", env))[0].value
-        return _compared(config, data, env, rounds, Path(folder) / "images" / "train")
+        yield Training(config, data, env, Path(folder) / "images" / "train")
 
 
-def _compared(config: Config, data: Dataset, env: Env, rounds: int, folder: Path) -> list[Row]:
-    torch.manual_seed(0)
-    spec = student_spec(config.student, config.hidden_width, data.image_shape, CLASSES)
-    teacher = fresh(Teacher, Spec(config.teacher.arch, data.image_shape, CLASSES, {}))
-    distill = config.distill.model_copy(update={"epochs": EPOCHS, "views": 1})
-    shared: dict[str, Any] = {
-        "augment": config.augment, "precision": config.precision, "seed": 0,
-    }  # fmt: skip
-    views = config.distill.views
-    infer = partial(teacher_logits, env, data=data, teacher=teacher, views=1, **shared)
-    moist = partial(
-        distill_student, env, data=data, logits=infer(), levels=None, student=config.student,
-        hidden_width=config.hidden_width, distill=distill, temperature=config.temperature,
-        **shared,
-    )  # fmt: skip
-
-    taught = module(teacher, env.device).to(memory_format=torch.contiguous_format)
-
-    def plain() -> None:
-        student = module(fresh(Student, spec)).to(env.device)
-        plain_epoch(folder, taught.eval(), student.train(), data, config)
-
+def _compared(training: Training, rounds: int) -> list[Row]:
+    distill, env = training.config.distill, training.env
     calls: list[tuple[str, Callable[[], object], int]] = [
-        ("logits", infer, 1), ("moist", moist, EPOCHS), ("plain", plain, 1)
-    ]  # fmt: skip
-    count, ms = len(data.train), dict[str, list[float]]()
+        ("logits", training.infer, 1),
+        ("moist", training.distill, EPOCHS),
+        ("plain", training.plain, 1),
+    ]
+    count, ms = len(training.data.train), dict[str, list[float]]()
     peaks, flops = dict[str, float](), list[float]()
+    _ = training.logits  # stored before anything is timed
     for _ in range(rounds):
-        flops.append(matmul_flops(env, config.precision))
+        flops.append(matmul_flops(env, training.config.precision))
         for name, call, epochs in calls:
             seconds, peaks[name] = timed(env, call)
             ms.setdefault(name, []).append(1e3 * seconds / count / epochs)
     whole = [
-        one + views / config.distill.epochs * each
+        one + distill.views / distill.epochs * each
         for one, each in zip(ms["moist"], ms["logits"], strict=True)
     ]
 
@@ -104,20 +158,18 @@ def _compared(config: Config, data: Dataset, env: Env, rounds: int, folder: Path
         """Return per cent of the matrix product's speed."""
         return 100 * flops_an_image / (median(ms[name]) / 1e3) / median(flops)
 
-    student_flops = 2e6 * cost(module(fresh(Student, spec)), data.image_shape).mflops
-    teacher_flops = 2e6 * cost(module(teacher), data.image_shape).mflops
-    precision, script = config.precision, "plain script, float32"
+    precision, script = training.config.precision, "plain script, float32"
     return [
         row(
             "train", f"student from stored logits, {precision}", script, ms["moist"], ms["plain"],
-            percent_of_matmul=share("moist", 3 * student_flops),
+            percent_of_matmul=share("moist", 3 * training.flops(training.student)),
             matmul_gflops=median(flops) / 1e9, images=count,
             peak_mb=peaks["moist"], baseline_peak_mb=peaks["plain"],
         ),
         row(
             "train", f"student and its logits, {precision}", script, whole, ms["plain"],
-            logits_percent_of_matmul=share("logits", teacher_flops), views=views,
-            epochs=config.distill.epochs, peak_mb=peaks["logits"],
+            logits_percent_of_matmul=share("logits", training.flops(training.teacher)),
+            views=distill.views, epochs=distill.epochs, peak_mb=peaks["logits"],
         ),
     ]  # fmt: skip
 

@@ -45,10 +45,7 @@ RC_PARAMS: dict[Any, object] = {
 
 def render(plot: FrontierPlot, title: str, command: str, kind: str) -> bytes:
     """Return the bytes of a "png" or an "svg": equal for equal plots."""
-    content = BytesIO()
-    metadata = {"Title": title, "Description": command}
-    with _figure_class() as make_figure:
-        figure = make_figure(figsize=INCHES, layout="constrained")
+    with new_figure(INCHES) as figure:
         axes = figure.add_subplot()
         _draw(axes, plot)
         axes.set_title(title, loc="left", pad=24, parse_math=False, wrap=True)
@@ -56,14 +53,21 @@ def render(plot: FrontierPlot, title: str, command: str, kind: str) -> bytes:
             plot.caption, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points"
         )
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
-        undated = {"Date": None} if kind == "svg" else {}
-        figure.savefig(content, format=kind, dpi=DPI, metadata={**metadata, **undated})
-    return content.getvalue()
+        return content(figure, title, command, kind)
+
+
+def content(figure: Figure, title: str, command: str, kind: str) -> bytes:
+    """Return the bytes of a figure as a "png" or an "svg", without a date."""
+    found = BytesIO()
+    metadata = {"Title": title, "Description": command}
+    undated = {"Date": None} if kind == "svg" else {}
+    figure.savefig(found, format=kind, dpi=DPI, metadata={**metadata, **undated})
+    return found.getvalue()
 
 
 @contextmanager
-def _figure_class() -> Iterator[type[Figure]]:
-    """Use matplotlib with its own defaults, not the user's style file, and silent on stderr.
+def new_figure(inches: tuple[float, float]) -> Iterator[Figure]:
+    """Make a figure with matplotlib's own defaults, not the user's style file, silent on stderr.
 
     matplotlib logs that it builds its font cache, and warns of a letter that its font lacks: a PNG
     shows a box for that letter, while an SVG's reader has fonts of their own.
@@ -79,7 +83,7 @@ def _figure_class() -> Iterator[type[Figure]]:
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(RC_PARAMS)
             warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-            yield Figure
+            yield Figure(figsize=inches, layout="constrained")
     finally:
         logger.setLevel(level)
 

@@ -11,8 +11,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tiny import EPOCHS, TINY
 
-from analysis import tables
+from analysis import figures, tables
 from analysis.experiments import PLAN, Experiment, Trainer
+from analysis.step_profile import kind_of
 from moist.store.runs import RunRecords
 from moist.sweepfile import catalog
 
@@ -92,3 +93,25 @@ def check_table(experiment: Experiment) -> None:
 def test_the_committed_tables_are_those_of_the_committed_runs(tmp_path: Path) -> None:
     tables.write(path=tmp_path / "TABLES.md")
     assert tables.TABLES.read_text() == (tmp_path / "TABLES.md").read_text()
+
+
+def test_the_frontier_is_drawn_of_the_runs(tmp_path: Path) -> None:
+    points = [f"residual_{n}mf" for n in (2, 7)]
+    with (tmp_path / "drawn.csv").open("w") as file:
+        file.write("point,accuracy,mmacs,deferral.curve\n")
+        for seed in range(2):
+            for n, arch in enumerate(points):
+                row = [f"student.arch={arch} seed={seed}", 0.8 + n / 10 + seed / 100, 2 + 5 * n]
+                file.write(",".join(map(str, [*row, ""])) + "\n")
+    experiment = Experiment("drawn", 0.0, "residual", results=tmp_path)
+    [small, large] = figures.points(experiment)
+    assert [small.name, small.mmacs, small.percent.n] == ["residual_2mf", 2, 2]
+    assert large.percent.mean == pytest.approx(90.5)
+    figures.draw([experiment], tmp_path / "frontier.svg")
+    drawn = (tmp_path / "frontier.svg").read_text()
+    assert all(f"{name} (n=2)" in drawn for name in points) and "ShuffleNetV2-x0.5" in drawn
+
+
+def test_operators_are_counted_by_kind() -> None:
+    names = ["aten::mkldnn_convolution", "aten::native_batch_norm", "aten::addmm", "aten::copy_"]
+    assert [*map(kind_of, names)] == ["convolutions", "batch norm", "linear layers", "other"]
