@@ -121,6 +121,7 @@ ALL = ("data.val_fraction=0",)
 PLAN = (
     Experiment("students", 4.4, "residual", LONG),
     Experiment("specialists", 3.5, "specialists", (*LONG, "specialists.epochs=20"), control="k=1"),
+    Experiment("late_half", 2.5, "late_half", (*LONG, "joint.epochs=20"), control="k=1"),
     Experiment("peers", 6.0, "peers", LONG, seeds=(0,)),
     Experiment("paper_table", 6.5, "paper_table", ALL, teacher=None),
     Experiment("paper_oracle", 1.5, "paper_table", (*ALL, "router=oracle"), teacher=None),
