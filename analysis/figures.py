@@ -76,11 +76,12 @@ def draw(plan: Sequence[Experiment] = PLAN, path: Path = FIGURE) -> None:
         axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
         axes.minorticks_off()
         axes.set(
+            xlim=(1, 80),
             xlabel="million multiply-adds an image (convolutions and linear layers)",
             ylabel="CIFAR-10 test images classified right, %",
         )
         axes.set_title(TITLE, loc="left")
-        axes.legend(loc="lower right", frameon=False)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
         write_atomically(path, content(figure, TITLE, "python -m analysis.figures", "svg"))
 
 

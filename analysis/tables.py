@@ -84,7 +84,7 @@ COLUMNS: dict[str, Callable[[Rows], str]] = {
     "student alone %": mean("baselines.student.accuracy", 100),
     "teacher %": mean("baselines.teacher.accuracy", 100),
     "runs": lambda rows: " ".join(row["key"][:SHORT] for row in rows),
-    "commit": distinct("commit"),
+    "commit": lambda rows: "; ".join(dict.fromkeys(row["commit"][:SHORT] for row in rows)),
 }
 """Columns of every table, in order; those without a value in any row are left out."""
 MACHINE = ("machine.device", "machine.threads", "machine.torch", "machine.system")
