@@ -44,27 +44,27 @@ class Result:
 
     @property
     def key(self) -> str:
-        """The key by which `moist.load` and the commands find the run."""
+        """Return the key by which `moist.load` and the commands find the run."""
         return self.record.key
 
     @property
     def accuracy(self) -> float:
-        """The accuracy on the test split, a fraction in [0, 1]."""
+        """Return the accuracy on the test split, a fraction in [0, 1]."""
         return self.report.accuracy
 
     @property
     def mflops(self) -> float:
-        """Millions of flops an image, a multiply-add counting as one."""
+        """Return the millions of flops of an image, a multiply-add counting as one."""
         return self.report.mflops
 
     @property
     def report(self) -> Report:
-        """Every number of the run, also of its teacher and its single student."""
+        """Return every number of the run, also of its teacher and its single student."""
         return self.record.report
 
     @property
     def command(self) -> str:
-        """The command that repeats the run."""
+        """Return the command that repeats the run."""
         return self.record.command
 
     def model(self, device: str | None = None) -> Model:

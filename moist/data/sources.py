@@ -65,7 +65,7 @@ class Splits:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The folders to read, relative to the root."""
+        """Return the folders to read, relative to the root."""
         return tuple(dict.fromkeys((self.train, self.test, self.val or self.train)))
 
 

@@ -163,7 +163,7 @@ class StageTimes:
 
     @cached_property
     def _records(self) -> dict[tuple[object, ...], list[tuple[Work, float]]]:
-        """The works of stored outputs that this machine computed, newest first, by kind."""
+        """Return the works of stored outputs that this machine computed, newest first, by kind."""
         paths = [self.objects.folder(key) / MANIFEST for key in self.objects.keys()]
         used = sorted((p.stat().st_mtime, p.parent.name) for p in paths if p.exists())
         manifests = [self._manifest(key) for _, key in used[-RECORDS:]]

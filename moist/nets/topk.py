@@ -45,7 +45,7 @@ class Units(NamedTuple):
 
     @property
     def incoming_UN(self) -> torch.Tensor:
-        """Weights and bias into each unit."""
+        """Return weights and bias into each unit."""
         return torch.cat((self.weight_UN, self.bias_U[:, None]), 1)
 
 

@@ -84,13 +84,13 @@ class FrontierPlot(NamedTuple):
 
     @property
     def marks(self) -> list[Mark]:
-        """All trials, by number."""
+        """Return all trials, by number."""
         marks = [*self.feasible, *self.infeasible, *self.members]
         return sorted(marks, key=lambda mark: mark.trial.number)
 
     @property
     def ticks(self) -> list[float]:
-        """The ticks 1 2 5 10... of a logarithmic x-axis; empty if the axis is linear."""
+        """Return the ticks 1 2 5 10... of a logarithmic x-axis; empty if the axis is linear."""
         xs = [mark.x for mark in self.marks]
         if not needs_log_axis(xs):
             return []
@@ -100,7 +100,7 @@ class FrontierPlot(NamedTuple):
 
     @property
     def label_side(self) -> tuple[str, str]:
-        """The side of a member where no trial within every limit can be."""
+        """Return the side of a member where no trial within every limit can be."""
         across = "left" if self.x.direction == "min" else "right"
         return "top" if self.y.direction == "max" else "bottom", across
 

@@ -53,7 +53,7 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """The shape of one image: (C, H, W)."""
+        """Return the shape of one image: (C, H, W)."""
         _, height, width, channels = self.train.images_NHWC.shape
         return channels, height, width
 
