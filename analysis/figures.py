@@ -37,7 +37,10 @@ TITLE = "Mean ± one standard deviation over seeds; x: published"
 
 
 class Point(NamedTuple):
-    """A setting of an experiment; `curve` has pairs of MMACs and test % if its model defers."""
+    """A setting of an experiment; `curve` has pairs of MMACs and test % if its model defers.
+
+    It is that of the first seed.
+    """
 
     name: str
     mmacs: float

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -64,11 +63,9 @@ def worst(rows: Rows) -> str:
     return f"{max(point['mmacs'] for curve in curves for point in curve):.2f}" if curves else ""
 
 
-def distinct(*names: str) -> Callable[[Rows], str]:
-    """Return the text of the distinct values of these columns together."""
-    return lambda rows: "; ".join(
-        dict.fromkeys(", ".join(row[name] for name in names) for row in rows)
-    )
+def distinct(texts: Iterable[str]) -> str:
+    """Join texts, each once."""
+    return "; ".join(dict.fromkeys(texts))
 
 
 COLUMNS: dict[str, Callable[[Rows], str]] = {
@@ -84,7 +81,7 @@ COLUMNS: dict[str, Callable[[Rows], str]] = {
     "student alone %": mean("baselines.student.accuracy", 100),
     "teacher %": mean("baselines.teacher.accuracy", 100),
     "runs": lambda rows: " ".join(row["key"][:SHORT] for row in rows),
-    "commit": lambda rows: "; ".join(dict.fromkeys(row["commit"][:SHORT] for row in rows)),
+    "commit": lambda rows: distinct(row["commit"][:SHORT] for row in rows),
 }
 """Columns of every table, in order; those without a value in any row are left out."""
 MACHINE = ("machine.device", "machine.threads", "machine.torch", "machine.system")
@@ -102,13 +99,15 @@ def difference(runs: Mapping[int, Row], control: Mapping[int, Row]) -> str:
     ]
     if not found:
         return ""
-    error = f" ± {statistics.stdev(found) / len(found) ** 0.5:.2f}" if len(found) > 1 else ""
-    return f"{statistics.fmean(found):+.2f}{error}"
+    each = spread(found)
+    error = f" ± {each.sd / each.n**0.5:.2f}" if each.n > 1 else ""
+    return f"{each.mean:+.2f}{error}"
 
 
 def table(experiment: Experiment) -> str:
     """Return an experiment's table as Markdown; empty before its first run."""
-    groups = settings(experiment.done())
+    rows = experiment.done()
+    groups = settings(rows)
     if not groups:
         return ""
     cells = {
@@ -126,6 +125,7 @@ def table(experiment: Experiment) -> str:
     body = [f"| {' | '.join(line)} |" for line in lines]
     body.insert(1, "|---" * len(lines[0]) + "|")
     missing = len(experiment.missing())
+    machines = distinct(", ".join(row[name] for name in MACHINE) for row in rows)
     return "\n".join(
         [
             f"## {experiment.name}",
@@ -135,7 +135,7 @@ def table(experiment: Experiment) -> str:
             "",
             *body,
             "",
-            f"Machine: {distinct(*MACHINE)(experiment.done())} (device, threads, torch, system).",
+            f"Machine: {machines} (device, threads, torch, system).",
             "",
         ]
     )

@@ -216,8 +216,7 @@ def start_server(preload: Sequence[str] = PRELOADED) -> None:
 
     It ends with this process, or earlier if no worker came from it.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload([*preload])
-    atexit.register(_kill_importing_server)
+    forkserver.set_forkserver_preload([*preload])
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB)  # the server inherits it
     try:
@@ -233,6 +232,7 @@ def server() -> int | None:
     return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined,no-any-return]
 
 
+@atexit.register
 def _kill_importing_server() -> None:
     """Kill a server that is still importing: it would not see before that its driver is gone."""
     pid = server()
