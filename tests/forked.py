@@ -45,9 +45,8 @@ MOIST = ("-c", "from moist.__main__ import main; main()")
 """The command line, as words for an interpreter."""
 PRELOAD = (
     "moist.cli.main",
-    "moist.study.trainer",
+    "moist.study.preload",
     "moist.study.workers",
-    "sklearn.cluster",
     "torch._dynamo",
     "optuna.storages._rdb.models",
     "sqlalchemy.dialects.sqlite",

@@ -40,7 +40,7 @@ from moist.study.executor import (
     stopped,
 )
 
-PRELOADED = ("moist.study.trainer", "sklearn.cluster")
+PRELOADED = ("moist.study.preload",)
 EXIT_TIMEOUT = 2.0
 """Seconds that a worker has to exit after its final event, when its results are on disk."""
 
