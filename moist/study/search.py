@@ -323,12 +323,25 @@ def _planned(
     while len(found) < wanted and (params := next(points, None)) is not None:
         try:
             config = config_of(sweep, params)
-            found.append(estimator.plan(config, located(config.data)).calls)
+            calls = estimator.plan(config, located(config.data)).calls
+            found.append(calls if settings.reuse else _own(calls, len(found)))
         except DataError:
             raise
         except ConfigError:  # these values conflict
             continue
     return SearchPlan(found, complete, workers)
+
+
+def _own(calls: Sequence[Call], trial: int) -> list[Call]:
+    """Return calls of a trial that shares none of their outputs."""
+    return [
+        replace(
+            call,
+            key=f"{trial}/{call.key}",
+            needs=tuple(f"{trial}/{need}" for need in call.needs),
+        )
+        for call in calls
+    ]
 
 
 def earlier_trials(ref: StudyRef, spec: StudySpec) -> list[Trial]:

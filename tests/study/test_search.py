@@ -196,6 +196,14 @@ def test_every_point_of_the_grid_has_a_trial_whose_command_repeats_it(searched):
         assert set(trial.curves) == {"distill_student", "train_jointly"}
 
 
+def test_without_reuse_every_trial_is_planned_to_compute_all_its_stages(home):
+    study = grid(home, name="another")
+    assert study.plan(4).missing == []
+    one, four = (study.plan(trials, reuse=False) for trials in (1, 4))
+    assert four.trials == 4 and len(four.missing) == len(four.calls) == 4 * len(one.calls)
+    assert four.expected.seconds == pytest.approx(4 * one.expected.seconds, rel=0.5)
+
+
 def test_a_plan_expects_times_from_comparable_stages(searched):
     whole, _, second, _ = searched.plans
     before, after = whole.record(), second.record()
