@@ -50,6 +50,7 @@ CALLED = {
 }  # fmt: skip
 for stages_called in CALLED.values():
     stages_called.append("measure_latency")
+CALLED["latency.runtime=onnxruntime"] = [*CALLED[""][:-1], "measure_exported_latency"]
 """The stages that each system calls, in order; all measure the latency in the end."""
 
 

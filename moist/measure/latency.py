@@ -46,6 +46,25 @@ def time_interleaved(
     return {name: summarize(times) for name, times in taken.items()}
 
 
+def time_apart(
+    calls: Mapping[str, Callable[[], object]],
+    synchronize: Callable[[], None],
+    *,
+    repeats: int,
+    seconds: float,
+) -> dict[str, Timing]:
+    """Time each call alone, one after the other, for `seconds` in all.
+
+    For calls of different thread pools: threads that have finished wait in a loop for their next
+    call, and for a while slow the call of another.
+    """
+    found: dict[str, Timing] = {}
+    for name, call in calls.items():
+        each = seconds / len(calls)
+        found |= time_interleaved({name: call}, synchronize, repeats=repeats, seconds=each)
+    return found
+
+
 def is_enough(
     taken: Sequence[Sequence[float]], passed: float, *, repeats: int, seconds: float
 ) -> bool:

@@ -475,6 +475,7 @@ Rule = Callable[[StageTimes, str, Recipe], Work]
 WORKS: dict[str, Rule] = {
     "prepare": _prepare,
     "measure_latency": _latency,
+    "measure_exported_latency": _latency,
     "load_teacher": lambda times, key, recipe: Work((recipe["arch"],)),
     "train_teacher": lambda times, key, recipe: _training(
         times, recipe, NETS["train_teacher"](times, recipe), "teacher"

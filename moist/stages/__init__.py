@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+LATENCIES = ("measure_latency", "measure_exported_latency")
+"""The stages that time models: the only ones whose keys depend on the machine."""
 VERSIONS: dict[str, int] = {}
 """The version of each stage that has been imported."""
 

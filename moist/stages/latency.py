@@ -1,9 +1,9 @@
-"""Time one call of each model of a run, in turn, as untrained networks."""
+"""Time one call of each model of a run, as untrained networks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from moist.data.augment import plain_batches
 from moist.env import Env, autocast
 from moist.errors import StageError
 from moist.measure.accuracy import inference
-from moist.measure.latency import time_interleaved
+from moist.measure.latency import time_apart, time_interleaved
 from moist.nets.build import Architecture, module, timed_models
 from moist.nets.mixture import MoIST
 from moist.nets.onnx_graph import onnx_of, session
@@ -42,8 +42,6 @@ def measure_latency(
 ) -> Latencies:
     """Measure milliseconds per call on real images, router included.
 
-    The only stage keyed on the machine.
-
     Untrained networks are timed: the same operators on tensors of the same shapes as after
     training, so that all runs of one architecture share one measurement and a sweep has it
     before it trains. Weights would affect two more things. Which student an image is sent to:
@@ -52,6 +50,48 @@ def measure_latency(
     deferred images is not known yet: a cascade is timed when it defers none and all. Raises
     StageError on another machine than that whose latencies are reported.
     """
+    models = _models(env, data, arch, k, machine)
+
+    def timings(size: int) -> dict[str, Timing]:
+        with _torch_calls(env, models, data, size, precision) as calls:
+            return time_interleaved(
+                calls, synchronizer(env), repeats=latency.repeats, seconds=latency.seconds
+            )
+
+    return _latencies(machine, timings)
+
+
+@stage(version=1)
+def measure_exported_latency(
+    env: Env,
+    *,
+    data: Dataset,
+    arch: Architecture,
+    k: int | Clusters,
+    latency: LatencyConfig,
+    precision: str,
+    machine: Machine,
+) -> Latencies:
+    """Measure the same in onnxruntime on the CPU, and the routed models in torch beside."""
+    env = on_cpu(env)
+    models = _models(env, data, arch, k, machine)
+
+    def timings(size: int) -> dict[str, Timing]:
+        with _torch_calls(env, models, data, size, precision) as in_torch:
+            pixels = data.train.images_NHWC[_rows(data, size)]
+            calls = {name: in_onnxruntime(net, data, pixels) for name, net in models.items()}
+            calls |= {f"{name}{IN_TORCH}": in_torch[name] for name in in_torch.keys() & ROUTED}
+            return time_apart(
+                calls, synchronizer(env), repeats=latency.repeats, seconds=latency.seconds
+            )
+
+    return _latencies(machine, timings)
+
+
+def _models(
+    env: Env, data: Dataset, arch: Architecture, k: int | Clusters, machine: Machine
+) -> dict[str, nn.Module]:
+    """Build the networks to time. Raises StageError if they are to be timed elsewhere."""
     if env.timed_on:
         raise StageError(
             f"latencies are those of {machine}, which has not timed this model",
@@ -59,45 +99,30 @@ def measure_latency(
         )
     number = k.k if isinstance(k, Clusters) else k
     models = timed_models(arch, data.image_shape, len(data.classes), number)
-    if latency.runtime == "onnxruntime":
-        env = on_cpu(env)
-    nets = {name: module(model, env.device).eval() for name, model in models.items()}
-    timings = {
-        size: _timings(env, nets, data, size, latency, precision=precision) for size in BATCH_SIZES
-    }
-    return Latencies(
-        machine=machine,
-        models={
-            name: {f"batch_{size}": timing[name] for size, timing in timings.items()}
-            for name in timings[1]
-        },
-    )
+    return {name: module(model, env.device).eval() for name, model in models.items()}
 
 
-def _timings(
-    env: Env,
-    nets: dict[str, nn.Module],
-    data: Dataset,
-    size: int,
-    latency: LatencyConfig,
-    *,
-    precision: str,
-) -> dict[str, Timing]:
-    """Time each network on the same images; a mixture gets their labels too, for an oracle."""
+def _latencies(machine: Machine, timings: Callable[[int], dict[str, Timing]]) -> Latencies:
+    """Time all models at both batch sizes."""
+    found = {f"batch_{size}": timings(size) for size in BATCH_SIZES}
+    models = {name: {at: of[name] for at, of in found.items()} for name in found["batch_1"]}
+    return Latencies(machine=machine, models=models)
+
+
+@contextmanager
+def _torch_calls(
+    env: Env, nets: Mapping[str, nn.Module], data: Dataset, size: int, precision: str
+) -> Iterator[dict[str, Callable[[], object]]]:
+    """Return a call of each network on the same images, and send them `in_turn`, in the context.
+
+    A mixture gets the images' labels, too, for an oracle.
+    """
     images, labels = _some_images(env, data, size)
-    calls: dict[str, Callable[[], object]] = {
-        name: partial(net, images, labels) if isinstance(net, MoIST) else partial(net, images)
-        for name, net in nets.items()
-    }
     with inference(nets["model"], env.device, precision), in_turn(nets["model"], images):
-        if latency.runtime == "onnxruntime":
-            pixels = data.train.images_NHWC[_rows(data, size)]
-            beside = {f"{name}{IN_TORCH}": calls[name] for name in calls.keys() & ROUTED}
-            calls = {name: in_onnxruntime(net, data, pixels) for name, net in nets.items()}
-            calls |= beside
-        return time_interleaved(
-            calls, synchronizer(env), repeats=latency.repeats, seconds=latency.seconds
-        )
+        yield {
+            name: partial(net, images, labels) if isinstance(net, MoIST) else partial(net, images)
+            for name, net in nets.items()
+        }
 
 
 def in_onnxruntime(

@@ -13,7 +13,7 @@ from moist.config import Config
 from moist.config.systems import known_students
 from moist.data.sources import Source
 from moist.env import autocast
-from moist.measure.latency import time_interleaved
+from moist.measure.latency import time_apart, time_interleaved
 from moist.measure.multiply_adds import cost
 from moist.measure.stage_times import StageTimes
 from moist.nets.build import Architecture, blank, module, timed_models
@@ -22,6 +22,7 @@ from moist.nets.mixture import MoIST
 from moist.pipeline import stages
 from moist.results.objectives import SPREAD
 from moist.results.report import Cost, Timing, deferred_timing
+from moist.stages import LATENCIES
 from moist.stages.latency import in_onnxruntime, on_cpu, synchronizer
 from moist.store.artifacts import Dataset
 from moist.store.calls import Backend, Call, Ref
@@ -30,8 +31,6 @@ from moist.systems import architecture
 from moist.systems.bound import Bound
 from moist.systems.outputs import run_key
 from moist.systems.shared import prepared, timed
-
-LATENCY = "measure_latency"
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class CostEstimator:
 
     def _measure(self, config: Config) -> dict[str, float]:
         # The data are prepared by now: a worker that is paused may hold their lock.
-        timed = all(call.reused for call in self.plan(config).calls if call.stage == LATENCY)
+        timed = all(call.reused for call in self.plan(config).calls if call.stage in LATENCIES)
         with nullcontext() if timed else self.paused():
             return untrained_quantities(config, self.store, latency=True)
 
@@ -143,12 +142,13 @@ def _cost(image_shape: Shape, classes: int, arch: Architecture, k: int) -> Cost:
 
 
 def time_together(configs: Sequence[Config], store: Backend) -> list[Timing]:
-    """Measure each config's model in turn, in milliseconds per call with one image.
+    """Measure each config's model, in milliseconds per call with one image.
 
     For comparing them on an otherwise idle machine: measured anew, never stored.
     """
     env, latency, precision = store.env, configs[0].latency, configs[0].precision
-    env = on_cpu(env) if latency.runtime == "onnxruntime" else env
+    exported = latency.runtime == "onnxruntime"
+    env = on_cpu(env) if exported else env
     label = torch.zeros(1, dtype=torch.int64, device=env.device)
     calls: dict[str, Callable[[], object]] = {}
     for index, config in enumerate(configs):  # two students for k=auto: an image meets one
@@ -160,11 +160,12 @@ def time_together(configs: Sequence[Config], store: Backend) -> list[Timing]:
             net = module(parts[name], env.device).eval()
             given = (image, label) if isinstance(net, MoIST) else (image,)
             calls[f"{index}/{name}"] = partial(net, *given)
-            if config.latency.runtime == "onnxruntime":
+            if exported:
                 pixels = data.value.train.images_NHWC[:1]
                 calls[f"{index}/{name}"] = in_onnxruntime(net, data.value, pixels)
     with torch.inference_mode(), autocast(env.device, precision):
-        timings = time_interleaved(
+        time = time_apart if exported else time_interleaved
+        timings = time(
             calls, synchronizer(env), repeats=latency.repeats, seconds=latency.seconds * len(calls)
         )
     return [_both(timings, index, config) for index, config in enumerate(configs)]

@@ -18,6 +18,7 @@ from moist.interrupts import check, deferred, undeferred
 from moist.results.objectives import check_honest, check_measured, quantities, reported
 from moist.results.report import Report
 from moist.results.trials import Trial
+from moist.stages import LATENCIES
 from moist.store.runs import RunRecords, command_for
 from moist.study import events
 from moist.study.executor import (
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 TICK = 0.5
 """Seconds after which the driver checks its deadline, whether or not workers send events."""
 
-OWN_STAGES = ("prepare", "measure_latency")
+OWN_STAGES = ("prepare", *LATENCIES)
 """Stages that the driver computes for all trials: no trial saves their seconds."""
 
 

@@ -10,7 +10,7 @@ from moist.data.sources import Source, locate
 from moist.nets.build import Architecture
 from moist.results.report import Evaluation, Latencies
 from moist.stages.evaluate import evaluate
-from moist.stages.latency import measure_latency, on_cpu
+from moist.stages.latency import measure_exported_latency, measure_latency, on_cpu
 from moist.stages.prepare import prepare
 from moist.stages.teacher import WeightsFile
 from moist.store.artifacts import Clusters, Dataset
@@ -43,10 +43,11 @@ def timed(
     call: Bound, config: Config, arch: Architecture, k: int | Ref[Clusters] | None
 ) -> Ref[Latencies]:
     """Time a run's networks, trained or not; `k` counts the students, or clusters decide it."""
-    env = call.store.env
-    here = (on_cpu(env) if config.latency.runtime == "onnxruntime" else env).machine()
-    machine = env.timed_on or here
-    return call(measure_latency, arch=arch, k=k, latency=config.latency, machine=machine)
+    env, latency = call.store.env, config.latency
+    exported = latency.runtime == "onnxruntime"
+    machine = env.timed_on or (on_cpu(env) if exported else env).machine()
+    measure = measure_exported_latency if exported else measure_latency
+    return call(measure, arch=arch, k=k, latency=latency, machine=machine)
 
 
 def evaluated(call: Bound, config: Config, models: Models) -> dict[str, Ref[Evaluation]]:

@@ -26,7 +26,14 @@ from moist.measure.accuracy import (
     inference,
     negative_log_likelihood,
 )
-from moist.measure.latency import BLOCKS, is_enough, spread, summarize, time_interleaved
+from moist.measure.latency import (
+    BLOCKS,
+    is_enough,
+    spread,
+    summarize,
+    time_apart,
+    time_interleaved,
+)
 from moist.measure.multiply_adds import cost, count_flops
 from moist.nets.build import Architecture, blank, module
 from moist.nets.cnn import CNN, STUDENTS
@@ -34,7 +41,12 @@ from moist.nets.mixture import MoIST, duplicate
 from moist.nets.routers import CNNRouter, TransformerRouter
 from moist.results.report import STEADY, Timing, deferred_timing
 from moist.stages.evaluate import evaluate, routing, with_oracle
-from moist.stages.latency import in_onnxruntime, in_turn, measure_latency
+from moist.stages.latency import (
+    in_onnxruntime,
+    in_turn,
+    measure_exported_latency,
+    measure_latency,
+)
 from moist.store.artifacts import Clusters, Dataset, Mixture, Router, Spec, Split, Student
 
 CPU = torch.device("cpu")
@@ -250,6 +262,14 @@ def test_each_call_is_timed_equally_often_and_in_turn() -> None:
     assert list(found) == ["one", "two", "three"]
 
 
+def test_calls_that_would_slow_one_another_are_timed_one_after_the_other() -> None:
+    log: list[str] = []
+    calls = {name: (lambda name=name: log.append(name)) for name in ("one", "two")}
+    found = time_apart(calls, lambda: None, repeats=25, seconds=1e-9)
+    assert log == ["one"] * (2 + BLOCKS) + ["two"] * (2 + BLOCKS)
+    assert [*found] == ["one", "two"] and {timing.n for timing in found.values()} == {BLOCKS}
+
+
 def test_a_call_is_timed_until_the_device_has_finished() -> None:
     log: list[str] = []
     calls = {"a": lambda: log.append("a"), "b": lambda: log.append("b")}
@@ -439,7 +459,7 @@ def test_latency_is_that_of_all_models_at_two_batch_sizes(router, values, asked)
 
 
 def test_models_are_timed_in_the_configured_runtime_and_the_main_one_in_torch_beside() -> None:
-    latencies = measure_latency(
+    latencies = measure_exported_latency(
         ENV, data=dataset(), arch=arch(top=2), k=2, precision="float32", machine=ENV.machine(),
         latency=config.LatencyConfig(repeats=10, seconds=1e-9, runtime="onnxruntime"),
     )  # fmt: skip

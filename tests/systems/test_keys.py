@@ -15,6 +15,7 @@ from moist.config.schema import choices, keys
 from moist.config.systems import SYSTEMS
 from moist.config.unread import unread as unread_keys
 from moist.pipeline import run, stages
+from moist.stages import LATENCIES
 from moist.store.calls import Call
 from moist.store.objects import ObjectStore
 from moist.store.plan import Plan
@@ -27,6 +28,7 @@ GATHERING = {f"merge.{name}" for name in ("method", "base", "layout", "score", "
 TAKES: dict[str, set[str]] = {
     "prepare": {"data"},
     "measure_latency": {"latency", "precision", "teacher.arch", *SIZES},
+    "measure_exported_latency": {"latency", "precision", "teacher.arch", *SIZES},
     "train_teacher": {"teacher", *COMMON},
     "load_teacher": {"teacher.arch"},
     "teacher_logits": {"distill.views", "distill.mirror", *COMMON},
@@ -120,7 +122,7 @@ OTHER = {
 def takes(stage: str, c: Config) -> set[str]:
     """List the keys and sections that a stage takes from a config."""
     found = TAKES[stage]
-    if stage == "measure_latency":
+    if stage in LATENCIES:
         latent = {"distill.gate", "distill.experts"} if c.distill.loss == "moe_kd" else set()
         found = found | LATENCY[c.system] | latent
     if stage == "choose_threshold":
@@ -168,7 +170,9 @@ def expected(calls: list[Call], key: str, config: Config) -> set[str]:
     return found
 
 
-NO_CHANGE = {"system", "mixture.top", "cascade.fallback", "data.name", "teacher.weights"}
+NO_CHANGE = {
+    "system", "mixture.top", "cascade.fallback", "data.name", "teacher.weights", "latency.runtime"
+}  # fmt: skip
 """These decide which stages are called."""
 LATENT = "distill.loss=moe_kd"
 
