@@ -46,13 +46,29 @@ PER_CLASS = {"sent", "per_class_accuracy", "silhouette"}
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A teacher that is trained once, by a recipe, for experiments that distill its weights.
+
+    The weights are kept in analysis/weights if they are `committed`, else in the home.
+    """
+
+    arch: str
+    recipe: tuple[str, ...]
+    committed: bool = True
+
+
+ALL = ("data.val_fraction=0",)
+"""As the paper: all training images are trained on. Nothing is selected from these runs."""
+FASTNET = Teacher("fastnet", ("@sweeps/teacher.yaml",))
+RESNET18 = Teacher("resnet18", ("@sweeps/paper.yaml", *ALL), committed=False)
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A sweep file of which every point is trained under each seed.
 
     `hours` is its expected time on two idle cores with bf16 instructions. `settings` are overrides
-    of the file. `teacher` is the `teacher.arch` whose weights in analysis/weights are distilled;
-    None: the runs train their own teacher. `control` is the setting that the others are compared
-    with, if one is.
+    of the file. `control` is the setting that the others are compared with, if one is.
     """
 
     name: str
@@ -60,7 +76,7 @@ class Experiment:
     sweep: str
     settings: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
-    teacher: str | None = "fastnet"
+    teacher: Teacher = FASTNET
     control: str = ""
     results: Path = RESULTS
 
@@ -70,9 +86,7 @@ class Experiment:
 
     def configs(self) -> dict[str, Config]:
         """Return the config of each run by its point: the searched values and the seed."""
-        settings = ["data.name=folder", *self.settings]
-        if self.teacher:
-            settings.append(f"teacher.arch={self.teacher}")
+        settings = ["data.name=folder", *self.settings, f"teacher.arch={self.teacher.arch}"]
         sweep = read_sweep(ROOT / "sweeps" / f"{self.sweep}.yaml", settings)
         found = {}
         for seed in self.seeds:
@@ -116,17 +130,37 @@ LONG = (
     "temperature=2",
 )
 """The recipe of the frontier's students: many epochs on many views; the rest as in single.yaml."""
-ALL = ("data.val_fraction=0",)
-"""As the paper: all training images are trained on. Nothing is selected from these runs."""
+MIXED = (*LONG, "joint.epochs=20")
+DOUBT = (*LONG, "specialists.epochs=20")
+FIFTY = tuple(f"{stage}.epochs=50" for stage in ("distill", "routing", "joint"))
+
+
+def papers(
+    name: str, hours: float, sweep: str, *settings: str, seeds: tuple[int, ...] = (0,)
+) -> Experiment:
+    """Return an experiment of the paper, by its recipe and from its teacher."""
+    return Experiment(name, hours, sweep, (*ALL, *settings), seeds, RESNET18)
+
+
 PLAN = (
     Experiment("students", 4.4, "residual", LONG),
-    Experiment("specialists", 3.5, "specialists", (*LONG, "specialists.epochs=20"), control="k=1"),
-    Experiment("late_half", 2.5, "late_half", (*LONG, "joint.epochs=20"), control="k=1"),
+    Experiment("specialists", 3.5, "specialists", DOUBT, control="k=1"),
+    Experiment("late_half", 2.5, "late_half", MIXED, control="k=1"),
     Experiment("peers", 6.0, "peers", LONG, seeds=(0,)),
-    Experiment("paper_table", 6.5, "paper_table", ALL, teacher=None),
-    Experiment("paper_oracle", 1.5, "paper_table", (*ALL, "router=oracle"), teacher=None),
-    Experiment("paper_k", 2.5, "paper_k", ALL, seeds=(0,), teacher=None),
-    Experiment("paper_width", 4.0, "paper_width", ALL, seeds=(0,), teacher=None),
+    Experiment(
+        "specialists_shuffled", 0.5, "specialists", (*DOUBT, "k=3", "cluster.method=random"), (0,)
+    ),
+    Experiment("plain_cascade", 0.1, "specialists", (*LONG, "system=student"), (0,)),
+    Experiment("late_half_shuffled", 0.5, "late_half", (*MIXED, "k=4", "cluster.method=random")),
+    Experiment("late_half_oracle", 0.5, "late_half", (*MIXED, "k=4", "router=oracle"), (0,)),
+    Experiment("merged", 1.0, "ones", (*MIXED, "student.batch_norm=true"), (0,)),
+    Experiment("moe_kd", 0.6, "moe_kd", LONG, (0,)),
+    papers("paper_table", 4.5, "paper_table", seeds=(0, 1, 2)),
+    papers("paper_oracle", 1.5, "paper_table", "router=oracle", seeds=(0, 1, 2)),
+    papers("paper_k", 3.0, "paper_k"),
+    papers("paper_width", 4.0, "paper_width"),
+    papers("paper_router", 2.0, "paper_router"),
+    papers("paper_longer", 3.0, "paper_table", *FIFTY),
 )
 """In the order of training; hours are estimates from milliseconds an image."""
 
@@ -172,11 +206,13 @@ class Trainer:
     weights: Path = WEIGHTS
     running: list[subprocess.Popen[str]] = field(default_factory=list, compare=False)
 
-    def teacher(self, arch: str, recipe: Sequence[str] = ("@sweeps/teacher.yaml",)) -> Path:
+    def teach(self, teacher: Teacher) -> Path:
         """Return the weights of a teacher, which is trained first if they are not there."""
-        path = self.weights / f"{arch}.safetensors"
+        folder = self.weights if teacher.committed else self.home / "weights"
+        path = folder / f"{teacher.arch}.safetensors"
         if not path.exists():
-            words = [*recipe, "data.name=folder", f"teacher.arch={arch}", *self._where()]
+            arch = f"teacher.arch={teacher.arch}"
+            words = [*teacher.recipe, "data.name=folder", arch, *self._where()]
             options = [f"--home={self.home}", f"--threads={self.threads}", "-o", str(path)]
             self._call(["analysis.teacher", *words, *options], stdout=None)
         return path
@@ -188,10 +224,12 @@ class Trainer:
         StageError.
         """
         missing = [(one, *item) for one in experiments for item in one.missing().items()]
-        teachers = {one.teacher: self.teacher(one.teacher) for one, *_ in missing if one.teacher}
+        weights = {
+            teacher: self.teach(teacher) for teacher in {one.teacher for one, *_ in missing}
+        }
         with ThreadPoolExecutor(self.jobs) as pool:
             started = {
-                pool.submit(self._run, config, one.teacher and teachers[one.teacher]): (one, point)
+                pool.submit(self._run, config, weights[one.teacher]): (one, point)
                 for one, point, config in missing
             }
             try:
@@ -209,10 +247,9 @@ class Trainer:
                     process.terminate()
                 raise
 
-    def _run(self, config: Config, weights: Path | str | None) -> Run:
+    def _run(self, config: Config, weights: Path) -> Run:
         words = [*shlex.split(command_for(config))[2:], *self._where()]
-        if weights:
-            words.append(f"teacher.weights={weights}")
+        words.append(f"teacher.weights={weights}")
         options = ["--json", "--wandb=off", f"--home={self.home}", f"--threads={self.threads}"]
         output = self._call(["moist", "run", *words, *options], stdout=subprocess.PIPE)
         return RunRecords(self.home).find(json.loads(output)["key"])

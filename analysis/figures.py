@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from analysis.experiments import PLAN, ROOT, Experiment
-from analysis.tables import Row, settings
+from analysis.experiments import FASTNET, PLAN, ROOT, Experiment
+from analysis.rows import Row, settings
 from moist.disk import write_atomically
 from moist.reporting.frontier_plot import COLOURS, GREY, INK
 from moist.reporting.matplotlib_figure import content, new_figure
@@ -64,13 +64,13 @@ def _curve(row: Row) -> list[tuple[float, float]]:
 
 
 def draw(plan: Sequence[Experiment] = PLAN, path: Path = FIGURE) -> None:
-    """Draw the frontier of the experiments that use the given teacher, and published figures."""
+    """Draw the experiments that distill the best teacher, and published figures."""
     with new_figure(INCHES) as figure:
         axes = figure.add_subplot()
         for name, (mmacs, percent) in PUBLISHED.items():
             axes.plot(mmacs, percent, "x", color=GREY)
             _label(axes, name, mmacs, percent, GREY)
-        shown = [one for one in plan if one.teacher and one.done()]
+        shown = [one for one in plan if one.teacher == FASTNET and one.done()]
         for experiment, colour in zip(shown, COLOURS, strict=False):
             for number, point in enumerate(points(experiment)):
                 _point(axes, point, colour, "" if number else experiment.name)

@@ -9,13 +9,13 @@ runs by the beginnings of their keys, and the commits and machines that they ran
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from analysis import paper
 from analysis.experiments import PLAN, ROOT, Experiment
+from analysis.rows import Rows, difference, distinct, mean, settings
 from moist.disk import write_atomically
-from moist.results.aggregate import spread
 from moist.store.keys import SHORT
 
 TABLES = ROOT / "analysis" / "TABLES.md"
@@ -28,44 +28,11 @@ says what they mean. Accuracies are per cents of CIFAR-10's 10,000 test images, 
 test images, and the worst case is an image that is deferred. `ms`: median latency at batch 1.
 """
 
-Row = Mapping[str, str]
-Rows = Sequence[Row]
-
-
-def settings(rows: Iterable[Row]) -> dict[str, dict[int, Row]]:
-    """Group runs by their setting, the point without its seed: in each by seed."""
-    found: dict[str, dict[int, Row]] = {}
-    for row in rows:
-        words = shlex.split(row["point"])
-        [seed] = [word for word in words if word.startswith("seed=")]
-        setting = shlex.join(word for word in words if word != seed)
-        found.setdefault(setting, {})[int(seed.removeprefix("seed="))] = row
-    return {setting: dict(sorted(runs.items())) for setting, runs in found.items()}
-
-
-def mean(name: str, factor: float = 1.0, digits: int = 2) -> Callable[[Rows], str]:
-    """Return the text of a number's mean and deviation over runs; empty if a run lacks it."""
-
-    def text(rows: Rows) -> str:
-        values = [factor * float(row[name]) for row in rows if row.get(name)]
-        if len(values) < len(rows):
-            return ""
-        found = spread(values)
-        deviation = f" ± {found.sd:.{digits}f}" if found.sd else ""
-        return f"{found.mean:.{digits}f}{deviation}"
-
-    return text
-
 
 def worst(rows: Rows) -> str:
     """Return the multiply-adds of an image that is deferred, in millions; else empty."""
     curves = [json.loads(row["deferral.curve"]) for row in rows if row.get("deferral.curve")]
     return f"{max(point['mmacs'] for curve in curves for point in curve):.2f}" if curves else ""
-
-
-def distinct(texts: Iterable[str]) -> str:
-    """Join texts, each once."""
-    return "; ".join(dict.fromkeys(texts))
 
 
 COLUMNS: dict[str, Callable[[Rows], str]] = {
@@ -85,23 +52,6 @@ COLUMNS: dict[str, Callable[[Rows], str]] = {
 }
 """Columns of every table, in order; those without a value in any row are left out."""
 MACHINE = ("machine.device", "machine.threads", "machine.torch", "machine.system")
-
-
-def difference(runs: Mapping[int, Row], control: Mapping[int, Row]) -> str:
-    """Compare test accuracies, in points, with a control's runs of the same seeds.
-
-    A mean ± its standard error over the seeds; without that for one seed.
-    """
-    found = [
-        100 * (float(row["accuracy"]) - float(control[seed]["accuracy"]))
-        for seed, row in runs.items()
-        if seed in control
-    ]
-    if not found:
-        return ""
-    each = spread(found)
-    error = f" ± {each.sd / each.n**0.5:.2f}" if each.n > 1 else ""
-    return f"{each.mean:+.2f}{error}"
 
 
 def table(experiment: Experiment) -> str:
@@ -143,7 +93,7 @@ def table(experiment: Experiment) -> str:
 
 def write(plan: Sequence[Experiment] = PLAN, path: Path = TABLES) -> None:
     """Write the tables of all experiments that have runs."""
-    parts = [HEAD, *filter(None, map(table, plan))]
+    parts = [HEAD, *filter(None, [*map(table, plan), paper.section(plan)])]
     write_atomically(path, "\n".join(parts).encode())
 
 
