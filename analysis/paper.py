@@ -1,10 +1,10 @@
 """Compare the paper's Table I and claims with the runs of its recipe.
 
-    uv run python -m analysis.paper      measure the time that the paper calls latency
+    uv run python -m analysis.paper      measure what its models cost, which needs no training
 
 The paper divides fvcore's count of one image by the batch size, does not count the router, and
-divides the time of tracing the model by the batch size, too. `analysis.tables` writes its figures
-beside those of the runs, by its conventions and by moist's.
+calls latency the time of that trace, divided, too. `analysis.tables` writes its figures beside
+what its conventions give here, and what moist measures.
 """
 
 from __future__ import annotations
@@ -17,26 +17,39 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
+
+import torch
+from torch import nn
 
 from analysis.experiments import PLAN, RESULTS, Experiment, read
 from analysis.rows import Row, Rows, mean, settings
+from moist.config.overrides import parse
 from moist.disk import write_atomically
 from moist.env import Silent, make_env
+from moist.measure.latency import time_interleaved
+from moist.measure.multiply_adds import cost
+from moist.nets.build import module, timed_models
+from moist.nets.mixture import MoIST
+from moist.nets.routers import ROUTERS
 from moist.results.aggregate import spread
 from moist.store.runs import commit
+from moist.systems import architecture
 
-TRACES = RESULTS / "paper_traces.csv"
+COSTS = RESULTS / "paper_costs.csv"
 BATCH = 64
 """The paper's batch size, by which it divides."""
-ROUNDS = 5
+ROUNDS, SECONDS = 5, 30
+SHAPE, CLASSES = (3, 32, 32), 10
 
 
 class Line(NamedTuple):
     """A line of Table I: the paper's figures, and where its runs are.
 
     Accuracy in per cent, latency in ms, MFLOPs an image. `prefix` is that of a baseline's figures
-    in a run's row; `traced` is the model whose trace is timed.
+    in a run's row; `model` names its costs.
     """
 
     name: str
@@ -47,7 +60,7 @@ class Line(NamedTuple):
     experiment: str
     setting: str
     prefix: str = ""
-    traced: str = ""
+    model: str = ""
 
 
 LINES = (
@@ -64,14 +77,18 @@ LINES = (
          "paper_table", "router=linear", "", "linear"),
 )  # fmt: skip
 
+TRACED = (("trace_ms", 3), ("trace_mflops", 2))
+MEASURED = (("ms", 3), ("mflops", 2))
+"""Columns of costs, and their decimals."""
 HOLDS, IN_KIND, FAILS = "holds", "holds in kind", "does not hold"
 
 
 class Runs:
-    """The runs of the paper's experiments, by experiment and setting."""
+    """The runs of the paper's experiments by experiment and setting, and its models' costs."""
 
-    def __init__(self, plan: Sequence[Experiment]) -> None:
+    def __init__(self, plan: Sequence[Experiment], costs: Path = COSTS) -> None:
         self.groups = {one.name: settings(one.done()) for one in plan if one.name[:6] == "paper_"}
+        self.costs = {row["model"]: row for row in read(costs)}
 
     def of(self, experiment: str, setting: str = "") -> Rows:
         """Return the runs of a setting, by seed; none if there are none yet."""
@@ -82,6 +99,12 @@ class Runs:
         groups = self.groups.get(experiment, {})
         return {name.partition("=")[2]: [*runs.values()] for name, runs in groups.items()}
 
+    def times_fewer(self, name: str, model: str = "cnn") -> float | None:
+        """Return how many times the teacher's cost is that of a model; None if not measured."""
+        if not self.costs:
+            return None
+        return float(self.costs["teacher"][name]) / float(self.costs[model][name])
+
 
 def points(rows: Rows, minus: str = "") -> list[float]:
     """Return accuracies in per cent, less those of a baseline if one is given."""
@@ -90,11 +113,6 @@ def points(rows: Rows, minus: str = "") -> list[float]:
         * (float(row["accuracy"]) - (float(row[f"baselines.{minus}.accuracy"]) if minus else 0))
         for row in rows
     ]
-
-
-def ratio(rows: Rows, name: str) -> list[float]:
-    """Return how many times the teacher's figure is that of the model."""
-    return [float(row[f"baselines.teacher.{name}"]) / float(row[name]) for row in rows]
 
 
 def judged(found: Sequence[float], claimed: float, nothing: float = 0.0) -> str:
@@ -139,14 +157,24 @@ def numbers_of_students(runs: Runs) -> tuple[str, str] | None:
     return f"{text} %; n = 1", HOLDS if best == "3" else IN_KIND if near else FAILS
 
 
+def times(runs: Runs, name: str, claimed: float) -> tuple[str, str] | None:
+    """Compare how many times lower a mixture's cost is than its teacher's with what is claimed."""
+    found = runs.times_fewer(name)
+    return found and (f"{found:.1f} times", judged([found], claimed, 1.0))
+
+
 def widths(runs: Runs) -> tuple[str, str] | None:
     """Say how far a mixture of width 1024 is above its teacher, and what it costs."""
-    rows = runs.each("paper_width").get("1024", [])
-    if not rows:
+    fewer = runs.times_fewer("mflops", "wide")
+    if fewer is None:
         return None
-    [gain], [times] = points(rows, "teacher"), ratio(rows, "mflops")
-    verdict = judged([gain], 1.4) if times >= 58 else IN_KIND if gain > 0 and times > 1 else FAILS
-    return f"{gain:+.2f} points, {times:.1f} times fewer; n = 1", verdict
+    text, verdict = f"{fewer:.1f} times fewer", judged([fewer], 58.0, 1.0)
+    if not (rows := runs.each("paper_width").get("1024", [])):
+        return f"{text}; no runs yet", ""
+    [gain] = points(rows, "teacher")
+    both = {judged([gain], 1.4), verdict}
+    worst = next(one for one in (FAILS, IN_KIND, HOLDS) if one in both)
+    return f"{gain:+.2f} points, n = 1; {text}", worst
 
 
 def routers(runs: Runs) -> tuple[str, str] | None:
@@ -189,17 +217,11 @@ CLAIMS = (
     ),
     Claim(
         "it has 87 times fewer FLOPs than the teacher",
-        lambda runs: compared(
-            runs.of("paper_table", "router=cnn"),
-            lambda rows: ratio(rows, "mflops"), 87.0, "times", 1.0,
-        ),
+        lambda runs: times(runs, "mflops", 87.0),
     ),
     Claim(
         "its latency is 10 times lower than the teacher's",
-        lambda runs: compared(
-            runs.of("paper_table", "router=cnn"),
-            lambda rows: ratio(rows, "latency_ms.batch_1"), 10.0, "times at batch 1", 1.0,
-        ),
+        lambda runs: times(runs, "ms", 10.0),
     ),
     Claim(
         "with a router that is always right it reaches 89.49 %",
@@ -217,7 +239,7 @@ CLAIMS = (
 def section(plan: Sequence[Experiment] = PLAN) -> str:
     """Return Table I and the claims as Markdown; empty before anything is measured."""
     runs = Runs(plan)
-    if not any(runs.groups.values()) and not TRACES.exists():
+    if not any(runs.groups.values()) and not COSTS.exists():
         return ""
     parts = ["## The paper's Table I", "", TABLE_TEXT, "", *table_one(runs), ""]
     parts += ["## The paper's claims", "", CLAIMS_TEXT, "", *claims(runs), ""]
@@ -226,10 +248,10 @@ def section(plan: Sequence[Experiment] = PLAN) -> str:
     return "\n".join(parts)
 
 
-TABLE_TEXT = """By the paper; by its conventions (fvcore's trace of our untrained models: its time
-and its count of one image, both divided by the batch size; the trace drops the router); and as
-moist measures trained ones: per image, router included, ms at batch 1, ± over seeds of one
-teacher."""
+TABLE_TEXT = """By the paper; by its conventions (fvcore's trace of our models: its time and its
+count of one image, both divided by the batch size; the trace drops the router); and by moist: n
+seeds of one teacher, ms at batch 1 and MFLOPs of an image, router included. Costs are those of
+untrained networks."""
 CLAIMS_TEXT = """A claim holds if the runs' mean is within two standard errors of it or above, and
 in kind if what it says is true of a smaller number."""
 FIGURE_TEXT = """Test images of each class by the student that they are sent to, seed 0."""
@@ -237,30 +259,27 @@ FIGURE_TEXT = """Test images of each class by the student that they are sent to,
 
 def table_one(runs: Runs) -> Iterator[str]:
     """Yield the lines of Table I."""
-    traces = {row["line"]: row for row in read(TRACES)}
     heads = [
-        "model", "paper: test %", "loss", "ms", "MFLOPs",
-        "its conventions: ms", "MFLOPs", "moist: n", "test %", "loss", "ms", "MFLOPs",
+        "model", "paper: test %", "loss", "ms", "MFLOPs", "its conventions: ms", "MFLOPs",
+        "moist: test %", "loss", "n", "ms", "MFLOPs",
     ]  # fmt: skip
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
     for line in LINES:
-        rows, p = runs.of(line.experiment, line.setting), line.prefix
-        _, accuracy, loss, ms, mflops, *_ = line
-        paper = [f"{accuracy:.2f}", f"{loss:.4f}", f"{ms:.3f}", f"{mflops:.2f}"]
-        traced = [""] * 2
-        if found := traces.get(line.name):
-            traced = [f"{float(found['ms']):.3f}", f"{float(found['mflops']):.2f}"]
-        measured = ["0", *[""] * 4]
-        if rows:
-            measured = [
-                f"{len(rows)}",
-                mean(f"{p}accuracy", 100)(rows),
-                mean(f"{p}loss", digits=4)(rows),
-                mean(f"{p}latency_ms.batch_1", digits=3)(rows),
-                mean(f"{p}mflops")(rows),
-            ]
-        yield f"| {' | '.join([line.name, *paper, *traced, *measured])} |"
+        rows, cost = runs.of(line.experiment, line.setting), runs.costs.get(line.model, {})
+        cells = [
+            line.name,
+            f"{line.accuracy:.2f}",
+            f"{line.loss:.4f}",
+            f"{line.ms:.3f}",
+            f"{line.mflops:.2f}",
+            *(f"{float(cost[name]):.{n}f}" if cost else "" for name, n in TRACED),
+            mean(f"{line.prefix}accuracy", 100)(rows) if rows else "",
+            mean(f"{line.prefix}loss", digits=4)(rows) if rows else "",
+            f"{len(rows)}",
+            *(f"{float(cost[name]):.{n}f}" if cost else "" for name, n in MEASURED),
+        ]
+        yield f"| {' | '.join(cells)} |"
 
 
 def claims(runs: Runs) -> Iterator[str]:
@@ -282,47 +301,63 @@ def specializations(row: Row) -> Iterator[str]:
         yield f"| {name} | {' | '.join(map(str, counts))} |"
 
 
-def trace(which: str) -> tuple[float, float]:
-    """Trace one model of Table I as the paper's code does: its time in ms, and its MFLOPs.
+def network(model: str) -> nn.Module:
+    """Build an untrained network: the teacher, the student, or a mixture by its router.
 
-    Both are divided by the batch size. A first trace takes longest: call it in a new process.
+    `wide` is the mixture of three students of width 1024.
     """
-    import torch
+    router = model if model in ROUTERS else "cnn"
+    size = ("k=3", "hidden_width=1024") if model == "wide" else ("k=4",)
+    config = parse(("@sweeps/paper.yaml", f"router={router}", *size))
+    assert isinstance(config.k, int)
+    models = timed_models(architecture(config), SHAPE, CLASSES, config.k)
+    return module(models.get(model, models["model"]), torch.device("cpu")).eval()
+
+
+def given(net: nn.Module) -> tuple[torch.Tensor, ...]:
+    """Return what a network takes: an image, and for a mixture its label, for an oracle."""
+    image, label = torch.zeros(1, *SHAPE), torch.zeros(1, dtype=torch.int64)
+    return (image, label) if isinstance(net, MoIST) else (image,)
+
+
+def trace(model: str) -> tuple[float, float]:
+    """Trace a model as the paper's code does: milliseconds and MFLOPs, both divided by 64.
+
+    A first trace takes longest: call it in a new process.
+    """
     from fvcore.nn import FlopCountAnalysis
 
-    from moist.config.overrides import parse
-    from moist.nets.build import module, timed_models
-    from moist.systems import architecture
-
-    router = which if which not in {"teacher", "student"} else "cnn"
-    config = parse(("@sweeps/paper.yaml", "k=4", f"router={router}"))
-    models = timed_models(architecture(config), (3, 32, 32), 10, 4)
-    net = module(models[which if which in models else "model"], torch.device("cpu")).eval()
-    image, label = torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64)
-    given = (image, label) if which == "oracle" else (image,)
+    net = network(model)
     begin = time.perf_counter()
-    analysis = FlopCountAnalysis(net, given)
+    analysis = FlopCountAnalysis(net, given(net))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     count = analysis.total()
     return 1e3 * (time.perf_counter() - begin) / BATCH, 1e-6 * count / BATCH
 
 
 def main() -> None:
-    """Trace each model of Table I in processes of its own, and write the medians."""
+    """Measure the costs of the paper's models by its conventions and by moist's."""
+    models = [*(line.model for line in LINES), "wide"]
     spawn = multiprocessing.get_context("spawn")
-    found: dict[str, list[tuple[float, float]]] = {line.name: [] for line in LINES}
+    traces: dict[str, list[tuple[float, float]]] = {model: [] for model in models}
     for _ in range(ROUNDS):
-        for line in LINES:
+        for model in models:
             with ProcessPoolExecutor(1, spawn) as pool:
-                found[line.name].append(pool.submit(trace, line.traced).result())
+                traces[model].append(pool.submit(trace, model).result())
+    env, nets = make_env(Silent()), {model: network(model) for model in models}
+    calls = {model: partial(net, *given(net)) for model, net in nets.items()}
+    with torch.inference_mode():
+        timings = time_interleaved(calls, lambda: None, repeats=100, seconds=SECONDS)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["line", "ms", "mflops", "n", "commit", "machine"])
-    machine = str(make_env(Silent()).machine())
-    for name, traces in found.items():
-        ms, mflops = (statistics.median(values) for values in zip(*traces, strict=True))
-        writer.writerow([name, ms, mflops, len(traces), commit(), machine])
-    write_atomically(TRACES, text.getvalue().encode())
+    names = [*(name for name, _ in TRACED), "traces", *(name for name, _ in MEASURED), "n"]
+    writer.writerow(["model", *names, "commit", "machine"])
+    for model, net in nets.items():
+        traced = (statistics.median(values) for values in zip(*traces[model], strict=True))
+        timing, mflops = timings[model], cost(net, SHAPE).mflops
+        own = [timing.median, mflops, timing.n]
+        writer.writerow([model, *traced, ROUNDS, *own, commit(), str(env.machine())])
+    write_atomically(COSTS, text.getvalue().encode())
 
 
 if __name__ == "__main__":
