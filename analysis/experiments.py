@@ -132,6 +132,7 @@ LONG = (
 """The recipe of the frontier's students: many epochs on many views; the rest as in single.yaml."""
 MIXED = (*LONG, "joint.epochs=20")
 DOUBT = (*LONG, "specialists.epochs=20")
+PLAIN = ("student.arch=residual_2mf", "cascade.fallback=residual_26mf", "cascade.defer=0.16")
 FIFTY = tuple(f"{stage}.epochs=50" for stage in ("distill", "routing", "joint"))
 
 
@@ -150,7 +151,7 @@ PLAN = (
     Experiment(
         "specialists_shuffled", 0.5, "specialists", (*DOUBT, "k=3", "cluster.method=random"), (0,)
     ),
-    Experiment("plain_cascade", 0.1, "specialists", (*LONG, "system=student"), (0,)),
+    Experiment("plain_cascade", 0.1, "cascade", (*LONG, *PLAIN), (0,)),
     Experiment("late_half_shuffled", 0.5, "late_half", (*MIXED, "k=4", "cluster.method=random")),
     Experiment("late_half_oracle", 0.5, "late_half", (*MIXED, "k=4", "router=oracle"), (0,)),
     Experiment("merged", 1.0, "ones", (*MIXED, "student.batch_norm=true"), (0,)),

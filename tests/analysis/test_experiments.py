@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tiny import EPOCHS, TINY
 
-from analysis import figures, tables
-from analysis.experiments import PLAN, Experiment, Trainer
+from analysis import figures, rows, tables
+from analysis.experiments import PLAN, Experiment, Teacher, Trainer
 from analysis.step_profile import kind_of
 from moist.store.runs import RunRecords
 from moist.sweepfile import catalog
@@ -48,11 +48,12 @@ def test_only_runs_without_a_row_are_trained(
     monkeypatch.setattr(sys, "executable", str(commands / "python"))
     epochs = (f"{section}.epochs=1" for section in EPOCHS)
     settings = (*epochs, "latency.seconds=0.01", "precision=float32")
+    teacher = Teacher("resnet8", (*TINY, *settings))
     experiment = Experiment(
-        "tiny", 0.0, "tiny", settings, (0, 1), teacher="resnet8", results=tmp_path / "results"
+        "tiny", 0.0, "tiny", settings, (0, 1), teacher, results=tmp_path / "results"
     )
     trainer = Trainer(images, tmp_path / "home", 2, 1, "float32", weights=tmp_path / "weights")
-    weights = trainer.teacher("resnet8", (*TINY, *settings))
+    weights = trainer.teach(teacher)
     assert weights.exists()
     trainer.train([replace(experiment, seeds=(1,))])
     [first] = experiment.done()
@@ -84,10 +85,10 @@ def check_table(experiment: Experiment) -> None:
     assert found_mean == pytest.approx(50 * sum(accuracies), abs=0.005)
     assert found_sd == pytest.approx(100 * statistics.stdev(accuracies), abs=0.005)
     runs = {0: one, 1: two}
-    assert tables.difference(runs, runs) == "+0.00 ± 0.00"
+    assert rows.difference(runs, runs) == "+0.00 ± 0.00"
     worse = {seed: {**run, "accuracy": float(run["accuracy"]) - 0.1} for seed, run in runs.items()}
-    assert tables.difference(runs, worse) == "+10.00 ± 0.00"
-    assert tables.difference({0: one}, worse) == "+10.00"
+    assert rows.difference(runs, worse) == "+10.00 ± 0.00"
+    assert rows.difference({0: one}, worse) == "+10.00"
 
 
 def test_the_committed_tables_are_those_of_the_committed_runs(tmp_path: Path) -> None:
