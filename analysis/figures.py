@@ -1,9 +1,10 @@
-"""Draw analysis/figures/frontier.svg: accuracy over multiply-adds, from analysis/results.
+"""Draw the figures in analysis/figures from the runs in analysis/results.
 
     uv run python -m analysis.figures
 
-A point is a setting: the mean over its seeds ± the standard deviation. A model that defers has a
-curve, by its threshold; its cost is the mean over the test images.
+frontier.svg has accuracy over multiply-adds. A point is a setting: the mean over its seeds ± the
+standard deviation. A model that defers has a curve, by its threshold; its cost is the mean over
+the test images. paper.svg is the paper's Figure 3: accuracy by number and by width of students.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ PUBLISHED = {
 }
 """MMACs and test % as published, of 200 epochs or more: github.com/chenyaofo/pytorch-cifar-models,
 and ResNet-8 of github.com/D-X-Y/AutoDL-Projects. Most chose the epoch by test images."""
+SWEEPS = FIGURE.with_name("paper.svg")
+WIDTHS = {
+    2: 27.93, 4: 64.64, 8: 73.11, 16: 80.11, 32: 80.30, 64: 81.99, 128: 82.49, 256: 83.90,
+    512: 84.45, 1024: 85.17, 2048: 85.31, 4096: 84.96,
+}  # fmt: skip
+"""Test % of the paper's mixture by its students' width, from its authors' logs."""
 INCHES = (8, 5)
 TITLE = "Mean ± one standard deviation over seeds; x: published"
 
@@ -88,6 +95,38 @@ def draw(plan: Sequence[Experiment] = PLAN, path: Path = FIGURE) -> None:
         write_atomically(path, content(figure, TITLE, "python -m analysis.figures", "svg"))
 
 
+def draw_paper(plan: Sequence[Experiment] = PLAN, path: Path = SWEEPS) -> None:
+    """Draw accuracy by number of students and by width; nothing before the first of these runs."""
+    panels = {
+        "paper_k": ("number of students", {}),
+        "paper_width": ("width of the hidden layer (x: the authors')", WIDTHS),
+    }
+    shown = {one.name: one for one in plan if one.name in panels and one.done()}
+    if not shown:
+        return
+    with new_figure(INCHES) as figure:
+        for axes, (name, experiment) in zip(
+            figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
+        ):
+            label, theirs = panels[name]
+            found = {int(one.name): one for one in points(experiment) if one.name != "auto"}
+            axes.plot([*theirs], [*theirs.values()], "x", color=GREY)
+            axes.errorbar(
+                [*found],
+                [one.percent.mean for one in found.values()],
+                [one.percent.sd for one in found.values()],
+                fmt="o-",
+                color=COLOURS[0],
+                capsize=3,
+            )
+            axes.set(xlabel=label, ylabel="CIFAR-10 test images classified right, %")
+            if theirs:
+                axes.set_xscale("log", base=2)
+        write_atomically(
+            path, content(figure, "The paper's Figure 3", "python -m analysis.figures", "svg")
+        )
+
+
 def _point(axes: Axes, point: Point, colour: str, legend: str) -> None:
     if point.curve:
         axes.plot(*zip(*point.curve, strict=True), color=colour, linewidth=1, alpha=0.6)
@@ -105,3 +144,4 @@ def _label(axes: Axes, text: str, x: float, y: float, colour: str) -> None:
 
 if __name__ == "__main__":
     draw()
+    draw_paper()

@@ -113,6 +113,23 @@ def test_the_frontier_is_drawn_of_the_runs(tmp_path: Path) -> None:
     assert all(f"{name} (n=2)" in drawn for name in points) and "ShuffleNetV2-x0.5" in drawn
 
 
+def test_the_papers_sweeps_are_drawn_once_there_are_runs(tmp_path: Path) -> None:
+    plan = [replace(one, results=tmp_path) for one in PLAN]
+    figures.draw_paper(plan, tmp_path / "paper.svg")
+    assert not (tmp_path / "paper.svg").exists()
+    (tmp_path / "paper_k.csv").write_text(
+        "point,accuracy,mmacs\nk=2 seed=0,0.8,13\nk=3 seed=0,0.81,13\nk=auto seed=0,0.82,13\n"
+    )
+    figures.draw_paper(plan, tmp_path / "paper.svg")
+    drawn = (tmp_path / "paper.svg").read_text()
+    assert "number of students" in drawn and "hidden layer" not in drawn
+    (tmp_path / "paper_width.csv").write_text(
+        "point,accuracy,mmacs\nhidden_width=8 seed=0,0.7,6\n"
+    )
+    figures.draw_paper(plan, tmp_path / "paper.svg")
+    assert "hidden layer" in (tmp_path / "paper.svg").read_text()
+
+
 def test_operators_are_counted_by_kind() -> None:
     names = ["aten::mkldnn_convolution", "aten::native_batch_norm", "aten::addmm", "aten::copy_"]
     assert [*map(kind_of, names)] == ["convolutions", "batch norm", "linear layers", "other"]
