@@ -29,13 +29,17 @@ from typing import Any
 
 import click
 
+from analysis.rows import packed
 from moist.cli.options import HOME, PATH
 from moist.config import Config, flat
 from moist.config.schema import is_location
 from moist.disk import write_atomically
+from moist.env import Silent, make_env
 from moist.errors import MoistError, StageError
 from moist.reporting import terminal
+from moist.serving import inspection
 from moist.store.runs import Run, RunRecords, command_for, commit
+from moist.store.store import Store
 from moist.sweepfile import config_of, grid, read_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -105,10 +109,11 @@ class Experiment:
         points = {row["point"] for row in self.done()}
         return {point: one for point, one in self.configs().items() if point not in points}
 
-    def add(self, point: str, run: Run) -> None:
+    def add(self, point: str, run: Run, right: str) -> None:
         """Write a run's row: where it comes from, the values that are no defaults, its report.
 
         Values per class are JSON texts, as `sent`: the test images of each class by student.
+        `right` has a bit for each test image, so that runs can be compared image by image.
         """
         defaults = flat(Config())
         changed = {
@@ -118,7 +123,7 @@ class Experiment:
         }
         report = run.report.model_dump(mode="json", exclude={"key"})
         origin = dict(zip(ORIGIN, [point, run.key, run.created, commit()], strict=True))
-        append(self.table, {**origin, **changed, **dict(_leaves(report))})
+        append(self.table, {**origin, **changed, **dict(_leaves(report)), "right": right})
 
 
 LONG = (
@@ -236,7 +241,7 @@ class Trainer:
             try:
                 for future in as_completed(started):
                     (one, point), run = started[future], future.result()
-                    one.add(point, run)
+                    one.add(point, run, self.right(run))
                     score = f"{100 * run.report.accuracy:.2f} % of the test images"
                     click.echo(f"{one.name}: {point}: {score}", err=True)
             except StageError:
@@ -254,6 +259,11 @@ class Trainer:
         options = ["--json", "--wandb=off", f"--home={self.home}", f"--threads={self.threads}"]
         output = self._call(["moist", "run", *words, *options], stdout=subprocess.PIPE)
         return RunRecords(self.home).find(json.loads(output)["key"])
+
+    def right(self, run: Run) -> str:
+        """Classify the test images once more; return which the run's model classifies right."""
+        store = Store(self.home, make_env(Silent(), None, self.threads))
+        return packed(inspection.right(store, run).numpy())
 
     def _where(self) -> list[str]:
         return [f"data.root={self.data}", f"precision={self.precision}"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from moist.results.aggregate import spread
 
@@ -41,18 +45,32 @@ def distinct(texts: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(texts))
 
 
+def packed(right_N: NDArray[np.bool_]) -> str:
+    """Return which images are classified right as text, a bit each."""
+    return base64.b64encode(np.packbits(right_N).tobytes()).decode()
+
+
+def unpacked(row: Row) -> NDArray[np.bool_]:
+    """Return which of a run's test images (N) are classified right."""
+    bits = np.frombuffer(base64.b64decode(row["right"]), np.uint8)
+    return np.unpackbits(bits, count=int(row["n_test"])).astype(bool)
+
+
 def difference(runs: Mapping[int, Row], control: Mapping[int, Row]) -> str:
     """Compare test accuracies, in points, with a control's runs of the same seeds.
 
-    A mean ± its standard error over the seeds; without that for one seed.
+    A mean with two standard errors, of which each regards one thing as drawn at random: the seeds
+    (n > 1), and the test images, paired, by the mean of each over the seeds.
     """
-    found = [
-        100 * (float(row["accuracy"]) - float(control[seed]["accuracy"]))
-        for seed, row in runs.items()
-        if seed in control
-    ]
-    if not found:
+    both = [(row, control[seed]) for seed, row in runs.items() if seed in control]
+    if not both:
         return ""
-    each = spread(found)
-    error = f" ± {each.sd / each.n**0.5:.2f}" if each.n > 1 else ""
-    return f"{each.mean:+.2f}{error}"
+    each = spread(
+        [100 * (float(one["accuracy"]) - float(other["accuracy"])) for one, other in both]
+    )
+    errors = [f"{each.sd / each.n**0.5:.2f} (seeds)"] if each.n > 1 else []
+    if all(row.get("right") for pair in both for row in pair):
+        gains = [100.0 * unpacked(one) - 100.0 * unpacked(other) for one, other in both]
+        gain_N = np.mean(gains, axis=0)
+        errors.append(f"{gain_N.std(ddof=1) / len(gain_N) ** 0.5:.2f} (images)")
+    return " ± ".join([f"{each.mean:+.2f}", *errors])

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from moist.errors import StoreError
-from moist.measure.accuracy import classify
-from moist.nets.build import module
+from moist.measure.accuracy import Answers, classify
+from moist.nets.build import Model, module
 from moist.serving.predict import stored
 from moist.stages.evaluate import routed_rows
-from moist.store.artifacts import Cascade
+from moist.store.artifacts import Cascade, Dataset
 from moist.store.calls import Backend
 from moist.store.runs import Run
 
@@ -61,17 +61,32 @@ class Inspection:
     groups: tuple[Group, ...] = field(default=())
 
 
-def inspect(store: Backend, run: Run) -> Inspection:
-    """Classify a run's test images with its stored model.
+def right(store: Backend, run: Run) -> torch.Tensor:
+    """Return which test images (N) a run's stored model classifies right, in the data's order.
 
     Raises StoreError when its images or its model are no longer stored.
     """
+    data, _, _, predicted_N = _classified(store, run)
+    return predicted_N == data.test.labels_N
+
+
+def _classified(store: Backend, run: Run) -> tuple[Dataset, Model, Answers, torch.Tensor]:
+    """Return a run's data, model, its answers on the test images, and the classes (N) of these."""
     data, model = stored(store, run)
     net = module(model, store.env.device)
     answers = classify(store.env, net, data.test, data, precision=run.config["precision"])
     defers = isinstance(model, Cascade)
     logits_NC = answers.at_threshold(model.threshold) if defers else answers.logits_NC
-    labels_N, predicted_N = data.test.labels_N, logits_NC.argmax(1)
+    return data, model, answers, logits_NC.argmax(1)
+
+
+def inspect(store: Backend, run: Run) -> Inspection:
+    """Classify a run's test images with its stored model.
+
+    Raises StoreError when its images or its model are no longer stored.
+    """
+    data, model, answers, predicted_N = _classified(store, run)
+    labels_N = data.test.labels_N
     count = len(data.classes)
     pairs_N = labels_N * count + predicted_N
     confusion_CC = torch.bincount(pairs_N, minlength=count * count).reshape(count, count)

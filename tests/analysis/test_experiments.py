@@ -6,7 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import forked
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 from tiny import EPOCHS, TINY
@@ -85,10 +88,39 @@ def check_table(experiment: Experiment) -> None:
     assert found_mean == pytest.approx(50 * sum(accuracies), abs=0.005)
     assert found_sd == pytest.approx(100 * statistics.stdev(accuracies), abs=0.005)
     runs = {0: one, 1: two}
-    assert rows.difference(runs, runs) == "+0.00 ± 0.00"
-    worse = {seed: {**run, "accuracy": float(run["accuracy"]) - 0.1} for seed, run in runs.items()}
-    assert rows.difference(runs, worse) == "+10.00 ± 0.00"
-    assert rows.difference({0: one}, worse) == "+10.00"
+    for run in runs.values():
+        assert rows.unpacked(run).mean() == pytest.approx(float(run["accuracy"]))
+    assert rows.difference(runs, runs) == "+0.00 ± 0.00 (seeds) ± 0.00 (images)"
+
+
+def drawn(right: list[bool]) -> dict[str, str]:
+    accuracy = str(sum(right) / len(right))
+    bits = rows.packed(np.array(right))
+    return {"accuracy": accuracy, "right": bits, "n_test": str(len(right))}
+
+
+pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40)
+
+
+@given(pairs)
+def test_runs_are_compared_image_by_image(found: list[tuple[bool, bool]]) -> None:
+    one, other = (drawn([*rights]) for rights in zip(*found, strict=True))
+    assert rows.unpacked(one).tolist() == [first for first, _ in found]
+    n, won = len(found), sum(a and not b for a, b in found)
+    lost = sum(b and not a for a, b in found)
+    variance = (won + lost - (won - lost) ** 2 / n) / (n - 1)  # of McNemar's table
+    text = rows.difference({0: one}, {0: other, 1: other})
+    mean, error = text.removesuffix(" (images)").split(" ± ")
+    assert float(mean) == pytest.approx(100 * (won - lost) / n, abs=0.006)
+    assert float(error) == pytest.approx(100 * (variance / n) ** 0.5, abs=0.006)
+
+
+def test_seeds_are_paired_and_runs_without_images_have_no_error_over_them() -> None:
+    runs = {seed: {"accuracy": str(0.8 + seed / 100)} for seed in range(3)}
+    worse = {seed: {"accuracy": str(0.7 + seed / 50)} for seed in range(4)}
+    assert rows.difference(runs, worse) == "+9.00 ± 0.58 (seeds)"
+    assert rows.difference({0: runs[0]}, worse) == "+10.00"
+    assert rows.difference({5: runs[0]}, worse) == ""
 
 
 def test_the_committed_tables_are_those_of_the_committed_runs(tmp_path: Path) -> None:
