@@ -79,8 +79,14 @@ def draw(plan: Sequence[Experiment] = PLAN, path: Path = FIGURE) -> None:
             _label(axes, name, mmacs, percent, GREY)
         shown = [one for one in plan if one.teacher == FASTNET and one.done()]
         for experiment, colour in zip(shown, COLOURS, strict=False):
-            for number, point in enumerate(points(experiment)):
-                _point(axes, point, colour, "" if number else experiment.name)
+            found = [*points(experiment)]
+            if len(found) == 1:  # the legend names it
+                _mark(axes, found[0], colour, f"{experiment.name} (n={found[0].percent.n})")
+                continue
+            for number, point in enumerate(found):
+                _mark(axes, point, colour, "" if number else experiment.name)
+                label = f"{point.name} (n={point.percent.n})"
+                _label(axes, label, point.mmacs, point.percent.mean, INK)
         axes.set_xscale("log")
         ticks = [1, 2, 5, 10, 20, 50]
         axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
@@ -127,13 +133,11 @@ def draw_paper(plan: Sequence[Experiment] = PLAN, path: Path = SWEEPS) -> None:
         )
 
 
-def _point(axes: Axes, point: Point, colour: str, legend: str) -> None:
+def _mark(axes: Axes, point: Point, colour: str, legend: str) -> None:
     if point.curve:
         axes.plot(*zip(*point.curve, strict=True), color=colour, linewidth=1, alpha=0.6)
-    label = f"{point.name} (n={point.percent.n})"
     style = {"fmt": "o", "color": colour, "capsize": 3}
     axes.errorbar(point.mmacs, point.percent.mean, point.percent.sd, label=legend or None, **style)
-    _label(axes, label, point.mmacs, point.percent.mean, INK)
 
 
 def _label(axes: Axes, text: str, x: float, y: float, colour: str) -> None:
