@@ -34,12 +34,9 @@ from moist.cli.options import HOME, PATH
 from moist.config import Config, flat
 from moist.config.schema import is_location
 from moist.disk import write_atomically
-from moist.env import Silent, make_env
 from moist.errors import MoistError, StageError
 from moist.reporting import terminal
-from moist.serving import inspection
 from moist.store.runs import Run, RunRecords, command_for, commit
-from moist.store.store import Store
 from moist.sweepfile import config_of, grid, read_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -181,7 +178,11 @@ def read(table: Path) -> list[dict[str, str]]:
 
 def append(table: Path, row: Mapping[str, Any]) -> None:
     """Add a row to a CSV file, which gets a column for each of its names."""
-    rows: list[Mapping[str, Any]] = [*read(table), row]
+    write(table, [*read(table), row])
+
+
+def write(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a CSV file with a column for each of their names."""
     text = io.StringIO(newline="")
     heads = dict.fromkeys(name for one in rows for name in one)
     writer = csv.DictWriter(text, heads, lineterminator="\n")
@@ -262,6 +263,10 @@ class Trainer:
 
     def right(self, run: Run) -> str:
         """Classify the test images once more; return which the run's model classifies right."""
+        from moist.env import Silent, make_env
+        from moist.serving import inspection
+        from moist.store.store import Store
+
         store = Store(self.home, make_env(Silent(), None, self.threads))
         return packed(inspection.right(store, run).numpy())
 

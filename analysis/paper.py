@@ -9,8 +9,6 @@ what its conventions give here, and what moist measures.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import multiprocessing
 import statistics
@@ -25,10 +23,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from analysis.experiments import PLAN, RESULTS, Experiment, read
+from analysis.experiments import PLAN, RESULTS, Experiment, read, write
 from analysis.rows import Row, Rows, mean, settings
 from moist.config.overrides import parse
-from moist.disk import write_atomically
 from moist.env import Silent, make_env
 from moist.measure.latency import time_interleaved
 from moist.measure.multiply_adds import cost
@@ -352,16 +349,16 @@ def main() -> None:
     calls = {model: partial(net, *given(net)) for model, net in nets.items()}
     with torch.inference_mode():
         timings = time_interleaved(calls, lambda: None, repeats=100, seconds=SECONDS)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    names = [*(name for name, _ in TRACED), "traces", *(name for name, _ in MEASURED), "n"]
-    writer.writerow(["model", *names, "commit", "machine"])
+    rows = []
     for model, net in nets.items():
-        traced = (statistics.median(values) for values in zip(*traces[model], strict=True))
-        timing, mflops = timings[model], cost(net, SHAPE).mflops
-        own = [timing.median, mflops, timing.n]
-        writer.writerow([model, *traced, ROUNDS, *own, commit(), str(env.machine())])
-    write_atomically(COSTS, text.getvalue().encode())
+        trace_ms, trace_mflops = map(statistics.median, zip(*traces[model], strict=True))
+        timing = timings[model]
+        rows.append({
+            "model": model, "trace_ms": trace_ms, "trace_mflops": trace_mflops, "traces": ROUNDS,
+            "ms": timing.median, "mflops": cost(net, SHAPE).mflops, "n": timing.n,
+            "commit": commit(), "machine": str(env.machine()),
+        })  # fmt: skip
+    write(COSTS, rows)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def test_a_sweep_file_can_be_searched_and_one_of_constants_be_run(path):
     sweep = read_sweep(path)
     *start, last = yaml.safe_load(path.read_text())["command"]
     assert (start[:3], last) == (["${env}", "moist", "run"], "${args_no_hyphens}")
-    recipes = ("single", "short", "sound", "paper", "teacher")
-    assert {*start[3:]} <= {f"@sweeps/{name}.yaml" for name in recipes}
+    recipes = ([], ["single"], ["short"], ["sound"], ["paper"], ["single", "teacher"])
+    assert start[3:] in [[f"@sweeps/{name}.yaml" for name in names] for names in recipes]
     if sweep.parameters:
         check_search(sweep.name, sweep, [one.name for one in sweep.objectives or DEFAULT])
     else:

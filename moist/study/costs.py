@@ -160,7 +160,7 @@ def time_together(configs: Sequence[Config], store: Backend) -> list[Timing]:
             net = module(parts[name], env.device).eval()
             given = (image, label) if isinstance(net, MoIST) else (image,)
             calls[f"{index}/{name}"] = partial(net, *given)
-            if exported:
+            if config.latency.runtime == "onnxruntime":
                 pixels = data.value.train.images_NHWC[:1]
                 calls[f"{index}/{name}"] = in_onnxruntime(net, data.value, pixels)
     with torch.inference_mode(), autocast(env.device, precision):
