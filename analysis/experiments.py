@@ -3,6 +3,8 @@
     uv run python -m analysis.experiments                     list them: runs done, hours left
     uv run python -m analysis.experiments run --data IMAGES   train what is missing, in order
     uv run python -m analysis.experiments run --data IMAGES students --jobs 2 --threads 1
+    uv run python -m analysis.experiments repeat students student.arch=residual_7mf seed=0 \\
+        --data IMAGES                                         train one again, compare with its row
 
 IMAGES is a folder with CIFAR-10's images, `IMAGES/{train,test}/<class>/*`. An experiment is a
 sweep file, of which every point is trained under several seeds, from a teacher that is trained
@@ -21,7 +23,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +31,8 @@ from typing import Any
 
 import click
 
-from analysis.rows import packed
+from analysis.rows import Rows, beside, packed
+from analysis.rows import settings as by_setting
 from moist.cli.options import HOME, PATH
 from moist.config import Config, flat
 from moist.config.schema import is_location
@@ -43,6 +46,7 @@ ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "analysis" / "weights"
 RESULTS = ROOT / "analysis" / "results"
 ORIGIN = ["point", "key", "created", "commit"]
+COUNT = click.IntRange(1)
 PER_CLASS = {"sent", "per_class_accuracy", "silhouette"}
 
 
@@ -105,6 +109,22 @@ class Experiment:
         """Return the configs of the runs that have no row, by point."""
         points = {row["point"] for row in self.done()}
         return {point: one for point, one in self.configs().items() if point not in points}
+
+    def committed(self, words: Iterable[str]) -> tuple[Rows, Config]:
+        """Return the rows of a setting and the config of one of its points, named by its words.
+
+        Raises UsageError, which lists the points that have rows.
+        """
+        configs, rows = self.configs(), self.done()
+        for row in rows:
+            if set(shlex.split(row["point"])) == set(words):
+                [runs] = [one for one in by_setting(rows).values() if row in one.values()]
+                return [*runs.values()], configs[row["point"]]
+        points = "\n  ".join(row["point"] for row in rows) or "none yet"
+        asked = shlex.join(words) or "nothing"
+        raise click.UsageError(
+            f"asked for {asked}; the runs of `{self.name}` that have rows are:\n  {points}"
+        )
 
     def add(self, point: str, run: Run, right: str) -> None:
         """Write a run's row: where it comes from, the values that are no defaults, its report.
@@ -236,7 +256,7 @@ class Trainer:
         }
         with ThreadPoolExecutor(self.jobs) as pool:
             started = {
-                pool.submit(self._run, config, weights[one.teacher]): (one, point)
+                pool.submit(self.run, config, weights[one.teacher]): (one, point)
                 for one, point, config in missing
             }
             try:
@@ -254,7 +274,8 @@ class Trainer:
                     process.terminate()
                 raise
 
-    def _run(self, config: Config, weights: Path) -> Run:
+    def run(self, config: Config, weights: Path) -> Run:
+        """Train a run in a process of its own, unless the home has it; return its record."""
         words = [*shlex.split(command_for(config))[2:], *self._where()]
         words.append(f"teacher.weights={weights}")
         options = ["--json", "--wandb=off", f"--home={self.home}", f"--threads={self.threads}"]
@@ -306,29 +327,64 @@ def cli(context: click.Context) -> None:
         terminal.print_table("", ["experiment", "runs", "hours left"], rows)
 
 
+def where(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a command that trains: a Trainer's fields."""
+    for option in (
+        click.option("--data", required=True, type=PATH, help="Folder of CIFAR-10's images."),
+        click.option("--jobs", default=1, show_default=True, type=COUNT, help="Runs at once."),
+        click.option("--threads", default=2, show_default=True, type=COUNT, help="Of each run."),
+        click.option(
+            "--precision",
+            default="bf16",
+            show_default=True,
+            type=click.Choice(["bf16", "float32"]),
+            help="float32 is faster on a processor without bf16 instructions.",
+        ),
+        HOME,
+    ):
+        command = option(command)
+    return command
+
+
+def named(name: str) -> Experiment:
+    """Return an experiment of the plan. Raises UsageError, which lists them."""
+    for one in PLAN:
+        if one.name == name:
+            return one
+    known = ", ".join(one.name for one in PLAN)
+    raise click.UsageError(f"no experiment `{name}`; there are: {known}")
+
+
 @cli.command()
 @click.argument("names", nargs=-1, metavar="[EXPERIMENT]...")
-@click.option("--data", required=True, type=PATH, help="CIFAR-10: DIR/{train,test}/<class>/*.")
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs at once.")
-@click.option(
-    "--threads", default=2, show_default=True, type=click.IntRange(1), help="Threads of each run."
-)
-@click.option(
-    "--precision",
-    default="bf16",
-    show_default=True,
-    type=click.Choice(["bf16", "float32"]),
-    help="float32 is faster on a processor without bf16 instructions.",
-)
-@HOME
-def run(names: tuple[str, ...], **where: Any) -> None:
+@where
+def run(names: tuple[str, ...], data: Path, **options: Any) -> None:
     """Train the runs that have no row yet: all, or those of the named experiments."""
-    known = {one.name: one for one in PLAN}
-    for name in names:
-        if name not in known:
-            raise click.UsageError(f"no experiment `{name}`; there are: {', '.join(known)}")
-    where["data"] = where["data"].resolve()
-    Trainer(**where).train([known[name] for name in names] or PLAN)
+    plan = [named(name) for name in names] or PLAN
+    Trainer(data.resolve(), **options).train(plan)
+
+
+@cli.command()
+@click.argument("name", metavar="EXPERIMENT")
+@click.argument("words", nargs=-1, metavar="KEY=VALUE...")
+@where
+def repeat(name: str, words: tuple[str, ...], data: Path, **options: Any) -> None:
+    """Train a run that has a row again, and compare it with the committed runs of its setting.
+
+    \b
+    python -m analysis.experiments repeat students student.arch=residual_7mf seed=0 --data IMAGES
+
+    Exits with 1 if the test accuracies differ by more than three standard deviations. A home that
+    has the run answers from its record: to train it again, name an empty one.
+    """
+    experiment = named(name)
+    committed, config = experiment.committed(words)
+    trainer = Trainer(data.resolve(), **options)
+    found = trainer.run(config, trainer.teach(experiment.teacher)).report.accuracy
+    text, close = beside(found, committed)
+    click.echo(text)
+    if not close:
+        sys.exit(1)
 
 
 def main() -> None:

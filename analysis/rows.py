@@ -40,6 +40,22 @@ def mean(name: str, factor: float = 1.0, digits: int = 2) -> Callable[[Rows], st
     return text
 
 
+def beside(accuracy: float, rows: Rows) -> tuple[str, bool]:
+    """Compare a repeated run's test accuracy with the committed runs of its setting.
+
+    Returns a text, and whether it is within three standard deviations of their mean. One committed
+    run has no deviation, and any accuracy passes.
+    """
+    found = spread([100 * float(row["accuracy"]) for row in rows])
+    gap = 100 * accuracy - found.mean
+    deviation = f" ± {found.sd:.2f}" if found.n > 1 else ""
+    text = (
+        f"committed {found.mean:.2f}{deviation} % of the test images (n = {found.n}),"
+        f" repeated {100 * accuracy:.2f} %: {gap:+.2f} points"
+    )
+    return text, found.n == 1 or abs(gap) <= 3 * found.sd
+
+
 def distinct(texts: Iterable[str]) -> str:
     """Join texts, each once."""
     return "; ".join(dict.fromkeys(texts))

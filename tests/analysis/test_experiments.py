@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import forked
 import numpy as np
 import pytest
@@ -74,6 +75,12 @@ def test_only_runs_without_a_row_are_trained(
         assert not [value for value in row.values() if str(tmp_path) in value]
     assert experiment.missing() == {}
     check_table(experiment)
+    committed, config = experiment.committed(["seed=1"])
+    assert committed == rows[::-1]
+    again = Trainer(images, tmp_path / "empty", 1, 1, "float32", weights=tmp_path / "weights")
+    assert again.run(config, weights).report.accuracy == float(first["accuracy"])
+    with pytest.raises(click.UsageError, match=r"asked for seed=2.*\n  seed=1\n  seed=0"):
+        experiment.committed(["seed=2"])
 
 
 def check_table(experiment: Experiment) -> None:
@@ -121,6 +128,23 @@ def test_seeds_are_paired_and_runs_without_images_have_no_error_over_them() -> N
     assert rows.difference(runs, worse) == "+9.00 ± 0.58 (seeds)"
     assert rows.difference({0: runs[0]}, worse) == "+10.00"
     assert rows.difference({5: runs[0]}, worse) == ""
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "close"), [(0.83, True), (0.779, False), (0.781, True), (0.841, False)]
+)
+def test_a_repeated_run_is_within_three_deviations(accuracy: float, close: bool) -> None:
+    committed = [{"accuracy": text} for text in ("0.80", "0.81", "0.82")]
+    text, found = rows.beside(accuracy, committed)
+    assert text.startswith("committed 81.00 ± 1.00 % of the test images (n = 3), repeated ")
+    assert text.endswith(f"repeated {100 * accuracy:.2f} %: {100 * accuracy - 81:+.2f} points")
+    assert found is close
+
+
+def test_one_committed_run_has_no_deviation() -> None:
+    text, found = rows.beside(0.9, [{"accuracy": "0.8"}])
+    assert text.endswith("80.00 % of the test images (n = 1), repeated 90.00 %: +10.00 points")
+    assert found
 
 
 def test_the_committed_tables_are_those_of_the_committed_runs(tmp_path: Path) -> None:
