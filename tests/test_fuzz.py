@@ -54,7 +54,7 @@ CHEAP = {
     "k": ["1", "2", "4", "auto", "11"],
     "router": ["linear", "cnn", "oracle", "shared"],
     "system": ["moist", "student", "ensemble", "ones"],
-    "joint.objective": ["hierarchical", "students_only", "em", "switch", "noisy_topk"],
+    "joint.objective": ["hierarchical", "routed", "students_only", "em", "switch", "noisy_topk"],
     "joint.mask_students": ["true", "false"],
     "distill.loss": ["kd", "dkd", "dist"],
     "data.val_fraction": ["0", "0.1", "0.5"],

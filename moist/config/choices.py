@@ -199,11 +199,20 @@ class RoutingConfig(TrainingConfig):
     )
 
 
+JointObjective = Literal["hierarchical", "routed", "students_only", "em", "switch", "noisy_topk"]
+
+
 class JointConfig(TrainingConfig):
     """The joint training of router and students."""
 
-    objective: Literal["hierarchical", "students_only", "em", "switch", "noisy_topk"] = Field(
+    objective: JointObjective = Field(
         "hierarchical", description="objective that router and students minimize"
+    )
+    alpha: Fraction = Field(
+        0.0,
+        description="weight of the teacher's logits in what students learn, as `distill.alpha`;"
+        " 0: from labels alone",
+        json_schema_extra=added(objective=("hierarchical", "routed", "students_only", "switch")),
     )
     mask_students: bool = Field(
         True, description="restrict each student's softmax to the classes of its cluster"
@@ -245,7 +254,7 @@ class JointConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _masked_students_need_their_own_classes(self) -> JointConfig:
-        if self.mask_students and self.objective in {"students_only", "switch", "noisy_topk"}:
+        if self.mask_students and self.objective not in {"hierarchical", "em"}:
             raise ValueError(
                 f"`.objective={self.objective}` trains a student on images of any class, to"
                 " which a masked softmax gives no probability; set `.mask_students=false`"

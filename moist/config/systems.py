@@ -66,7 +66,7 @@ def _routing(c: Choices) -> Iterator[str]:
         if c.joint.objective in {"em", "switch", "noisy_topk"}:
             yield (
                 f"`router=oracle` has no weights for `joint.objective={c.joint.objective}`;"
-                " use hierarchical or students_only"
+                " use hierarchical, routed or students_only"
             )
         if c.joint.z_loss:
             yield "`router=oracle` has no weights for `joint.z_loss`; set `joint.z_loss=0`"
@@ -81,7 +81,7 @@ def _routing(c: Choices) -> Iterator[str]:
         if c.joint.objective == "students_only":
             yield (
                 "`router=shared` reads layers that `joint.objective=students_only` keeps changing"
-                " while the router is frozen; use hierarchical, em, switch or noisy_topk"
+                " while the router is frozen; use hierarchical, routed, em, switch or noisy_topk"
             )
 
 

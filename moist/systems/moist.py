@@ -26,7 +26,7 @@ def architecture(config: Config) -> dict[str, Any]:
 
 def build(call: Bound, config: Config, models: Models) -> Models:
     """Cluster the classes, pretrain a router to them, and train it and the students together."""
-    c, prior = config, OBJECTIVES[config.joint.objective].teacher_prior
+    c, taught = config, OBJECTIVES[config.joint.objective].taught(config.joint)
     clusters = call(cluster_classes, logits=models.logits, k=c.k, cluster=c.cluster)
     router = call(
         pretrain_router, clusters=clusters, router=c.router, routing=c.routing,
@@ -34,6 +34,6 @@ def build(call: Bound, config: Config, models: Models) -> Models:
     )  # fmt: skip
     mixture = call(
         train_jointly, clusters=clusters, router=router, student=models.student, joint=c.joint,
-        logits=models.logits if prior else None, temperature=c.temperature if prior else None,
+        logits=models.logits if taught else None, temperature=c.temperature if taught else None,
     )  # fmt: skip
     return replace(models, model=mixture, clusters=clusters)

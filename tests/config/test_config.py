@@ -321,6 +321,7 @@ ALONE = {
     "joint.objective=students_only": "`joint.objective=students_only` .*`joint.mask_students",
     "joint.objective=noisy_topk": "`joint.objective=noisy_topk` .*`joint.mask_students",
     f"joint.objective=students_only joint.z_loss=0.1 {UNMASKED}": "`joint.z_loss` .*students_only",
+    "joint.objective=routed": "`joint.objective=routed` .*; set `joint.mask_students=false`",
     f"joint.objective=noisy_topk joint.top=3 k=auto {UNMASKED}": "`joint.top=3` .*`k=auto` may",
     "distill.standardize=true distill.loss=dist": "`distill.standardize` .*`distill.loss=kd`",
 }
@@ -489,6 +490,6 @@ def test_no_two_keys_of_a_section_have_the_same_description():
 
 
 def test_choices_are_the_valid_names_of_a_field():
-    objectives = ("hierarchical", "students_only", "em", "switch", "noisy_topk")
+    objectives = ("hierarchical", "routed", "students_only", "em", "switch", "noisy_topk")
     assert choices(JointConfig, "objective") == objectives
     assert choices(StudentConfig, "arch") == ("cnn", "residual", *PEERS)

@@ -22,7 +22,7 @@ from moist.nets.build import module
 from moist.nets.mixture import MoIST
 from moist.stages.distill import distill_ensemble, distill_student
 from moist.stages.integrate import integrate
-from moist.stages.joint import QUIETEST, teacher_prior
+from moist.stages.joint import QUIETEST, Soft, teacher_prior
 from moist.store.artifacts import Dataset, Student
 from moist.training.distillation import distillation
 from moist.training.gates import importance, load, noisy, squared_variation, top_gates
@@ -50,7 +50,7 @@ def share(config: JointConfig) -> torch.Tensor:
 
 def em(net: MoIST, config: JointConfig) -> torch.Tensor:
     x_BCHW, y_B, rho = batch(LABELS).images_BCHW, torch.tensor(LABELS), config.teacher_prior
-    q_BE = teacher_prior(net, taught(), 2.0)(batch(LABELS))
+    q_BE = teacher_prior(net, batch(LABELS), Soft(taught().train_VNC, 2.0))
     g_BE = net.route(x_BCHW).softmax(1)
     f_BE = net.experts(x_BCHW).softmax(2)[torch.arange(len(y_B)), :, y_B]
     r_BE = (g_BE ** (1 - rho) * q_BE**rho * f_BE).detach()

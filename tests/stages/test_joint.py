@@ -17,13 +17,15 @@ from moist.nets.build import module
 from moist.nets.cnn import STUDENTS
 from moist.nets.mixture import MoIST, duplicate
 from moist.nets.routers import ROUTERS
-from moist.stages.joint import OBJECTIVES, teacher_prior, train_jointly
+from moist.stages.joint import OBJECTIVES, Soft, teacher_prior, train_jointly
 from moist.store.artifacts import Clusters, Dataset, Logits, Mixture, Router, Spec, Split, Student
 
 SHAPE = (1, 8, 8)
 CLUSTERS = Clusters((0, 1, 0, 2, 1), {})
 ENV = Env(device=torch.device("cpu"), stage="joint")
 ALL = list(OBJECTIVES)
+TAUGHT = ["hierarchical", "routed", "students_only", "switch"]
+"""The objectives whose students may learn from the teacher, too."""
 MASKED = [*((name, False) for name in ALL), ("hierarchical", True), ("em", True)]
 """Each objective, with and without masked students where both make sense."""
 
@@ -60,6 +62,10 @@ def taught(views: int = 2, n: int = 20) -> Logits:
     return Logits((torch.randn(views, n, 5, generator=generator) * 3).half())
 
 
+def soft(temperature: float = 2.0) -> Soft:
+    return Soft(taught().train_VNC, temperature)
+
+
 def joint(objective: str, **values: object) -> JointConfig:
     masked = objective in {"hierarchical", "em"}
     options = {"objective": objective, "mask_students": masked, "epochs": 2, "batch_size": 8}
@@ -74,7 +80,7 @@ def train(
     gate: Router | None = None,
     seed: int = 0,
 ) -> Mixture:
-    em = config.objective == "em"
+    reads = OBJECTIVES[config.objective].taught(config)
     return train_jointly(
         env,
         data=dataset(),
@@ -82,8 +88,8 @@ def train(
         router=gate or router(name),
         student=student(batch_norm),
         joint=config,
-        logits=taught() if em else None,
-        temperature=2.0 if em else None,
+        logits=taught() if reads else None,
+        temperature=2.0 if reads else None,
         augment=AugmentConfig(shift=1),
         precision="float32",
         seed=seed,
@@ -111,10 +117,9 @@ def batch(labels: list[int]) -> Batch:
 
 
 def value(config: JointConfig, net: MoIST, labels: list[int]) -> torch.Tensor:
-    prior = teacher_prior(net, taught(), 2.0)
     OBJECTIVES[config.objective].prepare(net)
     torch.manual_seed(0)  # the noise of noisy_topk
-    return OBJECTIVES[config.objective].loss(net, batch(labels), config, prior)[0]
+    return OBJECTIVES[config.objective].loss(net, batch(labels), config, soft())[0]
 
 
 def touched(net: nn.Module) -> bool:
@@ -176,8 +181,8 @@ def test_under_hierarchical_only_the_labels_student_learns(
     assert [touched(e) for e in net.students] == [j == cluster and not alone for j in range(3)]
 
 
-def test_under_switch_and_students_only_the_routed_student_learns() -> None:
-    for objective in ("switch", "students_only"):
+def test_under_all_that_route_the_routed_student_learns() -> None:
+    for objective in ("switch", "students_only", "routed"):
         config = joint(objective)
         net = network(config)
         head = net.router.get_submodule("fc2")
@@ -238,7 +243,7 @@ def test_em_adds_the_divergence_from_the_teachers_prior() -> None:
         added = value(joint("em", prior_weight=2.0), net, labels) - value(
             joint("em", prior_weight=0), net, labels
         )
-        prior_BE = teacher_prior(net, taught(), 2.0)(batch(labels))
+        prior_BE = teacher_prior(net, batch(labels), soft())
         gate_BE = net.route(batch(labels).images_BCHW).softmax(1)
         expected = 2 * (prior_BE * (prior_BE / gate_BE).log()).sum(1).mean()
     torch.testing.assert_close(added, expected, rtol=1e-4, atol=1e-5)
@@ -249,6 +254,65 @@ def test_students_only_is_the_cross_entropy_of_the_picked_student() -> None:
     net, labels = network(config), [0, 1, 2, 3, 4]
     expected = F.cross_entropy(net(batch(labels).images_BCHW), torch.tensor(labels))
     torch.testing.assert_close(value(config, net, labels), expected)
+
+
+def test_routed_is_the_routers_loss_and_that_of_the_picked_student() -> None:
+    net, labels = network(joint("routed")), [0, 1, 2, 3, 4]
+    x_BCHW, y_B = batch(labels).images_BCHW, torch.tensor(labels)
+    router = F.cross_entropy(
+        net.route(x_BCHW), torch.tensor([CLUSTERS.of_class[c] for c in labels])
+    )
+    expected = router + F.cross_entropy(net(x_BCHW), y_B)
+    torch.testing.assert_close(value(joint("routed"), net, labels), expected)
+
+
+@pytest.mark.parametrize("objective", TAUGHT)
+def test_students_learn_the_teachers_logits_at_their_weight(objective: str) -> None:
+    net, labels = network(joint(objective, mask_students=False)), [0, 1, 2, 3, 4]
+    at = {
+        alpha: value(joint(objective, mask_students=False, alpha=alpha), net, labels).item()
+        for alpha in (0, 0.25, 1)
+    }
+    assert at[0.25] == pytest.approx(0.75 * at[0] + 0.25 * at[1], rel=1e-5)
+    x_BCHW, cluster_B = batch(labels).images_BCHW, net.cluster_C[torch.tensor(labels)]
+    with torch.no_grad():
+        chosen_B = net.route(x_BCHW).argmax(1) if objective != "hierarchical" else cluster_B
+        student_BC = net.dispatch(x_BCHW, chosen_B)
+        if objective == "switch":
+            student_BC = net.routed(x_BCHW)[0]
+        hard = F.cross_entropy(student_BC, torch.tensor(labels))
+        teacher_BC = taught().train_VNC[1, :5].float()
+        divergence = F.softmax(teacher_BC / 2, 1) * (
+            F.log_softmax(teacher_BC / 2, 1) - F.log_softmax(student_BC / 2, 1)
+        )
+    assert at[1] - at[0] == pytest.approx(float(4 * divergence.sum(1).mean() - hard), rel=1e-4)
+
+
+def test_masked_students_learn_the_teachers_probabilities_among_their_classes() -> None:
+    net, labels = network(joint("hierarchical")), [0, 1, 2, 4]
+    with torch.no_grad():
+        plain, soft = (value(joint("hierarchical", alpha=alpha), net, labels) for alpha in (0, 1))
+        x_BCHW, expected = (
+            batch(labels).images_BCHW,
+            -F.cross_entropy(
+                net.dispatch(batch(labels).images_BCHW, net.cluster_C[labels]),
+                torch.tensor(labels),
+            ),
+        )
+        for row, label in enumerate(labels):
+            j = CLUSTERS.of_class[label]
+            own = [c for c, cluster in enumerate(CLUSTERS.of_class) if cluster == j]
+            student = (net.students[j](x_BCHW)[row, own] / 2).log_softmax(0)
+            teacher = (taught().train_VNC[1, row, own].float() / 2).log_softmax(0)
+            expected += 4 * (teacher.exp() * (teacher - student)).sum() / len(labels)
+    torch.testing.assert_close(soft - plain, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_joint_training_shows_the_views_that_the_teacher_saw() -> None:
+    """Two views of the teacher: a third epoch without a step repeats the first one's loss."""
+    still = {"epochs": 3, "lr": 1e-30, "batch_size": 20, "weight_decay": 0, "alpha": 0.5}
+    losses = [row["loss"] for row in train(joint("routed", **still), "linear").history]
+    assert losses[0] == pytest.approx(losses[2], rel=1e-6) != losses[1]
 
 
 def test_switch_adds_the_balance_loss_at_its_weight() -> None:
@@ -271,9 +335,7 @@ def test_noisy_topk_is_the_mixture_of_the_top_experts_probabilities(top: int) ->
     OBJECTIVES[config.objective].prepare(net)
     nn.init.constant_(net.deviation_E, -30.0)
     with torch.no_grad():
-        found = OBJECTIVES["noisy_topk"].loss(
-            net, batch(labels), config, teacher_prior(net, taught(), 1)
-        )
+        found = OBJECTIVES["noisy_topk"].loss(net, batch(labels), config, None)
         expected = 0.0
         for row, label in enumerate(labels):
             gate_E = net.route(batch(labels).images_BCHW)[row]
@@ -294,7 +356,7 @@ def test_noisy_topk_gives_its_noise_a_gradient_and_leaves_it_behind() -> None:
     assert module(after).state_dict().keys() == module(train(joint("em"))).state_dict().keys()
 
 
-@pytest.mark.parametrize("objective", ["hierarchical", "em", "switch", "noisy_topk"])
+@pytest.mark.parametrize("objective", ["hierarchical", "routed", "em", "switch", "noisy_topk"])
 def test_the_z_loss_is_the_squared_log_partition_of_the_routers_logits(objective: str) -> None:
     """Seen in an epoch that moves nothing, behind a router that says the same of every image."""
     said_E = torch.tensor([0.5, 1.0, -2.0])
@@ -312,7 +374,7 @@ def test_the_z_loss_is_the_squared_log_partition_of_the_routers_logits(objective
 def test_the_teachers_prior_is_its_probability_of_a_clusters_classes(mixed: bool) -> None:
     net, labels = network(joint("em")), [0, 1, 2, 3, 4]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-        found = teacher_prior(net, taught(), 2.0)(batch(labels))
+        found = teacher_prior(net, batch(labels), soft())
     probs_BC = (taught().train_VNC[1, :5].float() / 2.0).softmax(1)
     columns = [probs_BC[:, [c for c in range(5) if CLUSTERS.of_class[c] == j]] for j in range(3)]
     torch.testing.assert_close(found, torch.stack([part.sum(1) for part in columns], 1))
@@ -328,7 +390,7 @@ def test_every_objective_descends(objective: str) -> None:
     assert history[-1]["loss"] < history[0]["loss"]
 
 
-@pytest.mark.parametrize("objective", ["hierarchical", "students_only"])
+@pytest.mark.parametrize("objective", ["hierarchical", "routed", "students_only"])
 def test_an_oracle_lets_the_students_train(objective: str) -> None:
     after = train(joint(objective), "oracle")
     assert after.router.state == {}

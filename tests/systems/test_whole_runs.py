@@ -87,7 +87,8 @@ def test_a_report_adds_up(home):
     assert report.stage_seconds.keys() == set(CALLED[""])
     for row in (report, report.baselines.teacher, report.baselines.student):
         assert 0 <= row.accuracy <= 1 and row.mflops > 0
-        assert row.latency_n == {"batch_1": 10, "batch_256": 10}
+        assert row.latency_n.keys() == {"batch_1", "batch_256"}
+        assert all(n >= 10 for n in row.latency_n.values())
         assert all(row.latency_p95_ms[b] >= row.latency_ms[b] > 0 for b in row.latency_n)
     assert report.baselines.oracle.latency_ms is None
     assert report.mflops > report.baselines.student.mflops  # the router counts
