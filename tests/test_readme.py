@@ -35,6 +35,7 @@ ELSEWHERE = {
     "--engine ray": "needs a Ray cluster: tests/study/test_executors.py",
     "postgresql://": "needs a PostgreSQL server: tests/study/test_postgres.py",
     "moist bench all": "takes 15 minutes: tests/bench/test_bench.py",
+    "analysis.experiments repeat": "trains on CIFAR-10: tests/analysis/test_experiments.py",
     "pytest": "this is one of them",
 }
 """Parts of commands that do not run here, and why."""
