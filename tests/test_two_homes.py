@@ -79,7 +79,7 @@ def test_an_object_that_was_cut_in_the_store_is_computed_again_by_a_sweep_and_re
     assert len(filled.fs.cat_file(path)) == len(whole)
 
 
-LONG = {"teacher": 1, "distill": 30, "routing": 1, "joint": 1}
+LONG = {"teacher": 1, "distill": 150, "routing": 1, "joint": 1}
 """The first stage that stores an epoch before its last is the one to be preempted in."""
 
 
