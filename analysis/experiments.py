@@ -328,10 +328,9 @@ def cli(context: click.Context) -> None:
 
 
 def where(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of a command that trains: a Trainer's fields."""
+    """Add the options of a command that trains: where, on how many threads, how precisely."""
     for option in (
         click.option("--data", required=True, type=PATH, help="Folder of CIFAR-10's images."),
-        click.option("--jobs", default=1, show_default=True, type=COUNT, help="Runs at once."),
         click.option("--threads", default=2, show_default=True, type=COUNT, help="Of each run."),
         click.option(
             "--precision",
@@ -357,6 +356,7 @@ def named(name: str) -> Experiment:
 
 @cli.command()
 @click.argument("names", nargs=-1, metavar="[EXPERIMENT]...")
+@click.option("--jobs", default=1, show_default=True, type=COUNT, help="Runs at once.")
 @where
 def run(names: tuple[str, ...], data: Path, **options: Any) -> None:
     """Train the runs that have no row yet: all, or those of the named experiments."""

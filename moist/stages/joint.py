@@ -13,8 +13,8 @@ from moist.config import AugmentConfig, JointConfig
 from moist.data.augment import Batch
 from moist.env import Env, autocast
 from moist.nets.build import module
-from moist.nets.mixture import IMPOSSIBLE, MoIST, duplicate
-from moist.nets.routers import ROUTERS
+from moist.nets.mixture import MoIST, duplicate
+from moist.nets.routers import IMPOSSIBLE, ROUTERS
 from moist.stages import stage
 from moist.store.artifacts import Clusters, Dataset, Logits, Mixture, Router, Student
 from moist.training.distillation import kd

@@ -292,13 +292,9 @@ def test_masked_students_learn_the_teachers_probabilities_among_their_classes() 
     net, labels = network(joint("hierarchical")), [0, 1, 2, 4]
     with torch.no_grad():
         plain, soft = (value(joint("hierarchical", alpha=alpha), net, labels) for alpha in (0, 1))
-        x_BCHW, expected = (
-            batch(labels).images_BCHW,
-            -F.cross_entropy(
-                net.dispatch(batch(labels).images_BCHW, net.cluster_C[labels]),
-                torch.tensor(labels),
-            ),
-        )
+        x_BCHW = batch(labels).images_BCHW
+        own_BC = net.dispatch(x_BCHW, net.cluster_C[labels])
+        expected = -F.cross_entropy(own_BC, torch.tensor(labels))
         for row, label in enumerate(labels):
             j = CLUSTERS.of_class[label]
             own = [c for c, cluster in enumerate(CLUSTERS.of_class) if cluster == j]

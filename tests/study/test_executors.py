@@ -260,9 +260,8 @@ def test_a_study_survives_the_loss_of_a_worker_a_node_and_its_driver(cluster, tm
     found = driven(home, "small")
     assert [trial.state for trial in found] == ["complete"] * 24
     attempts = [trial.attempts for trial in found if trial.attempts]
-    lost = re.findall(
-        r"\w+Error", str(attempts)
-    )  # that a node died may be learnt after its workers
+    # That a node died Ray may learn after its workers: then it says that these crashed.
+    lost = re.findall(r"\w+Error", str(attempts))
     assert len(lost) >= 2 and {*lost} <= {"WorkerCrashedError", "NodeDiedError"}
     assert max(map(len, attempts)) <= 2  # a trial may be lost with its worker, then with a node
     stored = {entry.key: entry.created for entry in entries(ObjectStore(home))}
